@@ -1,0 +1,27 @@
+"""Score a checkpoint: mIoU and per-class IoU of both heads, printed and written as JSON.
+
+    python eval.py checkpoint=RUN/checkpoints/last.ckpt
+    python eval.py checkpoint=... dataset=folder dataset.root=FOLDER subset=test
+    python eval.py checkpoint=... protocol=sliding protocol.window=513 protocol.stride=342 eval.student=true
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from pcr_seg.run import command_line, evaluate
+
+
+@hydra.main(config_path="conf", config_name="eval", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Run, and turn a user's mistake into one line."""
+    try:
+        evaluate(cfg)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = command_line(sys.argv[1:])
+    main()

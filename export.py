@@ -1,0 +1,25 @@
+"""Write a checkpoint as one ONNX or pt2 file with dynamic batch, height and width.
+
+    python export.py checkpoint=RUN/checkpoints/last.ckpt format=onnx
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from pcr_seg.run import command_line, export
+
+
+@hydra.main(config_path="conf", config_name="export", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Run, and turn a user's mistake into one line."""
+    try:
+        export(cfg)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = command_line(sys.argv[1:])
+    main()

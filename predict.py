@@ -1,0 +1,26 @@
+"""Predict images of any size: class indices, colors, overlay and confidence, a PNG each.
+
+    python predict.py checkpoint=RUN/checkpoints/last.ckpt images=FOLDER output=predictions
+    python predict.py checkpoint=... "images='holiday/*.jpg'"
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from pcr_seg.run import command_line, predict
+
+
+@hydra.main(config_path="conf", config_name="predict", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Run, and turn a user's mistake into one line."""
+    try:
+        predict(cfg)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = command_line(sys.argv[1:])
+    main()

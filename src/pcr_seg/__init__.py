@@ -1,0 +1,1 @@
+"""Semi-supervised semantic segmentation with prototype-based consistency regularization."""

@@ -1,0 +1,125 @@
+"""A generated data set with large variation inside each class, small enough to train on a laptop in minutes.
+
+A class is a pattern (stripes, checks, dots, rings); its appearances are color pairs that have nothing in
+common, and colors are shared between classes. A few labeled images show a few of these appearances, the
+unlabeled ones all of them, so whoever carries labels from seen to unseen appearances wins.
+"""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pcr_seg.data.sources import Source, folder
+
+CLASSES = ("background", "stripes", "checks", "dots", "rings")
+PALETTE = ((60, 60, 60), (230, 90, 60), (70, 150, 230), (240, 200, 60), (120, 200, 110))
+NUM_APPEARANCES = 6
+
+
+def synthetic(
+    root: str,
+    *,
+    seed: int = 0,
+    num_train: int = 240,
+    num_val: int = 60,
+    num_unlabeled: int = 0,
+    size: int = 96,
+) -> Source:
+    """Return the generated data set, written once as a `folder` data set under `root`.
+
+    Args:
+        root: folder for generated data; each set of arguments gets a sub-folder of its own.
+        seed: everything drawn follows from it.
+        num_train: images with masks to choose labeled ones from.
+        num_val: images to validate on.
+        num_unlabeled: further images without masks.
+        size: side of an image in pixels.
+    """
+    target = Path(root) / f"seed{seed}_{num_train}_{num_val}_{num_unlabeled}_{size}px"
+    if not target.exists():
+        write(target, seed=seed, num_train=num_train, num_val=num_val, num_unlabeled=num_unlabeled, size=size)
+    return folder(target, name="synthetic")
+
+
+def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabeled: int, size: int) -> None:
+    """Generate the data set as a folder; it appears under its name only when complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=target.parent))
+    (partial / "classes.txt").write_text(
+        "# id name R G B\n"
+        + "".join(f"{i} {n} {r} {g} {b}\n" for i, (n, (r, g, b)) in enumerate(zip(CLASSES, PALETTE)))
+    )
+    appearances = draw_appearances(np.random.default_rng([seed, 0]))
+    parts = {"train": num_train, "val": num_val, "unlabeled": num_unlabeled}
+    for number, (part, count) in enumerate(parts.items(), start=1):
+        images = partial / ("unlabeled" if part == "unlabeled" else f"images/{part}")
+        labels = partial / f"labels/{part}"
+        for index in range(count):
+            image, mask = draw_image(np.random.default_rng([seed, number, index]), appearances, size)
+            images.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(images / f"{part}_{index:05d}.png")
+            if part != "unlabeled":
+                labels.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(labels / f"{part}_{index:05d}.png")
+    try:
+        os.rename(partial, target)
+    except OSError:  # another process was faster: its data are the same
+        shutil.rmtree(partial)
+
+
+def draw_appearances(rng: np.random.Generator) -> np.ndarray:
+    """(classes, appearances, 2, 3) colors in 0..255: each appearance a pair far enough apart to see the pattern."""
+    pairs = rng.uniform(30, 225, size=(len(CLASSES), NUM_APPEARANCES, 2, 3))
+    contrast = rng.choice([-1, 1], size=(len(CLASSES), NUM_APPEARANCES, 1)) * rng.uniform(
+        50, 90, size=(1, 1, 3)
+    )
+    pairs[..., 1, :] = np.clip(pairs[..., 0, :] + contrast, 0, 255)
+    return pairs
+
+
+def draw_image(rng: np.random.Generator, appearances: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """One image (size, size, 3) and its mask (size, size), both uint8: two to four objects on a background."""
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    image = paint(rng, 0, appearances, x, y)
+    mask = np.zeros((size, size), np.uint8)
+    for _ in range(rng.integers(2, 5)):
+        label = int(rng.integers(1, len(CLASSES)))
+        inside = draw_shape(rng, x, y, size)
+        image[inside] = paint(rng, label, appearances, x, y)[inside]
+        mask[inside] = label
+    image += rng.normal(0, 12, size=image.shape)
+    return image.clip(0, 255).astype(np.uint8), mask
+
+
+def draw_shape(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
+    """Boolean (size, size): a rotated ellipse or rectangle of a quarter to a half of the image's side."""
+    center, radii = rng.uniform(0.15, 0.85, 2) * size, rng.uniform(0.14, 0.28, 2) * size
+    angle = rng.uniform(0, np.pi)
+    u = ((x - center[0]) * np.cos(angle) + (y - center[1]) * np.sin(angle)) / radii[0]
+    v = ((y - center[1]) * np.cos(angle) - (x - center[0]) * np.sin(angle)) / radii[1]
+    return u**2 + v**2 < 1 if rng.random() < 0.5 else np.maximum(abs(u), abs(v)) < 0.9
+
+
+def paint(
+    rng: np.random.Generator, label: int, appearances: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """(size, size, 3) float: the class's pattern in one of its color pairs, at a random angle, phase and scale."""
+    first, second = appearances[label, rng.integers(NUM_APPEARANCES)] + rng.normal(0, 8, size=(2, 3))
+    angle, period = rng.uniform(0, np.pi), rng.uniform(7, 10)
+    phase = rng.uniform(0, 2 * np.pi, 2)
+    u = 2 * np.pi / period * (x * np.cos(angle) + y * np.sin(angle)) + phase[0]
+    v = 2 * np.pi / period * (y * np.cos(angle) - x * np.sin(angle)) + phase[1]
+    radius = np.hypot(x - x.mean() - 9 * phase[0], y - y.mean() - 9 * phase[1])
+    wave = {
+        0: np.zeros_like(u),
+        1: np.sin(u),
+        2: np.sign(np.sin(u) * np.sin(v)),
+        3: 2.0 * ((np.cos(u) + np.cos(v)) > 0.9) - 1,
+        4: np.sin(2 * np.pi / period * radius),
+    }[label]
+    weight = ((wave + 1) / 2)[..., None]
+    return (first * (1 - weight) + second * weight).astype(np.float32)

@@ -1,0 +1,79 @@
+"""Weak and strong views of an image.
+
+Weak is geometric: scale, flip, pad, crop (the paper's training transform, method section of U2PL's
+`augmentation.py`). Strong adds color to the weak view; the published method has none and relies on CutMix.
+"""
+
+import os
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version look-up over the network at import
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from pcr_seg.data.sources import IGNORE_INDEX
+
+MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB in 0..255
+STD = (58.395, 57.12, 57.375)
+
+cv2.setNumThreads(0)  # the loader's processes are the parallelism; OpenCV's own threads fight with them
+
+
+def geometric(
+    crop_size: int, scale: tuple[float, float] = (0.5, 2.0), pad_label: int = IGNORE_INDEX
+) -> A.Compose:
+    """Weak view of image and mask: random scale, horizontal flip, padding to the crop, random crop.
+
+    Shrinking and enlarging are equally likely, each uniform in its range. Padding is the mean color, evenly
+    on both sides.
+
+    Args:
+        crop_size: side of the square result in pixels.
+        scale: smallest (at most 1) and largest (at least 1) factor.
+        pad_label: label of padded pixels; 255 keeps them out of every loss, 0 repeats the reference code.
+    """
+    mean_color = tuple(round(value) for value in MEAN)
+    return A.Compose(
+        [
+            A.OneOf(
+                [
+                    A.RandomScale(scale_limit=(scale[0] - 1, 0), p=1),
+                    A.RandomScale(scale_limit=(0, scale[1] - 1), p=1),
+                ],
+                p=1,
+            ),
+            A.HorizontalFlip(p=0.5),
+            A.PadIfNeeded(
+                crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, fill=mean_color, fill_mask=pad_label
+            ),
+            A.RandomCrop(crop_size, crop_size),
+        ]
+    )
+
+
+def photometric() -> A.Compose:
+    """Color jitter, grayscale, blur: the strong view of UniMatch and BRPG, not of the published PCR."""
+    return A.Compose(
+        [
+            A.ColorJitter(
+                brightness=(0.5, 1.5), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.25, 0.25), p=0.8
+            ),
+            A.ToGray(p=0.2),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
+        ]
+    )
+
+
+def normalize(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 RGB -> (3, H, W) float with ImageNet's mean 0 and deviation 1."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
+    return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+
+
+def denormalize(image: Tensor) -> np.ndarray:
+    """(3, H, W) normalized -> (H, W, 3) uint8 RGB: the inverse of `normalize`."""
+    pixels = image.detach().cpu().float().permute(1, 2, 0).numpy() * STD + MEAN
+    return pixels.round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,99 @@
+"""Backbones: any timm model that returns feature maps."""
+
+from pathlib import Path
+
+import timm
+import torch
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+
+class TimmBackbone(nn.Module):
+    """A timm model as three feature maps: stride 4, last but one, and last.
+
+    Args:
+        name: timm's name of the model.
+        output_stride: stride of the last map; 8 and 16 dilate the late stages (32 everywhere works).
+        weights: "timm" downloads timm's pretrained weights, a file is read, null starts from random.
+        freeze_bn: use the BatchNorm layers' pretrained statistics and affine weights as constants, for
+            batches too small to estimate them.
+        multi_grid: dilations of the 3x3 convolutions in the last stage's blocks (ResNets only); the paper's
+            network has 4, 8, 16 at stride 8.
+        ceil_mode: round the ResNet stem's max-pool up, as the reference network does.
+        options: further arguments of timm's constructor.
+
+    Attributes:
+        channels: of the three maps.
+
+    Raises:
+        ValueError: unknown name, or weights that cannot be had or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        output_stride: int = 16,
+        weights: str | None = None,
+        freeze_bn: bool = False,
+        multi_grid: list[int] | None = None,
+        ceil_mode: bool = False,
+        options: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = create(name, weights, features_only=True, output_stride=output_stride, **options or {})
+        for block, dilation in zip(self.net.layer4 if multi_grid else (), multi_grid or (), strict=True):
+            block.conv2.dilation = block.conv2.padding = (dilation, dilation)
+        if ceil_mode:
+            self.net.maxpool.ceil_mode = True
+        if freeze_bn:
+            self.net = freeze_batch_norm_2d(self.net)
+        self._levels = [self.net.feature_info.reduction().index(4), -2, -1]
+        self.channels = [self.net.feature_info.channels()[level] for level in self._levels]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalized images -> [(B, c, H/4, W/4), (B, c', h, w), (B, c'', h, w)]."""
+        maps = self.net(images)
+        return [maps[level] for level in self._levels]
+
+
+def create(name: str, weights: str | None, **options) -> nn.Module:
+    """Make a timm model with weights from timm, from a file, or none.
+
+    A file is read with weights_only; it may hold more than the feature maps need (a classifier), not less.
+    """
+    if not timm.is_model(name):
+        raise ValueError(
+            f"backbone.name={name}: timm has no such model; try {timm.list_models(f'*{name[:6]}*')[:5]}"
+        )
+    if weights == "timm":
+        try:
+            return timm.create_model(name, pretrained=True, **options)
+        except Exception as error:  # the hub client's errors have no common base
+            raise ValueError(
+                f"backbone.weights=timm: the weights of {name} could not be downloaded ({type(error).__name__}); "
+                "give a local file with backbone.weights=FILE, or start from random with backbone.weights=null"
+            ) from error
+    model = timm.create_model(name, pretrained=False, **options)
+    if weights is not None:
+        load_file(model, Path(weights))
+    return model
+
+
+def load_file(model: nn.Module, path: Path) -> None:
+    """Load a file of tensors into a model; names the model lacks (a classifier's) are left out."""
+    if not path.is_file():
+        raise FileNotFoundError(f"backbone.weights={path}: no such file; give a .pth file, timm, or null")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing, _ = model.load_state_dict(state.get("state_dict", state), strict=False)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"backbone.weights={path}: not a state dict that fits this backbone ({reason})"
+        ) from error
+    if missing:
+        raise ValueError(
+            f"backbone.weights={path}: lacks {len(missing)} tensors of this backbone, first {missing[0]}; "
+            "these are weights of another network"
+        )

@@ -1,0 +1,112 @@
+"""DeepLabv3+ as the paper uses it: its decoder's two branches, concatenated, are the prototypes' features.
+
+Source: reference code `core/models/decoder.py` (dec_deeplabv3_plus, rep_clf on), equal to U2PL's.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SegmentorOutput(NamedTuple):
+    """What a network returns, all at the decoder's resolution.
+
+    logits (B, C, h, w) of the linear head; features (B, D, h, w) that the prototypes live among; auxiliary
+    logits (B, C, h', w') or None.
+    """
+
+    logits: Tensor
+    features: Tensor
+    auxiliary: Tensor | None
+
+
+class DeepLab(nn.Module):
+    """Backbone, ASPP decoder and linear head.
+
+    Args:
+        backbone: returns maps at stride 4, last but one, last; has `channels` of the three.
+        num_classes: C.
+        channels: width of every decoder layer; features have D = 2 * channels (paper: 256, so 512).
+        rates: dilations of ASPP's three branches: 12, 24, 36 at output stride 8; half of them at 16.
+        dropout: of whole channels, after each 3x3 stage of decoder and head.
+        pooled_norm: BatchNorm in ASPP's image-pooling branch. With a few images per batch that layer sees
+            a few values per channel and its running statistics mislead evaluation: turn it off there.
+        auxiliary: add a head on the last but one backbone map (paper: Cityscapes only).
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        channels: int = 256,
+        rates: Sequence[int] = (12, 24, 36),
+        dropout: float = 0.1,
+        pooled_norm: bool = True,
+        auxiliary: bool = False,
+    ) -> None:
+        super().__init__()
+        low, middle, high = backbone.channels
+        self.num_classes, self.feature_dim = num_classes, 2 * channels
+        self.backbone = backbone
+        self.aspp = ASPP(high, channels, rates, pooled_norm)
+        self.head = conv_stage((2 + len(rates)) * channels, channels, 3, bias=False, dropout=dropout)
+        self.low_conv = conv_stage(low, channels, 1)
+        self.linear_head = nn.Sequential(
+            conv_stage(2 * channels, channels, 3, dropout=dropout),
+            conv_stage(channels, channels, 3, dropout=dropout),
+            nn.Conv2d(channels, num_classes, 1),
+        )
+        self.auxiliary_head = None
+        if auxiliary:
+            self.auxiliary_head = nn.Sequential(
+                conv_stage(middle, channels, 3, dropout=dropout), nn.Conv2d(channels, num_classes, 1)
+            )
+
+    def forward(self, images: Tensor) -> SegmentorOutput:
+        """(B, 3, H, W) normalized images -> SegmentorOutput with h about H/4."""
+        low, middle, high = self.backbone(images)
+        high = F.interpolate(self.head(self.aspp(high)), low.shape[-2:], mode="bilinear", align_corners=True)
+        features = torch.cat([self.low_conv(low), high], dim=1)
+        auxiliary = self.auxiliary_head(middle) if self.auxiliary_head is not None else None
+        return SegmentorOutput(self.linear_head(features), features, auxiliary)
+
+
+class ASPP(nn.Module):
+    """Image pooling, 1x1, and dilated 3x3 branches, concatenated in that order."""
+
+    def __init__(self, in_channels: int, channels: int, rates: Sequence[int], pooled_norm: bool) -> None:
+        super().__init__()
+        self.pooled = conv_stage(in_channels, channels, 1, bias=not pooled_norm, norm=pooled_norm)
+        self.branches = nn.ModuleList([conv_stage(in_channels, channels, 1, bias=False)])
+        self.branches.extend(
+            conv_stage(in_channels, channels, 3, bias=False, dilation=rate) for rate in rates
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, h, w) -> (B, (2 + len(rates)) * channels, h, w)."""
+        pooled = self.pooled(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        return torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1)
+
+
+def conv_stage(
+    in_channels: int,
+    channels: int,
+    kernel: int,
+    *,
+    bias: bool = True,
+    norm: bool = True,
+    dilation: int = 1,
+    dropout: float = 0.0,
+) -> nn.Sequential:
+    """Convolution that keeps the size, BatchNorm, ReLU, dropout of channels."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=bias)
+    ]
+    layers += [nn.BatchNorm2d(channels)] if norm else []
+    layers += [nn.ReLU(inplace=True)]
+    layers += [nn.Dropout2d(dropout)] if dropout else []
+    return nn.Sequential(*layers)

@@ -1,0 +1,483 @@
+"""The method in time: one LightningModule that knows steps, epochs and ranks.
+
+ labeled image, mask ---------------------------------------------+
+                                                                  |
+ unlabeled --geometric--+--> weak ---> TEACHER --> linear logits --> pseudo-labels, confidence
+                        |              (EMA, eval, no grad)              |
+                        +--photometric--> strong --CutMix (same boxes)---+--> mixed pseudo-labels
+                                            |                            |
+       [labeled ; strong] --> STUDENT --> features --+--> linear head ------> supervised loss   (labels)
+                                  ^                  |                  +---> consistency loss  (confident pseudo-labels)
+                                  |                  +--> jittered grid --> prototype head --> prototype loss (both streams)
+                                  |                                             |  cos(feature, nearest of K prototypes)/T
+             teacher <-- EMA -----+                  prototypes <-- momentum ---+  (per class, nearest prototype)
+
+The tensors' mathematics stand in `method.py`; deviations from the paper and open points in docs/method.md.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import lightning.pytorch as L
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from pcr_seg.inference import iou_per_class, predict_heads
+from pcr_seg.method import (
+    IGNORE_INDEX,
+    PrototypeBank,
+    consistency_loss,
+    cross_entropy,
+    cutmix_boxes,
+    ema_decay_at,
+    ema_update,
+    entropy_gate,
+    jittered_grid,
+    paste,
+    pseudo_label,
+    sample_features,
+    upsample,
+)
+
+HEADS = ("linear", "prototype")
+
+
+class PseudoLabeled(NamedTuple):
+    """Unlabeled images as the student sees them, and what the teacher says of them, mixed alike."""
+
+    images: Tensor  # (B, 3, H, W)
+    labels: Tensor  # (B, H, W), 255 where nothing is known
+    confidence: Tensor  # (B, H, W) in (0, 1]
+
+
+class SemiSupervisedSegmentation(L.LightningModule):
+    """Student, EMA teacher and prototype bank, trained with the three losses.
+
+    Args:
+        student: a network with `backbone`, `num_classes`, `feature_dim`, returning logits, features, auxiliary logits.
+        optimizer: makes an optimizer from parameter groups; its `lr` is the backbone's.
+        class_names: for the per-class IoU.
+        protocol: predicts a whole image from `predict`: `inference.whole_image` or `sliding_window`.
+        name: of the method, for summaries.
+        head_lr_multiplier: learning rate of everything behind the backbone, as a multiple of the backbone's.
+        poly_power: the learning rate falls with (1 - step / steps) ** poly_power.
+        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
+        consistency_weight: of the loss between the student and the teacher's pseudo-labels; 0 leaves it out.
+        prototype_weight: of the prototype head's loss; 0 leaves the bank out.
+        prototype_on_labeled: the prototype head also learns the labels (A1).
+        prototype_on_unlabeled: the prototype head learns the pseudo-labels.
+        num_prototypes: K for each class.
+        temperature: divides the cosines.
+        prototype_momentum: share of the old prototype kept in an update; 1 freezes the bank.
+        grid_cells: the prototype head sees one pixel in each of grid_cells x grid_cells cells.
+        burn_in_epochs: supervised epochs before prototypes exist and unlabeled images are used.
+        bank_init: "kmeans" clusters the labeled images' features; "random" draws them (A7).
+        bank_labels: pseudo-labels that move the bank: the two heads' mean ("ensemble") or the teacher's (A5).
+        bank_features: features that move it: the "student"'s in training mode or the "teacher"'s (A6).
+        threshold: least confidence of a pseudo-label that trains.
+        gate: which pseudo-labels train: those above the "threshold", those of low "entropy", or "both" (A2).
+        drop_percent: share of pixels kept by the entropy gate at the start, in percent; it rises to 100.
+        normalizer: what the consistency loss is divided by (A3; `method.consistency_loss`).
+        prototype_gate: the threshold also gates the prototype loss on pseudo-labels (A4).
+        cutmix_probability: of a batch being mixed (A9).
+        ema_decay: of the teacher, reached by the ramp min(1 - 1/(n+1), ema_decay).
+        copy_teacher_first_epoch: the teacher equals the student during the whole first semi-supervised epoch, as
+            in U2PL's code (A11).
+        teacher_bn: the teacher's BatchNorm statistics: "copy" the student's, "average" them, or "forward" the
+            student's batch through the teacher in training mode without gradient, as U2PL does (A12).
+        seed: every random number of a step follows from (seed, batch of the training, rank).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        optimizer: functools.partial,
+        class_names: list[str],
+        protocol: Callable,
+        *,
+        name: str = "pcr",
+        head_lr_multiplier: float = 1.0,
+        poly_power: float = 0.9,
+        supervised_loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        auxiliary_weight: float = 0.4,
+        consistency_weight: float = 1.0,
+        prototype_weight: float = 1.0,
+        prototype_on_labeled: bool = True,
+        prototype_on_unlabeled: bool = True,
+        num_prototypes: int = 4,
+        temperature: float = 0.1,
+        prototype_momentum: float = 0.99,
+        grid_cells: int = 32,
+        burn_in_epochs: int = 1,
+        bank_init: Literal["kmeans", "random"] = "kmeans",
+        bank_labels: Literal["ensemble", "teacher"] = "ensemble",
+        bank_features: Literal["student", "teacher"] = "student",
+        threshold: float = 0.8,
+        gate: Literal["threshold", "entropy", "both"] = "threshold",
+        drop_percent: float = 80.0,
+        normalizer: Literal["all", "confident", "u2pl"] = "all",
+        prototype_gate: bool = True,
+        cutmix_probability: float = 0.5,
+        ema_decay: float = 0.99,
+        copy_teacher_first_epoch: bool = False,
+        teacher_bn: Literal["copy", "average", "forward"] = "copy",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
+        self.bank = PrototypeBank(
+            student.num_classes,
+            num_prototypes,
+            student.feature_dim,
+            temperature=temperature,
+            momentum=prototype_momentum,
+        )
+        self.register_buffer("assigned", torch.zeros(student.num_classes, num_prototypes), persistent=False)
+
+        self.name, self.class_names, self.seed = name, class_names, seed
+        self.optimizer, self.head_lr_multiplier, self.poly_power = optimizer, head_lr_multiplier, poly_power
+        self.supervised_loss, self.auxiliary_weight = supervised_loss, auxiliary_weight
+        self.consistency_weight, self.prototype_weight = consistency_weight, prototype_weight
+        self.prototype_on_labeled, self.prototype_on_unlabeled = prototype_on_labeled, prototype_on_unlabeled
+        self.grid_cells, self.burn_in_epochs = grid_cells, burn_in_epochs
+        self.bank_init, self.bank_labels, self.bank_features = bank_init, bank_labels, bank_features
+        self.threshold, self.gate, self.drop_percent = threshold, gate, drop_percent
+        self.normalizer, self.prototype_gate = normalizer, prototype_gate
+        self.cutmix_probability = cutmix_probability
+        self.ema_decay, self.copy_teacher_first_epoch = ema_decay, copy_teacher_first_epoch
+        self.teacher_bn = teacher_bn
+        self.protocol = protocol
+        self.evaluate_student = False
+        self.metadata: dict = {}  # travels with every checkpoint: what it takes to rebuild this module
+
+        matrices = {
+            head: MulticlassConfusionMatrix(student.num_classes, ignore_index=IGNORE_INDEX) for head in HEADS
+        }
+        self.confusion = nn.ModuleDict(matrices)
+        self.register_buffer(
+            "pseudo_counts", torch.zeros(3), persistent=False
+        )  # pixels, confident, and right
+
+    # ------------------------------------------------------------------------------------- training
+
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether the method learns from unlabeled images at all."""
+        return self.consistency_weight > 0 or self.prototype_weight > 0
+
+    @property
+    def in_burn_in(self) -> bool:
+        """Whether this epoch is supervised only."""
+        return self.current_epoch < self.burn_in_epochs
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """One step: supervised alone while burning in (or for ever), semi-supervised afterwards."""
+        if self.in_burn_in or not self.uses_unlabeled:
+            return self.supervised_step(batch["labeled"])
+        return self.semi_supervised_step(batch["labeled"], batch["unlabeled"])
+
+    def supervised_step(self, labeled: dict) -> Tensor:
+        """Loss of the labeled images alone."""
+        output = self.student(labeled["image"])
+        loss = self.labeled_loss(
+            upsample(output.logits, labeled["mask"].shape[-2:]), output.auxiliary, labeled["mask"]
+        )
+        self.log_losses(supervised=loss)
+        return loss
+
+    def semi_supervised_step(self, labeled: dict, unlabeled: dict) -> Tensor:
+        """The method: pseudo-labels, one student forward of both streams, three losses, the bank's update."""
+        mask, num_labeled, size = labeled["mask"], len(labeled["mask"]), labeled["mask"].shape[-2:]
+        mixed = self.mix(self.teach(unlabeled))
+        images = torch.cat([labeled["image"], mixed.images])
+        output = self.student(images)
+        logits = upsample(output.logits, size)
+
+        supervised = self.labeled_loss(logits[:num_labeled], output.auxiliary, mask)
+        consistency = consistency_loss(
+            logits[num_labeled:],
+            mixed.labels,
+            mixed.confidence,
+            self.threshold_in_use,
+            normalizer=self.normalizer,
+        )
+        teacher_features = self.refresh_teacher_statistics(images)
+        prototype = logits.new_zeros(())
+        if self.prototype_weight > 0:
+            points = jittered_grid(*size, self.grid_cells, device=self.device)
+            features = sample_features(output.features, points, size)
+            prototype_logits = self.bank(features)
+            prototype = self.prototype_loss(prototype_logits, mask, mixed, points)
+            if self.bank_features == "teacher":
+                features = sample_features(teacher_features, points, size)
+            self.update_bank(features, at_points(logits, points), prototype_logits, mask, mixed, points)
+
+        self.log_losses(supervised=supervised, consistency=consistency, prototype=prototype)
+        self.log("train/confident", (mixed.confidence >= self.threshold).float().mean())
+        return supervised + self.consistency_weight * consistency + self.prototype_weight * prototype
+
+    @torch.no_grad()
+    def teach(self, unlabeled: dict) -> PseudoLabeled:
+        """The teacher's linear head labels the weak views; padding stays unknown."""
+        logits = upsample(self.teacher(unlabeled["weak"]).logits, unlabeled["weak"].shape[-2:])
+        labels, confidence = pseudo_label(logits)
+        labels = labels.masked_fill(~unlabeled["valid"], IGNORE_INDEX)
+        confidence = confidence.masked_fill(~unlabeled["valid"], 0)
+        if self.gate != "threshold":
+            progress = self.current_epoch / max(self.trainer.max_epochs, 1)
+            labels = entropy_gate(logits, labels, 100 - (100 - self.drop_percent) * (1 - progress))
+        return PseudoLabeled(unlabeled["strong"], labels, confidence)
+
+    def mix(self, unlabeled: PseudoLabeled) -> PseudoLabeled:
+        """CutMix images, pseudo-labels and confidence with the same boxes, or the whole batch not at all."""
+        boxes = cutmix_boxes(len(unlabeled.images), *unlabeled.images.shape[-2:], device=self.device)
+        boxes = boxes & (torch.rand((), device=self.device) < self.cutmix_probability)
+        return PseudoLabeled(*(paste(part, boxes) for part in unlabeled))
+
+    def labeled_loss(self, logits: Tensor, auxiliary: Tensor | None, mask: Tensor) -> Tensor:
+        """The supervised loss of the linear head, plus the auxiliary head's where there is one."""
+        loss = self.supervised_loss(logits, mask)
+        if auxiliary is not None:
+            loss = loss + self.auxiliary_weight * self.supervised_loss(
+                upsample(auxiliary[: len(mask)], mask.shape[-2:]), mask
+            )
+        return loss
+
+    def prototype_loss(
+        self, prototype_logits: Tensor, mask: Tensor, mixed: PseudoLabeled, points: Tensor
+    ) -> Tensor:
+        """Cross-entropy of the prototype head at the points, to labels and to confident pseudo-labels."""
+        on_labeled, on_unlabeled = prototype_logits.transpose(1, 2).split([len(mask), len(mixed.labels)])
+        loss = prototype_logits.new_zeros(())
+        if self.prototype_on_labeled:
+            loss = loss + cross_entropy(on_labeled, at_points(mask, points))
+        if self.prototype_on_unlabeled:
+            loss = loss + consistency_loss(
+                on_unlabeled,
+                at_points(mixed.labels, points),
+                at_points(mixed.confidence, points),
+                self.threshold_in_use if self.prototype_gate else 0.0,
+                normalizer=self.normalizer,
+            )
+        return loss
+
+    @torch.no_grad()
+    def update_bank(
+        self,
+        features: Tensor,
+        linear_logits: Tensor,
+        prototype_logits: Tensor,
+        mask: Tensor,
+        mixed: PseudoLabeled,
+        points: Tensor,
+    ) -> None:
+        """Move the prototypes by both streams in one update: labels, and pseudo-labels above the threshold."""
+        labels, confidence = at_points(mixed.labels, points), at_points(mixed.confidence, points)
+        if self.bank_labels == "ensemble":
+            linear = linear_logits[len(mask) :].float().softmax(dim=1)
+            both = (linear + prototype_logits[len(mask) :].softmax(dim=2).transpose(1, 2)) / 2
+            confidence, ensemble = both.max(dim=1)
+            labels = ensemble.where(labels != IGNORE_INDEX, IGNORE_INDEX)
+        labels = labels.where(confidence >= self.threshold, IGNORE_INDEX)
+        labels = torch.cat([at_points(mask, points), labels])
+        self.assigned += self.bank.update(features.detach().flatten(0, 1), labels.flatten())
+
+    @torch.no_grad()
+    def refresh_teacher_statistics(self, images: Tensor) -> Tensor | None:
+        """The teacher's features of the student's batch, where a setting asks for that forward (A6, A12)."""
+        if self.teacher_bn != "forward" and self.bank_features != "teacher":
+            return None
+        self.teacher.train(self.teacher_bn == "forward")
+        features = self.teacher(images).features
+        self.teacher.eval()
+        return features
+
+    @property
+    def threshold_in_use(self) -> float:
+        """Least confidence; 0 where the entropy gate alone decides."""
+        return 0.0 if self.gate == "entropy" else self.threshold
+
+    def log_losses(self, **losses: Tensor) -> None:
+        """Log each loss as `train/<name>_loss`, show it under its short name, and log the learning rate."""
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
+        self.log_dict(losses, prog_bar=True, logger=False)
+        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+
+    # ----------------------------------------------------------------------- teacher, bank, schedule
+
+    def on_train_epoch_start(self) -> None:
+        """Give the bank its prototypes when the burn-in is over."""
+        self.assigned.zero_()
+        if self.prototype_weight > 0 and not self.in_burn_in and not self.bank.is_initialized:
+            self.initialize_bank()
+
+    def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
+        """Reseed, so that a step's random numbers do not depend on what ran before it."""
+        position = self.current_epoch * self.trainer.num_training_batches + batch_idx
+        torch.manual_seed(
+            (self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank
+        )
+        self._step_before = self.trainer.global_step
+
+    def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
+        """Move the teacher after each optimizer step (not after each accumulated batch)."""
+        if self.trainer.global_step == self._step_before:
+            return
+        float_buffers = {"copy": "copy", "average": "average", "forward": "keep"}[self.teacher_bn]
+        if self.in_burn_in:
+            float_buffers = "copy"  # nothing else could keep the statistics beside the copied weights
+        ema_update(self.teacher, self.student, self.teacher_decay(), float_buffers=float_buffers)
+
+    def teacher_decay(self) -> float:
+        """EMA decay after this step; 0, a copy of the student, until semi-supervised training begins."""
+        epoch, batches = self.current_epoch, self.trainer.num_training_batches
+        if self.in_burn_in or (self.copy_teacher_first_epoch and epoch == self.burn_in_epochs):
+            return 0.0
+        steps_per_epoch = -(-batches // self.trainer.accumulate_grad_batches)
+        return ema_decay_at(
+            self.trainer.global_step - 1 - self.burn_in_epochs * steps_per_epoch, self.ema_decay
+        )
+
+    @torch.no_grad()
+    def initialize_bank(self) -> None:
+        """Cluster the labeled images' features into prototypes; every rank receives rank 0's."""
+        generator = torch.Generator(self.device).manual_seed(self.seed)
+        if self.bank_init == "random":
+            self.bank.prototypes = torch.randn(
+                self.bank.prototypes.shape, generator=generator, device=self.device
+            )
+            self.bank.is_initialized.fill_(True)
+        elif self.trainer.is_global_zero:
+            self.student.eval()
+            self.bank.initialize(*self.labeled_features(generator), generator=generator)
+            self.student.train()
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(self.bank.prototypes, src=0)
+            self.bank.is_initialized.fill_(True)
+
+    def labeled_features(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Features (N, D) and labels (N,) of labeled pixels, at most 20,000 for each class.
+
+        Grid points of every labeled image, and for a class that has fewer than 100 of them up to 100 random pixels
+        of each image that shows it.
+        """
+        limit, scarce = 20_000, 100
+        kept: dict[int, Tensor] = {}
+        for rare in (None, scarce):
+            few = [c for c in range(self.bank.prototypes.shape[0]) if len(kept.get(c, ())) < scarce]
+            if rare and not few:
+                break
+            for batch in self.trainer.datamodule.bank_dataloader():
+                mask, size = batch["mask"].to(self.device), batch["mask"].shape[-2:]
+                if rare and not torch.isin(mask, mask.new_tensor(few)).any():
+                    continue
+                maps = self.student(batch["image"].to(self.device)).features
+                for features, labels in zip(maps, mask, strict=True):
+                    if rare:
+                        points = torch.cat([random_pixels(labels == c, scarce, generator) for c in few])
+                    else:
+                        points = jittered_grid(
+                            *size, self.grid_cells, generator=generator, device=self.device
+                        )
+                    sampled, found = (
+                        sample_features(features[None], points, size)[0],
+                        at_points(labels, points),
+                    )
+                    for c in few if rare else found.unique().tolist():
+                        kept[c] = torch.cat([kept.get(c, sampled[:0]), sampled[found == c]])
+                        if len(kept[c]) > 2 * limit:
+                            kept[c] = kept[c][random_order(kept[c], generator)[:limit]]
+        kept.pop(IGNORE_INDEX, None)
+        kept = {c: points[random_order(points, generator)[:limit]] for c, points in kept.items()}
+        labels = torch.cat([torch.full((len(points),), c, device=self.device) for c, points in kept.items()])
+        return torch.cat(list(kept.values())), labels
+
+    def configure_optimizers(self) -> dict:
+        """Two parameter groups, and the poly schedule in steps over the whole training."""
+        heads = [p for name, p in self.student.named_parameters() if not name.startswith("backbone.")]
+        lr = self.optimizer.keywords["lr"]
+        optimizer = self.optimizer(
+            [
+                {"params": list(self.student.backbone.parameters())},
+                {"params": heads, "lr": lr * self.head_lr_multiplier},
+            ]
+        )
+        steps = self.trainer.estimated_stepping_batches
+        poly = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: max(0.0, 1 - step / steps) ** self.poly_power
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
+
+    # ----------------------------------------------------------------------------------- evaluation
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is evaluated: the teacher, unless the student was asked for."""
+        return self.student if self.evaluate_student else self.teacher
+
+    def predict_image(self, images: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) of any size -> logits (B, C, H, W) of the "linear" and, once it exists, the "prototype" head."""
+        heads = HEADS if self.bank.is_initialized else HEADS[:1]
+        predict = functools.partial(predict_heads, self.network, self.bank if len(heads) > 1 else None)
+        return dict(zip(heads, self.protocol(predict, images).chunk(len(heads), dim=1), strict=True))
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        """Count the pixels of one image: both heads' hits, and the pseudo-labels that would train."""
+        truth = batch["mask"]
+        logits = self.predict_image(batch["image"])
+        for head, head_logits in logits.items():
+            self.confusion[head].update(head_logits.argmax(dim=1), truth)
+        labels, confidence = pseudo_label(logits["linear"])
+        known, confident = truth != IGNORE_INDEX, confidence >= self.threshold
+        right = confident & (labels == truth)
+        self.pseudo_counts += torch.stack([known.sum(), (known & confident).sum(), right.sum()])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log mIoU of both heads over the whole set, IoU of each class, and the state of bank and pseudo-labels."""
+        headline, details = {}, {}
+        for head, suffix in zip(HEADS[: 2 if self.bank.is_initialized else 1], ("", "_prototype"), strict=False):
+            iou = iou_per_class(self.confusion[head].compute())
+            headline[f"val/miou{suffix}"] = iou.nanmean()
+            details |= {f"val/iou{suffix}/{name}": value for name, value in zip(self.class_names, iou, strict=True)}
+        if self.bank.is_initialized:
+            share = self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
+            entropy = torch.special.entr(share).sum(dim=1).mean() / math.log(max(share.shape[1], 2))
+            details |= {"prototypes/usage_entropy": entropy, "prototypes/dead": (share == 0).float().sum()}
+        counts = self.pseudo_counts
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(counts)
+        details |= {"pseudo/coverage": counts[1] / counts[0], "pseudo/precision": counts[2] / counts[1].clamp(min=1)}
+        # Every rank holds the same values by now; sync_dist only tells the trainer so.
+        self.log_dict(headline | details, sync_dist=True)
+        self.log("mIoU", headline["val/miou"], prog_bar=True, logger=False, sync_dist=True)
+        for matrix in self.confusion.values():
+            matrix.reset()
+        counts.zero_()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Store the metadata; plain values only, so that checkpoints load with weights_only."""
+        checkpoint["pcr_seg"] = self.metadata
+
+
+def at_points(x: Tensor, points: Tensor) -> Tensor:
+    """x (..., H, W) at points (N, 2) of (row, column) -> (..., N)."""
+    return x[..., points[:, 0], points[:, 1]]
+
+
+def random_pixels(where: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Up to `most` random (row, column) at which `where` (H, W) is True."""
+    pixels = where.nonzero()
+    return pixels[random_order(pixels, generator)[:most]]
+
+
+def random_order(x: Tensor, generator: torch.Generator) -> Tensor:
+    """A random permutation of the first axis."""
+    return torch.randperm(len(x), generator=generator, device=x.device)

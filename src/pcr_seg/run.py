@@ -1,0 +1,436 @@
+"""From a configuration to objects and from objects to results: the only place, beside the scripts, that knows Hydra."""
+
+import json
+import logging
+import os
+import platform
+import re
+import resource
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+import wandb
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+
+from pcr_seg import visualize
+from pcr_seg.data import sources, splits
+from pcr_seg.data.datamodule import eval_loader
+from pcr_seg.data.transforms import normalize
+from pcr_seg.inference import predict_heads
+from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.panels import LogPanels, example_panel
+
+CONF = Path(__file__).parents[2] / "conf"
+PUBLISHED_SIZES = {"voc": 1464, "voc_aug": 10582, "cityscapes": 2975, "camvid": 367}
+# A checkpoint names the classes it is rebuilt from; a stranger's must not name anything else.
+TRUSTED = ("pcr_seg.", "torch.optim.", "torch.nn.")
+
+
+# ------------------------------------------------------------------------------------- command line
+
+
+def command_line(arguments: list[str]) -> list[str]:
+    """Make Hydra read the command line as a person means it; safe to apply twice (DDP starts us again).
+
+    `split=1_8` is the integer 18 for Hydra, so splits are quoted; a split without a file of its own
+    (`split=57`, a list of names) is its `labeled` value; `--cfg` shows values instead of references.
+    """
+    arguments = [quote_split(argument) for argument in arguments]
+    return [*arguments, "--resolve"] if "--cfg" in arguments and "--resolve" not in arguments else arguments
+
+
+def quote_split(argument: str) -> str:
+    """Quote the value(s) of one `split=` or `split.labeled=` override; leave anything else alone."""
+    match = re.fullmatch(r"(split|split\.labeled)=([^'\"()\[\]]+)", argument)
+    if not match:
+        return argument
+    key, values = match[1], match[2].split(",")
+    if not all((CONF / "split" / f"{value}.yaml").is_file() for value in values):
+        key = "split.labeled"
+    return f"{key}=" + ",".join(f"'{value}'" for value in values)
+
+
+def published_count(labeled: str, reader: str) -> int | None:
+    """Labeled images that a split means on a published data set, read by `reader`; None for any other."""
+    size = PUBLISHED_SIZES.get(reader.rsplit(".", 1)[-1])
+    return splits.num_labeled(labeled, size) if size and not str(labeled).endswith(".txt") else None
+
+
+def wandb_offline() -> bool:
+    """Whether to log offline: without a login, or when the server cannot be reached in three seconds."""
+    if os.environ.get("WANDB_MODE") or not wandb.api.api_key:
+        return os.environ.get("WANDB_MODE") != "online"
+    host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
+    name, _, port = host.partition(":")
+    try:
+        socket.create_connection((name, int(port or 443)), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
+# The trainer announces devices and products at each start; what it warns of still shows, but for
+# what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for expected in (r".*in eval mode at the start of training", r"Experiment logs directory", r".*LeafSpec"):
+    warnings.filterwarnings("ignore", expected)
+
+OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
+OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+
+
+# --------------------------------------------------------------------------------- build and rebuild
+
+
+def build_module(config: dict, class_names: list[str]) -> SemiSupervisedSegmentation:
+    """Make the module that a resolved configuration describes."""
+    config = OmegaConf.create(config)
+    student = instantiate(config.model)(instantiate(config.backbone), len(class_names))
+    return instantiate(config.method)(
+        student, instantiate(config.optimizer), class_names, instantiate(config.protocol)
+    )
+
+
+def load_module(checkpoint: str | Path, *, student: bool = False, protocol: DictConfig | None = None):
+    """Rebuild the module of a checkpoint, in eval mode, from nothing but the file.
+
+    Args:
+        checkpoint: file of a run's `checkpoints` folder.
+        student: evaluate the student instead of the teacher.
+        protocol: how to predict whole images, instead of the checkpoint's way.
+
+    Raises:
+        ValueError: not a checkpoint of this project, or one that asks for code outside of it.
+    """
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={path}: no such file; a run keeps them in checkpoints/last.ckpt")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        metadata = content["pcr_seg"]
+    except Exception as error:
+        raise ValueError(f"checkpoint={path}: not a complete checkpoint of this project") from error
+    config = metadata["config"]
+    strange = [target for target in targets(config) if not target.startswith(TRUSTED)]
+    if strange:
+        raise ValueError(f"checkpoint={path}: names {strange[0]}, which is not this project's code; refused")
+    config["backbone"]["weights"] = None
+    module = build_module(config, metadata["classes"])
+    module.load_state_dict(content["state_dict"])
+    module.metadata, module.evaluate_student = metadata, student
+    if protocol is not None:
+        module.protocol = instantiate(protocol)
+    return module.eval()
+
+
+def targets(node: object) -> list[str]:
+    """Every `_target_` that rebuilding a module from this configuration would call."""
+    nodes = [node[key] for key in ("model", "backbone", "method", "optimizer", "protocol")]
+    found = []
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            found += [str(node["_target_"])] if "_target_" in node else []
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- fit
+
+
+def fit(cfg: DictConfig) -> dict:
+    """Train, and leave a complete run folder behind; return what its summary.json holds."""
+    started = time.time()
+    checkpoint = None
+    if cfg.resume:
+        checkpoint = Path(cfg.resume) / "checkpoints/last.ckpt"
+        if not checkpoint.is_file():
+            raise FileNotFoundError(f"resume={cfg.resume}: holds no checkpoints/last.ckpt; give a run folder")
+        cfg = OmegaConf.load(Path(cfg.resume) / "config.yaml")
+    config, output = OmegaConf.to_container(cfg, resolve=True), Path(cfg.output)
+    L.seed_everything(cfg.seed, verbose=False)
+
+    source = instantiate(cfg.dataset)
+    module = build_module(config, list(source.classes))
+    data = instantiate(cfg.data)(source, use_unlabeled=module.uses_unlabeled)
+    splits.check(source, data.split)
+    module.metadata = {
+        "config": config,
+        "classes": list(source.classes),
+        "palette": [list(color) for color in source.palette],
+        "dataset": source.name,
+    }
+    if cfg.init_from_checkpoint:
+        weights = load_module(cfg.init_from_checkpoint).student.state_dict()
+        module.student.load_state_dict(weights)
+        module.teacher.load_state_dict(weights)
+
+    loggers = list(instantiate(cfg.logger).values())
+    best = ModelCheckpoint(
+        output / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False
+    )
+    last = ModelCheckpoint(
+        output / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    timer = Timer()
+    callbacks = [best, last, timer, LogPanels(source), RichProgressBar(refresh_rate=5)]
+    trainer = instantiate(cfg.trainer)(logger=loggers, callbacks=callbacks)
+    if trainer.is_global_zero:
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.create(config), output / "config.yaml")
+        splits.write(data.split, output / "splits")
+        print(f"{source.name}: {len(data.split.labeled)} labeled ({data.split.origin}), "
+              f"{len(data.split.unlabeled)} unlabeled, {len(source.val)} val; run folder {output}")  # fmt: skip
+        for logger in loggers:
+            logger.log_hyperparams(config)
+    torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+
+    if "val/miou" not in trainer.callback_metrics:  # stopped by max_steps before an epoch's end
+        trainer.validate(module, data, verbose=False)
+        trainer.save_checkpoint(last.dirpath + "/last.ckpt")
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    summary = {
+        "dataset": source.name,
+        "split": str(cfg.split.labeled),
+        "split_family": cfg.split_family,
+        "method": module.name,
+        "backbone": cfg.backbone.name,
+        "seed": cfg.seed,
+        "num_labeled": len(data.split.labeled),
+        "num_unlabeled": len(data.split.unlabeled),
+        "iterations": trainer.global_step,
+        "miou_last": metrics["val/miou"],
+        "miou_best": best.best_model_score.item() if best.best_model_score is not None else metrics["val/miou"],
+        "miou_prototype_last": metrics.get("val/miou_prototype"),
+        "iou": {name: no_nan(metrics[f"val/iou/{name}"]) for name in source.classes},
+        "seconds": round(time.time() - started, 1),
+        "images_per_second": round(images_per_second(trainer, data, timer, module), 2),
+        "peak_memory_mib": round(peak_memory_mib()),
+        "versions": {"python": platform.python_version()}
+        | {name: version(name) for name in ("pcr-seg", "torch", "lightning", "timm", "albumentations")},
+        "git_commit": git_commit(),
+    }
+    if trainer.is_global_zero:
+        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        example_panel(module, source).save(output / "panel.png")
+        print_summary(summary, output)
+    wandb.finish()  # the next job of a sweep gets a run of its own
+    return summary
+
+
+def images_per_second(trainer: L.Trainer, data: L.LightningDataModule, timer: Timer, module: nn.Module) -> float:
+    """Images through the student in training, per second of training without validation."""
+    streams = 2 if module.uses_unlabeled else 1
+    images = trainer.global_step * trainer.accumulate_grad_batches * data.batch_size * streams * trainer.world_size
+    return images / max(timer.time_elapsed("train") - timer.time_elapsed("validate"), 1e-9)
+
+
+def peak_memory_mib() -> float:
+    """Most memory held at once: on the GPU where there is one, otherwise by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def git_commit() -> str | None:
+    """Commit of this code, with "-dirty" when files differ from it; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def no_nan(value: float) -> float | None:
+    """JSON has no NaN: a class that does not occur has no IoU."""
+    return None if np.isnan(value) else value
+
+
+def print_summary(summary: dict, output: Path) -> None:
+    """Show the result as a table, and what to type next."""
+    console = Console()
+    title = f"{summary['method']} on {summary['dataset']}, {summary['num_labeled']} labels, last epoch"
+    console.print(score_table(title, summary["iou"], summary["miou_last"], summary["miou_prototype_last"]))
+    console.print(f"best epoch (chosen on val) {percent(summary['miou_best'])} · {summary['seconds']:.0f} s")
+    for command in (
+        f"python eval.py checkpoint={output}/checkpoints/last.ckpt",
+        f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
+    ):
+        console.print(command, style="bold", soft_wrap=True, highlight=False)
+    console.print(f"pictures: {output}/panel.png", soft_wrap=True, highlight=False)
+
+
+def score_table(title: str, iou: dict, miou: float, miou_prototype: float | None) -> Table:
+    """IoU of each class, and the means."""
+    table = Table("class", "IoU", title=title)
+    for name, value in iou.items():
+        table.add_row(name, percent(value))
+    table.add_section()
+    table.add_row("mIoU, linear head", percent(miou), style="bold")
+    if miou_prototype is not None:
+        table.add_row("mIoU, prototype head", percent(miou_prototype))
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one decimal."""
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+# -------------------------------------------------------------------------- evaluate, predict, export
+
+
+def evaluate(cfg: DictConfig) -> dict:
+    """Score a checkpoint on a subset, print the table, write and return the JSON."""
+    module = load_module(cfg.checkpoint, student=cfg.eval.student, protocol=cfg.get("protocol"))
+    dataset = cfg.get("dataset") or OmegaConf.create(module.metadata["config"]["dataset"])
+    source = instantiate(dataset)
+    if list(source.classes) != module.class_names:
+        raise ValueError(
+            f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(module.class_names)}; "
+            f"{source.name} has {', '.join(source.classes)}: choose the data set it was trained on"
+        )
+    samples = getattr(source, cfg.subset)
+    if not samples:
+        raise ValueError(f"subset={cfg.subset}: {source.name} has no such images; choose another subset")
+    splits.check_samples(samples, len(source.classes))
+    trainer = L.Trainer(accelerator=cfg.device, devices=1, logger=False, enable_model_summary=False,
+                        callbacks=[RichProgressBar()])  # fmt: skip
+    trainer.validate(module, eval_loader(samples, cfg.num_workers), verbose=False)
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    prefix = "val/iou/"
+    result = {
+        "checkpoint": str(cfg.checkpoint),
+        "dataset": source.name,
+        "subset": cfg.subset,
+        "network": "student" if cfg.eval.student else "teacher",
+        "num_images": len(samples),
+        "miou": metrics["val/miou"],
+        "miou_prototype": metrics.get("val/miou_prototype"),
+        "iou": {name: no_nan(metrics[prefix + name]) for name in source.classes},
+        "iou_prototype": {name: no_nan(metrics[f"val/iou_prototype/{name}"]) for name in source.classes}
+        if "val/miou_prototype" in metrics
+        else None,
+    }
+    output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / f"eval_{source.name}_{cfg.subset}.json")
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    title = f"{source.name} {cfg.subset}, {len(samples)} images, {result['network']}"
+    Console().print(score_table(title, result["iou"], result["miou"], result["miou_prototype"]))
+    print(output)
+    return result
+
+
+@torch.inference_mode()
+def predict(cfg: DictConfig) -> list[Path]:
+    """Write index PNG, color PNG, overlay and confidence map for each image; return the index PNGs."""
+    module = load_module(cfg.checkpoint, student=cfg.eval.student, protocol=cfg.get("protocol"))
+    images = find_images(str(cfg.images))
+    device = torch.device("cuda" if cfg.device in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
+    module.to(device)
+    colors, written = module.metadata["palette"], []
+    folders = {kind: Path(cfg.output) / kind for kind in ("index", "color", "overlay", "confidence")}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, path in track(images.items(), description="predict"):
+        image = sources.read_image(path)
+        logits = module.predict_image(normalize(image)[None].to(device))["linear"][0]
+        confidence, labels = logits.softmax(dim=0).max(dim=0)
+        labels, confidence = labels.byte().cpu().numpy(), confidence.cpu().numpy()
+        pictures = {
+            "index": labels,
+            "color": visualize.colorize(labels, colors),
+            "overlay": visualize.overlay(image, labels, colors),
+            "confidence": (confidence * 255).round().astype(np.uint8),
+        }
+        for kind, picture in pictures.items():
+            target = folders[kind] / f"{name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(target)
+        written.append(folders["index"] / f"{name}.png")
+    print(f"{len(written)} images -> {cfg.output}/{{{','.join(folders)}}}")
+    return written
+
+
+def find_images(pattern: str) -> dict[str, Path]:
+    """Images of a file, a folder (with sub-folders) or a glob, by the name their predictions get."""
+    path = Path(pattern)
+    if path.is_file():
+        return {path.stem: path}
+    start = path if path.is_dir() else Path(re.split(r"[*?\[]", pattern)[0] + "x").parent
+    found = path.rglob("*") if path.is_dir() else start.glob(str(path.relative_to(start)))
+    images = {
+        str(file.relative_to(start).with_suffix("")): file
+        for file in sorted(found)
+        if file.suffix.lower() in sources.IMAGE_SUFFIXES
+    }
+    if not images:
+        raise ValueError(f"images={pattern}: no image there; give a file, a folder or a quoted glob")
+    return images
+
+
+class LinearPredictor(nn.Module):
+    """The evaluated network and its linear head as one plain function, for export."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) normalized -> logits (B, C, H, W)."""
+        return predict_heads(self.network, None, image)
+
+
+def export(cfg: DictConfig) -> Path:
+    """Write the linear predictor as ONNX or pt2 with dynamic batch, height and width, checked at odd sizes."""
+    if cfg.format not in ("onnx", "pt2"):
+        raise ValueError(f"format={cfg.format}: choose onnx or pt2")
+    predictor = LinearPredictor(load_module(cfg.checkpoint, student=cfg.eval.student).network).eval()
+    output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
+    dynamic = {"image": {axis: torch.export.Dim(name, min=2 if axis == 0 else 32) for axis, name in
+                         ((0, "batch"), (2, "height"), (3, "width"))}}  # fmt: skip
+    program = torch.export.export(predictor, (torch.randn(2, 3, 128, 160),), dynamic_shapes=dynamic)
+    partial = output.with_name("partial_" + output.name)
+    if cfg.format == "pt2":
+        torch.export.save(program, partial)
+        exported = torch.export.load(partial).module()
+    else:
+        exported = export_onnx(program, partial)
+    for shape in ((2, 3, 128, 160), (3, 3, 97, 131), (2, 3, 224, 161)):
+        image = torch.randn(shape)
+        with torch.inference_mode():
+            difference = (exported(image) - predictor(image)).abs().max().item()
+        if difference > 1e-3:
+            raise ValueError(f"{output}: differs from the network by {difference:.2g} at {shape}; not written")
+    os.replace(partial, output)
+    print(f"{output}: checked against the network at three sizes")
+    return output
+
+
+def export_onnx(program: torch.export.ExportedProgram, path: Path):
+    """Write one ONNX file and return a function that runs it."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter imports it late and fails less clearly
+    except ImportError as error:
+        raise ValueError("format=onnx needs more packages: pip install 'pcr-seg[export]'") from error
+    names = {"input_names": ["image"], "output_names": ["logits"]}
+    torch.onnx.export(program, f=path, external_data=False, verbose=False, **names)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])

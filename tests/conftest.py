@@ -1,0 +1,43 @@
+"""What the tests share: one thread, the generated data set, and composed configurations."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from pcr_seg.data.sources import Source
+from pcr_seg.data.synthetic import synthetic
+from pcr_seg.run import CONF, command_line
+
+torch.set_num_threads(1)  # two test processes on two cores: more threads would only wait for each other
+
+SHARED = Path(__file__).parents[2] / "shared"
+SMALL = [
+    "dataset.num_train=12",
+    "dataset.num_val=3",
+    "dataset.size=48",
+    "split=4",
+    "data.crop_size=32",
+    "data.batch_size=2",
+    "data.steps_per_epoch=2",
+    "method.grid_cells=8",
+    "model.channels=8",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+    "trainer.enable_progress_bar=false",
+]
+
+
+def small_config(root: Path, *overrides: str, name: str = "train") -> DictConfig:
+    """The synthetic default made tiny, writing under `root`; later overrides win."""
+    arguments = [f"output={root}/run", f"dataset.root={root}/data", *SMALL, *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, command_line(arguments))
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """A dozen generated training images of 48 pixels, three to validate on, four without masks."""
+    return synthetic(str(tmp_path_factory.mktemp("tiny")), num_train=12, num_val=3, num_unlabeled=4, size=48)

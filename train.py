@@ -1,0 +1,31 @@
+"""Train a method on a data set with few labels.
+
+    python train.py                                            # the generated set, on any machine
+    python train.py dataset=cityscapes split=1_8               # a paper's row
+    python train.py -m split=1_16,1_8,1_4 method=supervised,pcr seed=0,1,2
+    python train.py resume=RUN_FOLDER                          # finish a run that was stopped
+    python train.py dataset=cityscapes split=1_8 --cfg job     # what would run
+
+Groups: dataset, split, method, backbone, model, optimizer, protocol, hardware, logger, experiment (see conf/).
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from pcr_seg.run import command_line, fit
+
+
+@hydra.main(config_path="conf", config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> float:
+    """Return the last epoch's mIoU, for sweepers."""
+    try:
+        return fit(cfg)["miou_last"]
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = command_line(sys.argv[1:])
+    main()
