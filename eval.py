@@ -1,8 +1,8 @@
 """Score a checkpoint: mIoU and per-class IoU of both heads, printed and written as JSON.
 
-    python eval.py checkpoint=RUN/checkpoints/last.ckpt
-    python eval.py checkpoint=... dataset=folder dataset.root=FOLDER subset=test
-    python eval.py checkpoint=... protocol=sliding protocol.window=513 protocol.stride=342 eval.student=true
+python eval.py checkpoint=RUN/checkpoints/last.ckpt
+python eval.py checkpoint=... dataset=folder dataset.root=FOLDER subset=test
+python eval.py checkpoint=... protocol=sliding protocol.window=513 protocol.stride=342 eval.student=true
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Write a checkpoint as one ONNX or pt2 file with dynamic batch, height and width.
 
-    python export.py checkpoint=RUN/checkpoints/last.ckpt format=onnx
+python export.py checkpoint=RUN/checkpoints/last.ckpt format=onnx
 """
 
 import sys

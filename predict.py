@@ -1,7 +1,7 @@
 """Predict images of any size: class indices, colors, overlay and confidence, a PNG each.
 
-    python predict.py checkpoint=RUN/checkpoints/last.ckpt images=FOLDER output=predictions
-    python predict.py checkpoint=... "images='holiday/*.jpg'"
+python predict.py checkpoint=RUN/checkpoints/last.ckpt images=FOLDER output=predictions
+python predict.py checkpoint=... "images='holiday/*.jpg'"
 """
 
 import sys

@@ -27,6 +27,7 @@ SMALL = [
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1",
 ]
 
 

@@ -57,9 +57,7 @@ def test_colorize_refuses(mask, message):
 
 def test_overlay_mixes_and_keeps_the_image_where_nothing_is_claimed():
     mask = np.array([[1, 255]])
-    np.testing.assert_array_equal(
-        overlay(picture(1, 2, 100), mask, COLORS, 0.25), [[(125, 75, 75), (100, 100, 100)]]
-    )
+    np.testing.assert_array_equal(overlay(picture(1, 2, 100), mask, COLORS, 0.25), [[(125, 75, 75), (100, 100, 100)]])
     np.testing.assert_array_equal(overlay(picture(1, 2, 100), mask, COLORS, 0), picture(1, 2, 100))
     np.testing.assert_array_equal(overlay(picture(1, 2, 100), mask, COLORS, 1)[0, 0], COLORS[1])
 
@@ -104,9 +102,7 @@ def test_panel_grows_with_its_legend_and_shows_each_color():
 def test_panel_is_wide_enough_for_a_long_name_and_a_long_title():
     name = "a class whose name is far longer than the picture is wide"
     narrow = [[picture(64, 4)]]
-    short, long = (
-        np.asarray(panel(narrow, ["t"], [(text, (9, 200, 9))], cell=64)) for text in (name[:8], name)
-    )
+    short, long = (np.asarray(panel(narrow, ["t"], [(text, (9, 200, 9))], cell=64)) for text in (name[:8], name))
     assert long.shape[1] > short.shape[1]
     for drawn in (long, np.asarray(panel(narrow, ["prototype assignment"], cell=64))):
         # nothing touches the edge

@@ -158,9 +158,7 @@ def jittered_grid(
         ValueError: the image is smaller than the number of cells.
     """
     if min(height, width) < cells:
-        raise ValueError(
-            f"grid_cells={cells} exceeds the crop of {height}x{width} pixels: lower method.grid_cells"
-        )
+        raise ValueError(f"grid_cells={cells} exceeds the crop of {height}x{width} pixels: lower method.grid_cells")
     side = torch.tensor([height // cells, width // cells], device=device)
     corner = torch.cartesian_prod(*[torch.arange(cells, device=device)] * 2) * side
     return corner + (torch.rand(corner.shape, generator=generator, device=device) * side).long()
@@ -239,9 +237,7 @@ class PrototypeBank(nn.Module):
         """Logits: the largest cosine over a class's K prototypes, divided by the temperature."""
         return self.cosines(features).amax(dim=-1) / self.temperature
 
-    def dense_logits(
-        self, features: Float[Tensor, "B D h w"], size: tuple[int, int]
-    ) -> Float[Tensor, "B C H W"]:
+    def dense_logits(self, features: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
         """Logits of the features upsampled to `size` (bilinear, align_corners), without the D channels there.
 
         Upsampling is linear, so the dot products with the prototypes can be upsampled instead; the norm
@@ -250,9 +246,7 @@ class PrototypeBank(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             num_classes, num_prototypes, _ = self.prototypes.shape
-            dots = torch.einsum("bdhw,ckd->bckhw", features, F.normalize(self.prototypes, dim=-1)).flatten(
-                1, 2
-            )
+            dots = torch.einsum("bdhw,ckd->bckhw", features, F.normalize(self.prototypes, dim=-1)).flatten(1, 2)
             norm = upsampled_norm(features, size).clamp(min=1e-12)
             cosines = upsample(dots, size).unflatten(1, (num_classes, num_prototypes)) / norm[:, None, None]
         cosines = cosines.masked_fill(~self._alive()[..., None, None], -1.0)
@@ -270,9 +264,7 @@ class PrototypeBank(nn.Module):
         num_classes, num_prototypes, dim = self.prototypes.shape
         features, valid = features.float(), labels != IGNORE_INDEX
         target = labels.where(valid, 0)
-        nearest = self.cosines(features)[torch.arange(len(labels), device=labels.device), target].argmax(
-            dim=-1
-        )
+        nearest = self.cosines(features)[torch.arange(len(labels), device=labels.device), target].argmax(dim=-1)
         # Skipped features land in one row too many: their number changes no shape.
         row = torch.where(valid, target * num_prototypes + nearest, num_classes * num_prototypes)
         ones = features.new_ones(len(features), 1)
@@ -292,9 +284,7 @@ class PrototypeBank(nn.Module):
     ) -> None:
         """Cluster the features of each class into its K prototypes; a class without any stays zero."""
         num_classes, num_prototypes, _ = self.prototypes.shape
-        centers = [
-            kmeans(features[labels == c], num_prototypes, generator=generator) for c in range(num_classes)
-        ]
+        centers = [kmeans(features[labels == c], num_prototypes, generator=generator) for c in range(num_classes)]
         self.prototypes = torch.stack(centers).to(self.prototypes)
         self.is_initialized.fill_(True)
 
@@ -323,9 +313,7 @@ def upsampled_norm(features: Float[Tensor, "B D h w"], size: tuple[int, int]) ->
 
     v, u = v[:, None], u[None, :]
     a, b, c, d = (1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u
-    square = (
-        a * a * at(own, y0, x0) + b * b * at(own, y0, x1) + c * c * at(own, y1, x0) + d * d * at(own, y1, x1)
-    )
+    square = a * a * at(own, y0, x0) + b * b * at(own, y0, x1) + c * c * at(own, y1, x0) + d * d * at(own, y1, x1)
     square = square + 2 * (a * b * at(along_x, y0, x0) + c * d * at(along_x, y1, x0))
     square = square + 2 * (a * c * at(along_y, y0, x0) + b * d * at(along_y, y0, x1))
     square = square + 2 * (a * d * at(diagonal, y0, x0) + b * c * at(anti, y0, x0))
@@ -351,10 +339,8 @@ def kmeans(
         return points.new_zeros(k, points.shape[1])
     points = points.float()
     unit = F.normalize(points, dim=-1)
-    tightness, assignment = max(
-        (_lloyd(unit, _plus_plus(unit, k, generator), iterations) for _ in range(restarts)),
-        key=lambda run: run[0],
-    )
+    runs = [_lloyd(unit, _plus_plus(unit, k, generator), iterations) for _ in range(restarts)]
+    _, assignment = max(runs, key=lambda run: run[0])
     counts = torch.bincount(assignment, minlength=k)[:, None]
     centers = points.new_zeros(k, points.shape[1]).index_add(0, assignment, points) / counts.clamp(min=1)
     largest = centers[counts.argmax()]

@@ -6,10 +6,10 @@
                         |              (EMA, eval, no grad)              |
                         +--photometric--> strong --CutMix (same boxes)---+--> mixed pseudo-labels
                                             |                            |
-       [labeled ; strong] --> STUDENT --> features --+--> linear head ------> supervised loss   (labels)
-                                  ^                  |                  +---> consistency loss  (confident pseudo-labels)
-                                  |                  +--> jittered grid --> prototype head --> prototype loss (both streams)
-                                  |                                             |  cos(feature, nearest of K prototypes)/T
+       [labeled ; strong] --> STUDENT --> features --+--> linear head ------> supervised loss  (labels)
+                                  ^                  |                  +---> consistency loss (confident ones)
+                                  |                  +--> jittered grid --> prototype head --> prototype loss (both)
+                                  |                                             |  cos(feature, nearest of K)/T
              teacher <-- EMA -----+                  prototypes <-- momentum ---+  (per class, nearest prototype)
 
 The tensors' mathematics stand in `method.py`; deviations from the paper and open points in docs/method.md.
@@ -157,13 +157,9 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.evaluate_student = False
         self.metadata: dict = {}  # travels with every checkpoint: what it takes to rebuild this module
 
-        matrices = {
-            head: MulticlassConfusionMatrix(student.num_classes, ignore_index=IGNORE_INDEX) for head in HEADS
-        }
+        matrices = {head: MulticlassConfusionMatrix(student.num_classes, ignore_index=IGNORE_INDEX) for head in HEADS}
         self.confusion = nn.ModuleDict(matrices)
-        self.register_buffer(
-            "pseudo_counts", torch.zeros(3), persistent=False
-        )  # pixels, confident, and right
+        self.register_buffer("pseudo_counts", torch.zeros(3), persistent=False)  # pixels, confident, and right
 
     # ------------------------------------------------------------------------------------- training
 
@@ -186,9 +182,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def supervised_step(self, labeled: dict) -> Tensor:
         """Loss of the labeled images alone."""
         output = self.student(labeled["image"])
-        loss = self.labeled_loss(
-            upsample(output.logits, labeled["mask"].shape[-2:]), output.auxiliary, labeled["mask"]
-        )
+        loss = self.labeled_loss(upsample(output.logits, labeled["mask"].shape[-2:]), output.auxiliary, labeled["mask"])
         self.log_losses(supervised=loss)
         return loss
 
@@ -250,9 +244,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
             )
         return loss
 
-    def prototype_loss(
-        self, prototype_logits: Tensor, mask: Tensor, mixed: PseudoLabeled, points: Tensor
-    ) -> Tensor:
+    def prototype_loss(self, prototype_logits: Tensor, mask: Tensor, mixed: PseudoLabeled, points: Tensor) -> Tensor:
         """Cross-entropy of the prototype head at the points, to labels and to confident pseudo-labels."""
         on_labeled, on_unlabeled = prototype_logits.transpose(1, 2).split([len(mask), len(mixed.labels)])
         loss = prototype_logits.new_zeros(())
@@ -322,9 +314,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
         position = self.current_epoch * self.trainer.num_training_batches + batch_idx
-        torch.manual_seed(
-            (self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank
-        )
+        torch.manual_seed((self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank)
         self._step_before = self.trainer.global_step
 
     def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
@@ -342,18 +332,14 @@ class SemiSupervisedSegmentation(L.LightningModule):
         if self.in_burn_in or (self.copy_teacher_first_epoch and epoch == self.burn_in_epochs):
             return 0.0
         steps_per_epoch = -(-batches // self.trainer.accumulate_grad_batches)
-        return ema_decay_at(
-            self.trainer.global_step - 1 - self.burn_in_epochs * steps_per_epoch, self.ema_decay
-        )
+        return ema_decay_at(self.trainer.global_step - 1 - self.burn_in_epochs * steps_per_epoch, self.ema_decay)
 
     @torch.no_grad()
     def initialize_bank(self) -> None:
         """Cluster the labeled images' features into prototypes; every rank receives rank 0's."""
         generator = torch.Generator(self.device).manual_seed(self.seed)
         if self.bank_init == "random":
-            self.bank.prototypes = torch.randn(
-                self.bank.prototypes.shape, generator=generator, device=self.device
-            )
+            self.bank.prototypes = torch.randn(self.bank.prototypes.shape, generator=generator, device=self.device)
             self.bank.is_initialized.fill_(True)
         elif self.trainer.is_global_zero:
             self.student.eval()
@@ -384,9 +370,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
                     if rare:
                         points = torch.cat([random_pixels(labels == c, scarce, generator) for c in few])
                     else:
-                        points = jittered_grid(
-                            *size, self.grid_cells, generator=generator, device=self.device
-                        )
+                        points = jittered_grid(*size, self.grid_cells, generator=generator, device=self.device)
                     sampled, found = (
                         sample_features(features[None], points, size)[0],
                         at_points(labels, points),
@@ -411,9 +395,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
             ]
         )
         steps = self.trainer.estimated_stepping_batches
-        poly = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: max(0.0, 1 - step / steps) ** self.poly_power
-        )
+        poly = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** self.poly_power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
 
     # ----------------------------------------------------------------------------------- evaluation
@@ -468,7 +450,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
 
 def at_points(x: Tensor, points: Tensor) -> Tensor:
-    """x (..., H, W) at points (N, 2) of (row, column) -> (..., N)."""
+    """Values of x (..., H, W) at points (N, 2) of (row, column) -> (..., N)."""
     return x[..., points[:, 0], points[:, 1]]
 
 

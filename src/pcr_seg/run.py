@@ -1,5 +1,6 @@
 """From a configuration to objects and from objects to results: the only place, beside the scripts, that knows Hydra."""
 
+import csv
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import torch
 import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
@@ -87,7 +89,7 @@ def wandb_offline() -> bool:
 # The trainer announces devices and products at each start; what it warns of still shows, but for
 # what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-for expected in (r".*in eval mode at the start of training", r"Experiment logs directory", r".*LeafSpec"):
+for expected in (r".*in eval mode at the start of training", r"(Experiment logs|Checkpoint) directory", r".*LeafSpec"):
     warnings.filterwarnings("ignore", expected)
 
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
@@ -101,9 +103,7 @@ def build_module(config: dict, class_names: list[str]) -> SemiSupervisedSegmenta
     """Make the module that a resolved configuration describes."""
     config = OmegaConf.create(config)
     student = instantiate(config.model)(instantiate(config.backbone), len(class_names))
-    return instantiate(config.method)(
-        student, instantiate(config.optimizer), class_names, instantiate(config.protocol)
-    )
+    return instantiate(config.method)(student, instantiate(config.optimizer), class_names, instantiate(config.protocol))
 
 
 def load_module(checkpoint: str | Path, *, student: bool = False, protocol: DictConfig | None = None):
@@ -183,14 +183,12 @@ def fit(cfg: DictConfig) -> dict:
         module.teacher.load_state_dict(weights)
 
     loggers = list(instantiate(cfg.logger).values())
-    best = ModelCheckpoint(
-        output / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False
-    )
-    last = ModelCheckpoint(
-        output / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    best = ModelCheckpoint(output / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(output / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False)
     timer = Timer()
-    callbacks = [best, last, timer, LogPanels(source), RichProgressBar(refresh_rate=5)]
+    callbacks = [best, last, timer, LogPanels(source)]
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(RichProgressBar(refresh_rate=10))  # a refresh waits for the device
     trainer = instantiate(cfg.trainer)(logger=loggers, callbacks=callbacks)
     if trainer.is_global_zero:
         output.mkdir(parents=True, exist_ok=True)
@@ -199,6 +197,8 @@ def fit(cfg: DictConfig) -> dict:
         print(f"{source.name}: {len(data.split.labeled)} labeled ({data.split.origin}), "
               f"{len(data.split.unlabeled)} unlabeled, {len(source.val)} val; run folder {output}")  # fmt: skip
         for logger in loggers:
+            if checkpoint and isinstance(logger, CSVLogger):
+                keep_metrics(logger, torch.load(checkpoint, weights_only=True)["global_step"])
             logger.log_hyperparams(config)
     torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -234,6 +234,14 @@ def fit(cfg: DictConfig) -> dict:
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
     return summary
+
+
+def keep_metrics(logger: CSVLogger, steps: int) -> None:
+    """Keep the rows of the first `steps` steps, where a logger's start would delete the file."""
+    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+    logger.experiment.metrics = rows
+    logger.save()
 
 
 def images_per_second(trainer: L.Trainer, data: L.LightningDataModule, timer: Timer, module: nn.Module) -> float:

@@ -159,9 +159,7 @@ def _fit(picture: np.ndarray, side: int) -> Image.Image:
     return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
 
 
-def _table(
-    rows: list[list[Image.Image]], titles: Sequence[str], font: ImageFont.FreeTypeFont, gap: int
-) -> Image.Image:
+def _table(rows: list[list[Image.Image]], titles: Sequence[str], font: ImageFont.FreeTypeFont, gap: int) -> Image.Image:
     """Titles over columns of pictures, each picture centred in its cell."""
     # a narrow column still holds the longest word of its title
     words = [max((ceil(font.getlength(word)) for word in title.split()), default=0) for title in titles]

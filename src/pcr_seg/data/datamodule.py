@@ -55,9 +55,7 @@ class SegmentationData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         self.source = source
-        self.split = make_split(
-            source, labeled, family=family, seed=seed, lists=Path(lists) if lists else None
-        )
+        self.split = make_split(source, labeled, family=family, seed=seed, lists=Path(lists) if lists else None)
         self.crop_size, self.batch_size, self.steps_per_epoch = crop_size, batch_size, steps_per_epoch
         self.scale, self.strong_color, self.pad_label = tuple(scale), strong_color, pad_label
         self.num_workers = num_workers if num_workers is not None else min(8, (os.cpu_count() or 1) // 2)
@@ -117,9 +115,7 @@ class SegmentationData(L.LightningDataModule):
 
 def eval_loader(samples: tuple[Sample, ...], num_workers: int) -> DataLoader:
     """Whole images with their masks, one at a time, in order."""
-    return DataLoader(
-        WholeImages(samples), batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available()
-    )
+    return DataLoader(WholeImages(samples), batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
 class StreamSampler(Sampler[tuple[int, int]]):

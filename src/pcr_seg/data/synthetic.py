@@ -51,7 +51,7 @@ def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabele
     partial = Path(tempfile.mkdtemp(dir=target.parent))
     (partial / "classes.txt").write_text(
         "# id name R G B\n"
-        + "".join(f"{i} {n} {r} {g} {b}\n" for i, (n, (r, g, b)) in enumerate(zip(CLASSES, PALETTE)))
+        + "".join(f"{i} {n} {r} {g} {b}\n" for i, (n, (r, g, b)) in enumerate(zip(CLASSES, PALETTE, strict=True)))
     )
     appearances = draw_appearances(np.random.default_rng([seed, 0]))
     parts = {"train": num_train, "val": num_val, "unlabeled": num_unlabeled}
@@ -74,9 +74,7 @@ def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabele
 def draw_appearances(rng: np.random.Generator) -> np.ndarray:
     """(classes, appearances, 2, 3) colors in 0..255: each appearance a pair far enough apart to see the pattern."""
     pairs = rng.uniform(30, 225, size=(len(CLASSES), NUM_APPEARANCES, 2, 3))
-    contrast = rng.choice([-1, 1], size=(len(CLASSES), NUM_APPEARANCES, 1)) * rng.uniform(
-        50, 90, size=(1, 1, 3)
-    )
+    contrast = rng.choice([-1, 1], size=(len(CLASSES), NUM_APPEARANCES, 1)) * rng.uniform(50, 90, size=(1, 1, 3))
     pairs[..., 1, :] = np.clip(pairs[..., 0, :] + contrast, 0, 255)
     return pairs
 
@@ -104,9 +102,7 @@ def draw_shape(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size: int
     return u**2 + v**2 < 1 if rng.random() < 0.5 else np.maximum(abs(u), abs(v)) < 0.9
 
 
-def paint(
-    rng: np.random.Generator, label: int, appearances: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> np.ndarray:
+def paint(rng: np.random.Generator, label: int, appearances: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(size, size, 3) float: the class's pattern in one of its color pairs, at a random angle, phase and scale."""
     first, second = appearances[label, rng.integers(NUM_APPEARANCES)] + rng.normal(0, 8, size=(2, 3))
     angle, period = rng.uniform(0, np.pi), rng.uniform(7, 10)

@@ -22,9 +22,7 @@ STD = (58.395, 57.12, 57.375)
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; OpenCV's own threads fight with them
 
 
-def geometric(
-    crop_size: int, scale: tuple[float, float] = (0.5, 2.0), pad_label: int = IGNORE_INDEX
-) -> A.Compose:
+def geometric(crop_size: int, scale: tuple[float, float] = (0.5, 2.0), pad_label: int = IGNORE_INDEX) -> A.Compose:
     """Weak view of image and mask: random scale, horizontal flip, padding to the crop, random crop.
 
     Shrinking and enlarging are equally likely, each uniform in its range. Padding is the mean color, evenly
@@ -46,9 +44,7 @@ def geometric(
                 p=1,
             ),
             A.HorizontalFlip(p=0.5),
-            A.PadIfNeeded(
-                crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, fill=mean_color, fill_mask=pad_label
-            ),
+            A.PadIfNeeded(crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, fill=mean_color, fill_mask=pad_label),
             A.RandomCrop(crop_size, crop_size),
         ]
     )
@@ -58,9 +54,7 @@ def photometric() -> A.Compose:
     """Color jitter, grayscale, blur: the strong view of UniMatch and BRPG, not of the published PCR."""
     return A.Compose(
         [
-            A.ColorJitter(
-                brightness=(0.5, 1.5), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.25, 0.25), p=0.8
-            ),
+            A.ColorJitter(brightness=(0.5, 1.5), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.25, 0.25), p=0.8),
             A.ToGray(p=0.2),
             A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
         ]

@@ -63,9 +63,7 @@ def create(name: str, weights: str | None, **options) -> nn.Module:
     A file is read with weights_only; it may hold more than the feature maps need (a classifier), not less.
     """
     if not timm.is_model(name):
-        raise ValueError(
-            f"backbone.name={name}: timm has no such model; try {timm.list_models(f'*{name[:6]}*')[:5]}"
-        )
+        raise ValueError(f"backbone.name={name}: timm has no such model; try {timm.list_models(f'*{name[:6]}*')[:5]}")
     if weights == "timm":
         try:
             return timm.create_model(name, pretrained=True, **options)
@@ -89,9 +87,7 @@ def load_file(model: nn.Module, path: Path) -> None:
         missing, _ = model.load_state_dict(state.get("state_dict", state), strict=False)
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"backbone.weights={path}: not a state dict that fits this backbone ({reason})"
-        ) from error
+        raise ValueError(f"backbone.weights={path}: not a state dict that fits this backbone ({reason})") from error
     if missing:
         raise ValueError(
             f"backbone.weights={path}: lacks {len(missing)} tensors of this backbone, first {missing[0]}; "

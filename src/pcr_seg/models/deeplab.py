@@ -82,9 +82,7 @@ class ASPP(nn.Module):
         super().__init__()
         self.pooled = conv_stage(in_channels, channels, 1, bias=not pooled_norm, norm=pooled_norm)
         self.branches = nn.ModuleList([conv_stage(in_channels, channels, 1, bias=False)])
-        self.branches.extend(
-            conv_stage(in_channels, channels, 3, bias=False, dilation=rate) for rate in rates
-        )
+        self.branches.extend(conv_stage(in_channels, channels, 3, bias=False, dilation=rate) for rate in rates)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) -> (B, (2 + len(rates)) * channels, h, w)."""

@@ -1,0 +1,281 @@
+"""Which training images are labeled: published lists, seeded draws, and the check before a run."""
+
+import hashlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import get_console
+from rich.progress import track
+
+from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, image_size, read_image, read_list, read_mask
+
+# Folders of the published lists: u2pl from U2PL and PCR, cps from UniMatch (5291_cps: PCR). The families are
+# different draws: figures on the lists of one do not compare with figures on the other's.
+PUBLISHED = {
+    ("voc", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
+    ("voc", "cps"): {n: f"cps/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
+    ("voc_aug", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (662, 1323, 2646, 5291)},
+    ("voc_aug", "cps"): {
+        **{n: f"cps/pascal/{part}" for n, part in ((662, "1_16"), (1323, "1_8"), (2646, "1_4"))},
+        5291: "u2pl/pascal/5291_cps",
+    },
+    ("cityscapes", "u2pl"): {n: f"u2pl/cityscapes/{n}" for n in (186, 372, 744, 1488)},
+    ("cityscapes", "cps"): {
+        n: f"cps/cityscapes/{part}"
+        for n, part in ((100, "1_30"), (186, "1_16"), (372, "1_8"), (744, "1_4"), (1488, "1_2"))
+    },
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labeled samples, unlabeled samples (mask None, always), and where they come from in one line."""
+
+    labeled: tuple[Sample, ...]
+    unlabeled: tuple[Sample, ...]
+    origin: str
+
+
+def num_labeled(labeled: str | int, num_train: int) -> int:
+    """Return the count: "1_8" -> ceil(num_train / 8), as published splits do; "full" -> all; "92" -> 92.
+
+    Raises:
+        ValueError: another spelling, or a count outside 1..num_train.
+    """
+    fraction = re.fullmatch(r"(\d+)_([1-9]\d*)", str(labeled))
+    if fraction:
+        count = -(-int(fraction[1]) * num_train // int(fraction[2]))
+    elif re.fullmatch(r"full|-?\d+", str(labeled)):
+        count = num_train if labeled == "full" else int(labeled)
+    else:
+        raise ValueError(f"split {labeled!r}: write a fraction (1_8), a count (92), full, or LIST.txt")
+    if not 1 <= count <= num_train:
+        raise ValueError(f"split {labeled!r}: {count} of {num_train} images; ask for 1 to {num_train}")
+    return count
+
+
+def published_list(source_name: str, count: int, family: str, lists: Path | None) -> Path | None:
+    """Return the published `labeled.txt` of `count` images below `lists`, or None if it is not there.
+
+    Raises:
+        ValueError: the family is neither u2pl nor cps.
+    """
+    if family not in ("u2pl", "cps"):
+        raise ValueError(f"split family {family!r}: choose u2pl (the paper's) or cps (UniMatch's)")
+    folder = PUBLISHED.get((source_name, family), {}).get(count)
+    path = Path(lists) / folder / "labeled.txt" if lists and folder else None
+    return path if path and path.is_file() else None
+
+
+def make_split(
+    source: Source,
+    labeled: str | Path | int,
+    *,
+    family: str = "u2pl",
+    seed: int = 0,
+    lists: Path | None = None,
+) -> Split:
+    """Choose the labeled images: LIST.txt, a published list, `lists/<labeled>/labeled.txt`, else a draw.
+
+    The draw depends on (source, count, seed) alone and shows every class of the training masks if so few
+    images can. All others are unlabeled, unless `unlabeled.txt` beside the list says which.
+
+    Raises:
+        FileNotFoundError: the list, or a mask that the draw reads, is missing.
+        ValueError: an impossible count, or a list that does not fit the data set.
+    """
+    if not source.train:
+        raise ValueError(f"{source.name}: no training images; correct dataset.root")
+    if str(labeled).endswith(".txt"):
+        return _from_list(source, Path(labeled), f"list {labeled}")
+    count = num_labeled(labeled, len(source.train))
+    if path := published_list(source.name, count, family, lists):
+        return _from_list(source, path, f"published list {path}", count)
+    if lists and (path := Path(lists) / str(labeled) / "labeled.txt").is_file():
+        return _from_list(source, path, f"list {path}", count)
+    if count in PUBLISHED.get((source.name, family), {}):
+        message = (
+            f"{source.name}: no published {family} list of {count} images below {lists}, so this split is"
+        )
+        warnings.warn(f"{message} drawn and does not compare with published figures", stacklevel=2)
+    train = sorted(source.train, key=lambda sample: sample.name)
+    if count == len(train):
+        return Split(tuple(train), source.unlabeled, f"all {count} training images")
+    chosen = _draw(source, train, count, seed)
+    rest = [sample for index, sample in enumerate(train) if index not in chosen]
+    drawn = tuple(train[index] for index in sorted(chosen))
+    return Split(drawn, _unmasked([*rest, *source.unlabeled]), f"drawn with seed {seed}")
+
+
+def _unmasked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    return tuple(Sample(sample.name, sample.image) for sample in samples)
+
+
+def _from_list(source: Source, path: Path, origin: str, count: int | None = None) -> Split:
+    labeled = _find(read_list(path), source.train, path)
+    if count not in (None, len(labeled)):
+        raise ValueError(f"{path}: {len(labeled)} names instead of {count}; correct it, or set split={path}")
+    everything = (*source.train, *source.unlabeled)
+    beside = path.with_name(path.name.replace("labeled", "unlabeled"))
+    if beside != path and beside.is_file():
+        return Split(labeled, _unmasked(_find(read_list(beside), everything, beside)), origin)
+    names = {sample.name for sample in labeled}
+    return Split(labeled, _unmasked([sample for sample in everything if sample.name not in names]), origin)
+
+
+def _find(names: list[str], samples: Sequence[Sample], path: Path) -> tuple[Sample, ...]:
+    known = {sample.name: sample for sample in samples}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{path}: {len(unknown)} of {len(names)} names are not images for training, first {unknown[0]}"
+            f" (the data set has names like {samples[0].name}); correct the list or complete the data set"
+        )
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise ValueError(f"{path}: {twice[0]} stands there more than once; keep one")
+    return tuple(known[name] for name in names)
+
+
+def _map(function: Callable[[Sample], Any], samples: Sequence[Sample], description: str) -> list[Any]:
+    quiet = len(samples) <= 200 or not get_console().is_terminal  # a log would get blank lines from it
+    with ThreadPoolExecutor(8) as pool:
+        results = pool.map(function, samples)
+        return list(track(results, description, total=len(samples), transient=True, disable=quiet))
+
+
+def _shown(mask: np.ndarray) -> int:
+    """The values in a mask, 255 apart, as the bits of an integer."""
+    counts = np.bincount(mask.ravel(), minlength=256)[:IGNORE_INDEX]
+    return sum(1 << value for value in np.flatnonzero(counts).tolist())
+
+
+def _missing(classes: Sequence[str], shown: Sequence[int]) -> list[str]:
+    return [name for bit, name in enumerate(classes) if not any(values >> bit & 1 for values in shown)]
+
+
+def _draw(source: Source, train: list[Sample], count: int, seed: int) -> set[int]:
+    """Indices of `count` samples: a few that show every class, then random ones."""
+    valid = (1 << len(source.classes)) - 1  # wrong values are for `check` to report
+    shown = _map(lambda sample: _shown(read_mask(sample)) & valid, train, "Reading masks for the draw")
+    order = np.random.default_rng(seed).permutation(len(train)).tolist()
+    cover = [order[position] for position in _cover([shown[index] for index in order], count)]
+    chosen = cover + [index for index in order if index not in cover][: count - len(cover)]
+    nowhere = _missing(source.classes, shown)
+    lost = [name for name in _missing(source.classes, [shown[i] for i in chosen]) if name not in nowhere]
+    if lost:
+        message = f"{source.name}: no label for {', '.join(lost)} in {count} images; ask for more labels"
+        warnings.warn(message, stacklevel=3)
+    return set(chosen)
+
+
+def _cover(shown: list[int], count: int) -> list[int]:
+    """Positions of at most `count` entries that together show every class, if such are found.
+
+    Beam search: a state is extended by each image of its rarest missing class (every cover holds one), and
+    the 16 states with most classes go on. So few images are forced that most of the draw stays random.
+    """
+    first = {values: position for position, values in reversed(list(enumerate(shown)))}
+    times = Counter(bit for values in shown for bit in range(values.bit_length()) if values >> bit & 1)
+    rarest = sorted(times, key=lambda bit: (times[bit], bit))
+    states: dict[int, list[int]] = {0: []}
+    for _ in range(count):
+        extended: dict[int, list[int]] = {}
+        for covered, positions in states.items():
+            target = next((bit for bit in rarest if not covered >> bit & 1), None)
+            if target is None:
+                return positions
+            for values, position in first.items():
+                if values >> target & 1:
+                    extended.setdefault(covered | values, [*positions, position])
+        states = dict(sorted(extended.items(), key=lambda item: -item[0].bit_count())[:16])
+    return next(iter(states.values()))
+
+
+def check(source: Source, split: Split, subset: str = "val") -> None:
+    """Look into everything a run is about to use; silent when all is well.
+
+    Labeled, unlabeled and `subset` images must be disjoint (by content, whatever their names), the first two
+    together all of `source`. Masks must have their image's size and values in 0..C-1 or 255. Labeled images
+    are decoded, of the others the headers are read.
+
+    Raises:
+        FileNotFoundError: an image or a mask is missing.
+        ValueError: anything else. Both are one line with the file and the remedy.
+    """
+    if subset not in ("val", "test"):
+        raise ValueError(f"subset {subset!r}: choose val or test")
+    held_out = getattr(source, subset)
+    for title, samples in (("labeled", split.labeled), (subset, held_out)):
+        if not samples:
+            raise ValueError(f"{source.name}: the list of {title} images is empty; add images with masks")
+    _check_complete(source, split)
+    num_classes = len(source.classes)
+    shown = _map(partial(_check_pair, num_classes, True), split.labeled, "Checking labeled images")
+    shown += _map(partial(_check_pair, num_classes, False), held_out, f"Checking {subset} images")
+    _map(lambda sample: image_size(sample.image), split.unlabeled, "Checking unlabeled images")
+    _check_overlap([*split.labeled, *split.unlabeled], held_out, subset)
+    if len(_missing(source.classes, shown)) >= max(1, num_classes - 1):
+        message = f"{source.name}: no mask shows a second class; 255 is ignored, so write 0/255 masks as 0/1"
+        warnings.warn(message, stacklevel=2)
+
+
+def _check_complete(source: Source, split: Split) -> None:
+    known = {sample.name for sample in (*source.train, *source.unlabeled)}
+    used = Counter(sample.name for sample in (*split.labeled, *split.unlabeled))
+    if twice := [name for name, times in used.items() if times > 1]:
+        raise ValueError(f"{twice[0]}: twice in the split ({split.origin}); keep it labeled or unlabeled")
+    if odd := sorted(known ^ set(used)):
+        where = "in no part of the split" if odd[0] in known else f"not a training image of {source.name}"
+        count = f"{len(odd)} such images" if len(odd) > 1 else "the only one"
+        raise ValueError(
+            f"{odd[0]}: {where} ({split.origin}; {count}); correct labeled.txt and unlabeled.txt"
+        )
+
+
+def _check_pair(num_classes: int, decode: bool, sample: Sample) -> int:
+    height, width = read_image(sample.image).shape[:2] if decode else image_size(sample.image)
+    mask = read_mask(sample)
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"{sample.mask}: mask is {mask.shape[1]}x{mask.shape[0]}, but {sample.image} is"
+            f" {width}x{height} (upright by its EXIF tag); resize the mask with nearest neighbour"
+        )
+    shown = _shown(mask)
+    if wrong := [value for value in range(num_classes, IGNORE_INDEX) if shown >> value & 1]:
+        raise ValueError(
+            f"{sample.mask}: label values {wrong} are not in 0..{num_classes - 1} or 255 (ignored); correct"
+            " the mask, or add the classes to the data set"
+        )
+    return shown
+
+
+def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: str) -> None:
+    def size(sample: Sample) -> int:
+        return sample.image.stat().st_size
+
+    def digest(sample: Sample) -> bytes:
+        return hashlib.sha256(sample.image.read_bytes()).digest()
+
+    for key in (size, digest):  # equal files have equal sizes, so few have to be read
+        left, right = (_map(key, samples, "Comparing files") for samples in (train, held_out))
+        shared = set(left) & set(right)
+        train = [sample for sample, value in zip(train, left, strict=True) if value in shared]
+        held_out = [sample for sample, value in zip(held_out, right, strict=True) if value in shared]
+    if train:
+        twin = next(sample for sample in held_out if digest(sample) == digest(train[0]))
+        raise ValueError(f"{twin.image}: {subset} image, but a copy of {train[0].image}; remove one of them")
+
+
+def write(split: Split, folder: Path) -> None:
+    """Write `labeled.txt` and `unlabeled.txt`: a comment line with the origin, then one name per line."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, samples in (("labeled", split.labeled), ("unlabeled", split.unlabeled)):
+        lines = [f"# {split.origin}", *(sample.name for sample in samples)]
+        Path(folder, f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

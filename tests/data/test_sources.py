@@ -1,0 +1,386 @@
+"""Readers on small real files of each layout."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pcr_seg.data.sources import (
+    CITYSCAPES_CLASSES,
+    IGNORE_INDEX,
+    VOC_PALETTE,
+    Sample,
+    camvid,
+    cityscapes,
+    folder,
+    image_size,
+    read_image,
+    read_list,
+    read_mask,
+    voc,
+    voc_aug,
+)
+
+CLASSES = "# id name R G B\n0 sky 1 2 3\n1 traffic light 4 5 6\n255 void 0 0 0\n"
+
+
+def save(path: Path, content: np.ndarray | Image.Image, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = content if isinstance(content, Image.Image) else Image.fromarray(np.asarray(content, np.uint8))
+    image.save(path, **options)
+    return path
+
+
+def colors(height: int = 4, width: int = 6, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def names(samples: tuple[Sample, ...]) -> list[str]:
+    return [sample.name for sample in samples]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK"])
+def test_every_color_mode_reads_as_rgb(tmp_path, mode):
+    image = Image.fromarray(colors()).convert(mode)
+    path = save(tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), image)
+    read = read_image(path)
+    assert read.shape == (4, 6, 3) and read.dtype == np.uint8
+    np.testing.assert_array_equal(read, np.array(image.convert("RGB")))
+    assert read.flags.writeable  # transforms work in place
+
+
+def test_palette_with_transparency_reads_without_a_warning(tmp_path):
+    image = Image.fromarray(colors()).convert("P")
+    path = save(tmp_path / "a.png", image, transparency=bytes(range(256)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(read_image(path), np.array(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, lambda a: a),
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, np.rot90),
+    ],
+)
+def test_exif_orientation_turns_image_and_size(tmp_path, suffix, orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if suffix == "webp" else {}
+    path = save(tmp_path / f"a.{suffix}", colors(), exif=exif, **options)
+    np.testing.assert_array_equal(read_image(path), upright(colors()))
+    assert image_size(path) == upright(colors()).shape[:2]
+
+
+def test_jpeg_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.jpg", colors(), exif=exif)
+    assert read_image(path).shape == (6, 4, 3) and image_size(path) == (6, 4)
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    path = save(tmp_path / "deep.png", Image.fromarray(np.full((4, 4), 4000, np.uint16)))
+    with pytest.raises(ValueError, match=r"deep\.png: image has mode I;16; scale it to 0\.\.255"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size, lambda path: read_mask(Sample("a", path, path))])
+def test_empty_garbled_and_missing_files(tmp_path, read):
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"empty\.png: not readable as an image \(it is empty\); replace"):
+        read(tmp_path / "empty.png")
+    with pytest.raises(ValueError, match=r"text\.png: not readable as an image .*; replace") as error:
+        read(tmp_path / "text.png")
+    assert "\n" not in str(error.value)
+    with pytest.raises(FileNotFoundError, match=r"gone\.png: no "):
+        read(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
+def test_truncated_files_at_every_tenth(tmp_path, suffix):
+    data = save(tmp_path / f"a.{suffix}", colors(32, 32)).read_bytes()
+    for tenth in range(1, 10):
+        (tmp_path / f"a.{suffix}").write_bytes(data[: len(data) * tenth // 10])
+        with pytest.raises(ValueError, match=rf"a\.{suffix}: not readable as an image .*; replace"):
+            read_image(tmp_path / f"a.{suffix}")
+
+
+def test_palette_mask_reads_as_indices(tmp_path):
+    labels = np.array([[0, 1, 2], [20, 255, 7]], np.uint8)
+    image = Image.frombytes("P", (3, 2), labels.tobytes())
+    image.putpalette(bytes(reversed(range(256))) * 3)
+    mask = read_mask(Sample("a", tmp_path / "a.jpg", save(tmp_path / "a.png", image)))
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, labels)
+
+
+def test_bilevel_mask_reads_as_zero_and_one(tmp_path):
+    labels = np.array([[0, 1], [1, 0]], np.uint8)
+    path = save(tmp_path / "a.png", Image.fromarray(labels * 255).convert("1"))
+    np.testing.assert_array_equal(read_mask(Sample("a", path, path)), labels)
+
+
+def test_label_map_is_applied(tmp_path):
+    path = save(tmp_path / "a.png", [[0, 11], [5, 3]])
+    label_map = np.arange(256, dtype=np.uint8)[::-1]
+    np.testing.assert_array_equal(read_mask(Sample("a", path, path, label_map)), [[255, 244], [250, 252]])
+
+
+@pytest.mark.parametrize(("mode", "bands"), [("RGB", 3), ("RGBA", 4), ("I;16", 1)])
+def test_masks_of_several_channels_or_more_bits_are_refused(tmp_path, mode, bands):
+    image = Image.new(mode, (3, 2))
+    path = save(tmp_path / "labels" / "a.png", image)
+    expected = (
+        rf"labels/a\.png: mask is {mode} \({bands} channels\), expected one 8-bit channel .*; convert it with"
+    )
+    with pytest.raises(ValueError, match=expected) as error:
+        read_mask(Sample("a", tmp_path / "a.jpg", path))
+    assert "\n" not in str(error.value)
+
+
+def test_missing_mask_names_mask_image_and_remedy(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"a\.png: no mask for .*a\.jpg; add it, or use .* as unlabeled"
+    ):
+        read_mask(Sample("a", tmp_path / "a.jpg", tmp_path / "a.png"))
+    with pytest.raises(ValueError, match=r"a\.jpg: labeled, but it has no mask; add one"):
+        read_mask(Sample("a", tmp_path / "a.jpg"))
+
+
+def test_list_lines(tmp_path):
+    lines = {
+        "leftImg8bit/train/ulm/ulm_000061_000019_leftImg8bit.png": "ulm_000061_000019",
+        "leftImg8bit/train/a/a_1_2_leftImg8bit.png gtFine/train/a/a_1_2_gtFine_labelTrainIds.png": "a_1_2",
+        "JPEGImages/2007_000032.jpg SegmentationClass/2007_000032.png": "2007_000032",
+        "/JPEGImages/2007_000033.jpg /SegmentationClassAug/2007_000033.png": "2007_000033",
+        "2007_000039": "2007_000039",
+        "day/cam 1/frame.v2": "day/cam 1/frame.v2",
+        "night/b.JPG": "night/b",
+    }
+    text = "\ufeff# origin\r\n\r\n" + "\r\n".join(lines) + "\n# leftImg8bit/train/a/no_leftImg8bit.png\n  \n"
+    (tmp_path / "list.txt").write_bytes(text.encode())
+    assert read_list(tmp_path / "list.txt") == list(lines.values())
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such list; correct the path"):
+        read_list(tmp_path / "gone.txt")
+
+
+def make_folder(root: Path) -> Path:
+    for name in ("b.jpg", "a.PNG", "city/deep/c.webp", "d.v1.tif"):
+        save(root / "images/train" / name, colors())
+    for name in ("v.jpg", "a.jpg"):  # a val image may well have a training image's name
+        save(root / "images/val" / name, colors())
+    save(root / "unlabeled/u.bmp", colors())
+    (root / "images/train/._b.jpg").write_bytes(b"metadata")
+    save(root / "images/train/.thumbnails/b.jpg", colors())
+    (root / "images/train/notes.txt").touch()
+    (root / "classes.txt").write_text(CLASSES)
+    return root
+
+
+def test_folder(tmp_path):
+    source = folder(make_folder(tmp_path), "mine")
+    assert source.name == "mine"
+    assert source.classes == ("sky", "traffic light") and source.palette == ((1, 2, 3), (4, 5, 6))
+    assert names(source.train) == ["a", "b", "city/deep/c", "d.v1"]
+    assert source.train[2].mask == tmp_path / "labels/train/city/deep/c.png"
+    assert source.train[3].mask == tmp_path / "labels/train/d.v1.png"
+    assert names(source.val) == ["a", "v"] and source.val[1].mask == tmp_path / "labels/val/v.png"
+    assert source.unlabeled == (Sample("u", tmp_path / "unlabeled/u.bmp"),)
+    assert source.test == ()
+
+
+def test_folder_with_test_images_and_without_unlabeled(tmp_path):
+    make_folder(tmp_path)
+    save(tmp_path / "images/test/t.jpg", colors())
+    (tmp_path / "unlabeled/u.bmp").unlink()
+    (tmp_path / "unlabeled").rmdir()
+    source = folder(str(tmp_path))
+    assert source.test == (Sample("t", tmp_path / "images/test/t.jpg", tmp_path / "labels/test/t.png"),)
+    assert source.unlabeled == ()
+
+
+@pytest.mark.parametrize("reader", [folder, camvid, voc, voc_aug, cityscapes])
+def test_missing_root(tmp_path, reader):
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere.*: no .*; set dataset\.root to the folder"
+    ) as error:
+        reader(tmp_path / "nowhere")
+    assert "\n" not in str(error.value)
+
+
+def test_folder_errors(tmp_path):
+    make_folder(tmp_path)
+    save(tmp_path / "unlabeled/b.png", colors())
+    with pytest.raises(
+        ValueError, match=r"unlabeled/b\.png: same name as .*train/b\.jpg; rename it, or move"
+    ):
+        folder(tmp_path)
+    save(tmp_path / "images/train/b.png", colors())
+    with pytest.raises(
+        ValueError, match=r"train/b\.(png|jpg): same name as .*b\.(png|jpg); rename or remove"
+    ):
+        folder(tmp_path)
+    for path in (tmp_path / "images/val").iterdir():
+        path.unlink()
+    (tmp_path / "images/train/b.png").unlink()
+    with pytest.raises(ValueError, match=r"images/val: no images in it; put \.jpg"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0 sky 1 2 3\n2 car 1 2 3\n", r"ids \[0, 2\]; number the classes 0, 1"),
+        ("0 sky 1 2 3\n0 car 1 2 3\n", r"ids \[0, 0\]; number the classes"),
+        ("0 sky 1 2 3\n1 sky 1 2 3\n", r"each id and each name once"),
+        ("0 sky 1 2\n", r"'0 sky 1 2' is not `id name R G B`"),
+        ("0 sky 1 2 256\n", r"is not `id name R G B` with R G B in 0\.\.255; correct it"),
+        ("sky 0 1 2 3\n", r"'sky 0 1 2 3' is not"),
+        ("255 void 0 0 0\n", r"ids \[\]; number the classes"),
+    ],
+)
+def test_malformed_classes(tmp_path, text, message):
+    (make_folder(tmp_path) / "classes.txt").write_text(text)
+    with pytest.raises(ValueError, match=rf"classes\.txt: .*{message}"):
+        folder(tmp_path)
+
+
+def test_missing_classes(tmp_path):
+    (make_folder(tmp_path) / "classes.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"classes\.txt: no such file; write `id name R G B`"):
+        folder(tmp_path)
+
+
+def test_camvid_in_segnet_layout(tmp_path):
+    for subset in ("train", "val", "test"):
+        save(tmp_path / subset / "0001TP_1.png", colors())
+        save(tmp_path / f"{subset}annot" / "0001TP_1.png", [[0, 10], [11, 12]])
+    source = camvid(tmp_path)
+    assert source.name == "camvid" and len(source.classes) == len(source.palette) == 11
+    assert [len(part) for part in (source.train, source.unlabeled, source.val, source.test)] == [1, 0, 1, 1]
+    np.testing.assert_array_equal(read_mask(source.train[0]), [[0, 10], [255, 12]])  # 12 is left to the check
+    np.testing.assert_array_equal(read_mask(source.test[0]), [[0, 10], [255, 12]])
+
+
+def test_camvid_in_folder_layout(tmp_path):
+    source = camvid(make_folder(tmp_path))
+    assert source.name == "camvid" and source.classes == ("sky", "traffic light")
+    assert source.train[0].label_map is None
+
+
+def make_voc(root: Path, augmented: tuple[str, ...] = (), official: tuple[str, ...] = ()) -> Path:
+    for name in ("2007_1", "2007_2", "2008_3", "2008_4", "2009_5", "2009_6"):
+        save(root / "JPEGImages" / f"{name}.jpg", colors())
+    for kind, ids in (("SegmentationClassAug", augmented), ("SegmentationClass", official)):
+        for name in ids:
+            save(root / kind / f"{name}.png", np.full((4, 6), 20))
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_2\n2007_1\n")
+    (lists / "val.txt").write_text("2009_5\n")
+    return root
+
+
+@pytest.mark.parametrize("inside", ["", "VOC2012", "VOCdevkit/VOC2012"])
+def test_voc_with_the_devkit_alone(tmp_path, inside):
+    make_voc(tmp_path / inside, official=("2007_1", "2007_2", "2009_5"))
+    source = voc(tmp_path)
+    assert source.name == "voc" and len(source.classes) == len(source.palette) == 21
+    assert names(source.train) == ["2007_1", "2007_2"] and names(source.val) == ["2009_5"]
+    assert source.unlabeled == source.test == ()
+    assert source.train[0].mask == tmp_path / inside / "SegmentationClass/2007_1.png"
+
+
+def test_voc_classic_and_blender_from_the_masks(tmp_path):
+    make_voc(tmp_path, ("2007_1", "2007_2", "2008_3", "2008_4", "2009_5"), ("2007_1", "2009_5"))
+    classic, blender = voc(tmp_path), voc_aug(tmp_path)
+    assert names(classic.train) == ["2007_1", "2007_2"]
+    assert [(s.name, s.mask) for s in classic.unlabeled] == [("2008_3", None), ("2008_4", None)]
+    assert names(blender.train) == ["2007_1", "2007_2", "2008_3", "2008_4"] and blender.unlabeled == ()
+    for source in (classic, blender):
+        assert names(source.val) == ["2009_5"]
+        assert {s.mask.parent.name for s in source.train + source.val} == {"SegmentationClassAug"}
+    assert blender.name == "voc_aug"
+
+
+@pytest.mark.parametrize("file", ["train_aug.txt", "trainaug.txt"])
+def test_voc_train_aug_list_goes_before_the_masks_and_val_is_kept_out(tmp_path, file):
+    make_voc(tmp_path, ("2007_1", "2007_2", "2008_3", "2008_4"), ("2009_5",))
+    ids = ("2007_1", "2007_2", "2008_3", "2009_5")
+    lines = "".join(f"/JPEGImages/{i}.jpg /SegmentationClassAug/{i}.png\n" for i in ids)
+    (tmp_path / "ImageSets/Segmentation" / file).write_text(lines)
+    assert names(voc(tmp_path).unlabeled) == ["2008_3"]
+    source = voc_aug(tmp_path)
+    assert names(source.train) == ["2007_1", "2007_2", "2008_3"]
+    assert (
+        source.val[0].mask == tmp_path / "SegmentationClass/2009_5.png"
+    )  # SBD's folder has no val masks here
+
+
+def test_voc_errors(tmp_path):
+    make_voc(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match=r"SegmentationClassAug: no such folder; put the SBD masks there"
+    ):
+        voc_aug(tmp_path)
+    (tmp_path / "ImageSets/Segmentation/val.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val\.txt: no such list"):
+        voc(tmp_path)
+
+
+def test_voc_palette_is_the_devkits():
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        7: (128, 128, 128),
+        8: (64, 0, 0),
+        15: (192, 128, 128),
+    }
+    known |= {18: (0, 192, 0), 20: (0, 64, 128)}  # values as in the devkit's PNG files
+    assert {index: VOC_PALETTE[index] for index in known} == known
+    assert len(set(VOC_PALETTE)) == 21
+
+
+def make_cityscapes(root: Path, kinds: tuple[str, ...]) -> Path:
+    raw = np.arange(40).reshape(4, 10)  # labelIds 0..33 and beyond
+    for subset, city in (("train", "ulm"), ("train", "aachen"), ("val", "munster")):
+        stem = f"{city}_000000_000019"
+        save(root / "leftImg8bit" / subset / city / f"{stem}_leftImg8bit.png", colors(4, 10))
+        for kind in kinds:
+            labels = raw if kind == "labelIds" else np.full((4, 10), 18)
+            save(root / "gtFine" / subset / city / f"{stem}_gtFine_{kind}.png", labels)
+    return root
+
+
+def test_cityscapes_with_train_ids(tmp_path):
+    source = cityscapes(make_cityscapes(tmp_path, ("labelIds", "labelTrainIds")))
+    assert len(source.classes) == len(source.palette) == 19
+    assert names(source.train) == ["aachen_000000_000019", "ulm_000000_000019"]
+    assert names(source.val) == ["munster_000000_000019"] and source.unlabeled == source.test == ()
+    assert (read_mask(source.train[0]) == 18).all()
+
+
+def test_cityscapes_maps_label_ids(tmp_path):
+    source = cityscapes(make_cityscapes(tmp_path, ("labelIds",)))
+    train_ids = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12}
+    train_ids |= {26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # cityscapesScripts, helpers/labels.py
+    expected = [train_ids.get(label, IGNORE_INDEX) for label in range(40)]
+    np.testing.assert_array_equal(read_mask(source.val[0]).ravel(), expected)
+    assert source.classes[13] == "car" and source.palette[13] == (0, 0, 142)
+    assert tuple(CITYSCAPES_CLASSES) == source.classes
+
+
+def test_cityscapes_without_val(tmp_path):
+    save(tmp_path / "leftImg8bit/train/ulm/ulm_1_2_leftImg8bit.png", colors())
+    with pytest.raises(FileNotFoundError, match=r"leftImg8bit/val: no such folder; set dataset\.root"):
+        cityscapes(tmp_path)
