@@ -14,10 +14,8 @@ from pcr_seg.run import CONF, command_line
 torch.set_num_threads(1)  # two test processes on two cores: more threads would only wait for each other
 
 SHARED = Path(__file__).parents[2] / "shared"
+TINY_SET = ["dataset.num_train=12", "dataset.num_val=3", "dataset.size=48"]
 SMALL = [
-    "dataset.num_train=12",
-    "dataset.num_val=3",
-    "dataset.size=48",
     "split=4",
     "data.crop_size=32",
     "data.batch_size=2",
@@ -32,8 +30,10 @@ SMALL = [
 
 
 def small_config(root: Path, *overrides: str, name: str = "train") -> DictConfig:
-    """The synthetic default made tiny, writing under `root`; later overrides win."""
-    arguments = [f"output={root}/run", f"dataset.root={root}/data", *SMALL, *overrides]
+    """The synthetic default (or another data set) made tiny, writing under `root`; later overrides win."""
+    own_data = any(override.startswith("dataset=") for override in overrides)
+    data = [] if own_data else [f"dataset.root={root}/data", *TINY_SET]
+    arguments = [f"output={root}/run", *data, *SMALL, *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, command_line(arguments))
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import math
+import operator
 import os
 import platform
 import re
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -99,11 +102,19 @@ OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 # --------------------------------------------------------------------------------- build and rebuild
 
 
+def build(node: DictConfig, *args: object, **kwargs: object):
+    """Call what a node names, with its keys and further arguments; its errors stay its own.
+
+    Hydra alone makes the partial: it would wrap a constructor's error into a page of its own.
+    """
+    return instantiate(node, _partial_=True)(*args, **kwargs)
+
+
 def build_module(config: dict, class_names: list[str]) -> SemiSupervisedSegmentation:
     """Make the module that a resolved configuration describes."""
     config = OmegaConf.create(config)
-    student = instantiate(config.model)(instantiate(config.backbone), len(class_names))
-    return instantiate(config.method)(student, instantiate(config.optimizer), class_names, instantiate(config.protocol))
+    student = build(config.model, build(config.backbone), len(class_names))
+    return build(config.method, student, instantiate(config.optimizer), class_names, instantiate(config.protocol))
 
 
 def load_module(checkpoint: str | Path, *, student: bool = False, protocol: DictConfig | None = None):
@@ -167,9 +178,9 @@ def fit(cfg: DictConfig) -> dict:
     config, output = OmegaConf.to_container(cfg, resolve=True), Path(cfg.output)
     L.seed_everything(cfg.seed, verbose=False)
 
-    source = instantiate(cfg.dataset)
+    source = build(cfg.dataset)
     module = build_module(config, list(source.classes))
-    data = instantiate(cfg.data)(source, use_unlabeled=module.uses_unlabeled)
+    data = build(cfg.data, source, use_unlabeled=module.uses_unlabeled)
     splits.check(source, data.split)
     module.metadata = {
         "config": config,
@@ -183,13 +194,14 @@ def fit(cfg: DictConfig) -> dict:
         module.teacher.load_state_dict(weights)
 
     loggers = list(instantiate(cfg.logger).values())
-    best = ModelCheckpoint(output / "checkpoints", "best", monitor="val/miou", mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(output / "checkpoints", "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    folder, once = output / "checkpoints", {"enable_version_counter": False}
+    best = ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **once)
+    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, **once)
     timer = Timer()
     callbacks = [best, last, timer, LogPanels(source)]
     if cfg.trainer.enable_progress_bar:
         callbacks.append(RichProgressBar(refresh_rate=10))  # a refresh waits for the device
-    trainer = instantiate(cfg.trainer)(logger=loggers, callbacks=callbacks)
+    trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks)
     if trainer.is_global_zero:
         output.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(config), output / "config.yaml")
@@ -205,7 +217,7 @@ def fit(cfg: DictConfig) -> dict:
 
     if "val/miou" not in trainer.callback_metrics:  # stopped by max_steps before an epoch's end
         trainer.validate(module, data, verbose=False)
-        trainer.save_checkpoint(last.dirpath + "/last.ckpt")
+        trainer.save_checkpoint(folder / "last.ckpt")
     metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
     summary = {
         "dataset": source.name,
@@ -309,7 +321,7 @@ def evaluate(cfg: DictConfig) -> dict:
     """Score a checkpoint on a subset, print the table, write and return the JSON."""
     module = load_module(cfg.checkpoint, student=cfg.eval.student, protocol=cfg.get("protocol"))
     dataset = cfg.get("dataset") or OmegaConf.create(module.metadata["config"]["dataset"])
-    source = instantiate(dataset)
+    source = build(dataset)
     if list(source.classes) != module.class_names:
         raise ValueError(
             f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(module.class_names)}; "
@@ -413,9 +425,15 @@ def export(cfg: DictConfig) -> Path:
     output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
     dynamic = {"image": {axis: torch.export.Dim(name, min=2 if axis == 0 else 32) for axis, name in
                          ((0, "batch"), (2, "height"), (3, "width"))}}  # fmt: skip
-    program = torch.export.export(predictor, (torch.randn(2, 3, 128, 160),), dynamic_shapes=dynamic)
+    program = torch.export.export(
+        predictor,
+        (torch.randn(2, 3, 128, 160),),
+        dynamic_shapes=dynamic,
+        prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
+    )
     partial = output.with_name("partial_" + output.name)
     if cfg.format == "pt2":
+        round_up_in_integers(program.graph)
         torch.export.save(program, partial)
         exported = torch.export.load(partial).module()
     else:
@@ -429,6 +447,22 @@ def export(cfg: DictConfig) -> Path:
     os.replace(partial, output)
     print(f"{output}: checked against the network at three sizes")
     return output
+
+
+def round_up_in_integers(graph: torch.fx.Graph) -> None:
+    """Write ceil(a / b) on sizes as (a + b - 1) // b: timm's "same" padding uses the first, which pt2 cannot store."""
+
+    def call(function: Callable, *arguments: object) -> torch.fx.Node:
+        node = graph.call_function(function, arguments)
+        node.meta["val"] = function(*(getattr(argument, "meta", {"val": argument})["val"] for argument in arguments))
+        return node
+
+    for node in [node for node in graph.nodes if node.target is math.ceil]:
+        a, b = node.args[0].args
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(call(operator.floordiv, call(operator.add, a, b - 1), b))
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
 def export_onnx(program: torch.export.ExportedProgram, path: Path):

@@ -139,18 +139,14 @@ def test_label_map_is_applied(tmp_path):
 def test_masks_of_several_channels_or_more_bits_are_refused(tmp_path, mode, bands):
     image = Image.new(mode, (3, 2))
     path = save(tmp_path / "labels" / "a.png", image)
-    expected = (
-        rf"labels/a\.png: mask is {mode} \({bands} channels\), expected one 8-bit channel .*; convert it with"
-    )
+    expected = rf"labels/a\.png: mask is {mode} \({bands} channels\), expected one 8-bit channel .*; convert it with"
     with pytest.raises(ValueError, match=expected) as error:
         read_mask(Sample("a", tmp_path / "a.jpg", path))
     assert "\n" not in str(error.value)
 
 
 def test_missing_mask_names_mask_image_and_remedy(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"a\.png: no mask for .*a\.jpg; add it, or use .* as unlabeled"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"a\.png: no mask for .*a\.jpg; add it, or use .* as unlabeled"):
         read_mask(Sample("a", tmp_path / "a.jpg", tmp_path / "a.png"))
     with pytest.raises(ValueError, match=r"a\.jpg: labeled, but it has no mask; add one"):
         read_mask(Sample("a", tmp_path / "a.jpg"))
@@ -210,9 +206,7 @@ def test_folder_with_test_images_and_without_unlabeled(tmp_path):
 
 @pytest.mark.parametrize("reader", [folder, camvid, voc, voc_aug, cityscapes])
 def test_missing_root(tmp_path, reader):
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere.*: no .*; set dataset\.root to the folder"
-    ) as error:
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*: no .*; set dataset\.root to the folder") as error:
         reader(tmp_path / "nowhere")
     assert "\n" not in str(error.value)
 
@@ -220,14 +214,10 @@ def test_missing_root(tmp_path, reader):
 def test_folder_errors(tmp_path):
     make_folder(tmp_path)
     save(tmp_path / "unlabeled/b.png", colors())
-    with pytest.raises(
-        ValueError, match=r"unlabeled/b\.png: same name as .*train/b\.jpg; rename it, or move"
-    ):
+    with pytest.raises(ValueError, match=r"unlabeled/b\.png: same name as .*train/b\.jpg; rename it, or move"):
         folder(tmp_path)
     save(tmp_path / "images/train/b.png", colors())
-    with pytest.raises(
-        ValueError, match=r"train/b\.(png|jpg): same name as .*b\.(png|jpg); rename or remove"
-    ):
+    with pytest.raises(ValueError, match=r"train/b\.(png|jpg): same name as .*b\.(png|jpg); rename or remove"):
         folder(tmp_path)
     for path in (tmp_path / "images/val").iterdir():
         path.unlink()
@@ -321,16 +311,12 @@ def test_voc_train_aug_list_goes_before_the_masks_and_val_is_kept_out(tmp_path, 
     assert names(voc(tmp_path).unlabeled) == ["2008_3"]
     source = voc_aug(tmp_path)
     assert names(source.train) == ["2007_1", "2007_2", "2008_3"]
-    assert (
-        source.val[0].mask == tmp_path / "SegmentationClass/2009_5.png"
-    )  # SBD's folder has no val masks here
+    assert source.val[0].mask == tmp_path / "SegmentationClass/2009_5.png"  # SBD's folder has no val masks here
 
 
 def test_voc_errors(tmp_path):
     make_voc(tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match=r"SegmentationClassAug: no such folder; put the SBD masks there"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"SegmentationClassAug: no such folder; put the SBD masks there"):
         voc_aug(tmp_path)
     (tmp_path / "ImageSets/Segmentation/val.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"val\.txt: no such list"):

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, read_image, read_mask
 from pcr_seg.data.splits import make_split
-from pcr_seg.data.transforms import geometric, normalize, photometric
+from pcr_seg.data.transforms import geometric, normalize, photometric, reseed
 
 LABELED, UNLABELED, BANK = range(3)  # streams with random numbers of their own
 
@@ -190,14 +190,14 @@ class Views(Dataset):
         sample = self.samples[index]
         image = read_image(sample.image)
         mask = read_mask(sample) if sample.mask else np.zeros(image.shape[:2], np.uint8)
-        self.geometric.set_random_seed(seed)
+        reseed(self.geometric, seed)
         view = self.geometric(image=image, mask=mask)
         weak, mask = normalize(view["image"]), torch.from_numpy(view["mask"]).long()
         if sample.mask:
             return {"image": weak, "mask": mask, "name": sample.name}
         strong = weak
         if self.photometric:
-            self.photometric.set_random_seed(seed)
+            reseed(self.photometric, seed + 1)
             strong = normalize(self.photometric(image=view["image"])["image"])
         return {"weak": weak, "strong": strong, "valid": mask != IGNORE_INDEX, "name": sample.name}
 

@@ -87,9 +87,7 @@ def read_image(path: Path | str) -> np.ndarray:
     """
     with _open(path, "no such image; correct the path") as image:
         if image.mode[0] in "IF":  # no one scaling to 8 bits is right for all of these
-            raise ValueError(
-                f"{path}: image has mode {image.mode}; scale it to 0..255 and save it with 8 bits"
-            )
+            raise ValueError(f"{path}: image has mode {image.mode}; scale it to 0..255 and save it with 8 bits")
         if _orientation(image) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode == "P":  # by way of RGBA, as Pillow warns about palettes with transparency
@@ -98,11 +96,9 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def image_size(path: Path | str) -> tuple[int, int]:
-    """Return (H, W) as `read_image` gives them, from the header where it can; raises what `read_image` raises."""
+    """Return (H, W) as `read_image` gives them, from the header where possible; raises like `read_image`."""
     with _open(path, "no such image; correct the path") as image:
-        if (
-            _orientation(image) < 5
-        ):  # 5..8 lie on their side; whether `size` knows depends on format and Pillow
+        if _orientation(image) < 5:  # 5..8 lie on their side, which `size` knows for some formats only
             return image.size[::-1]
     return read_image(path).shape[:2]
 
@@ -182,10 +178,11 @@ def _read_classes(path: Path) -> dict[str, tuple[int, int, int]]:
     return classes
 
 
-def folder(root: Path | str, name: str = "folder") -> Source:
+def folder(root: Path | str, name: str | None = None) -> Source:
     """Read `images/{train,val[,test]}/NAME.jpg`, `labels/*/NAME.png`, `classes.txt`, `[unlabeled/NAME.jpg]`.
 
     `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include sub-folders.
+    The data set is called `name`, or as its folder is, so that results of two folders never mix.
     """
     images, labels, unlabeled = Path(root, "images"), Path(root, "labels"), Path(root, "unlabeled")
     train, val = (_pairs(images / subset, labels / subset) for subset in ("train", "val"))
@@ -198,6 +195,7 @@ def folder(root: Path | str, name: str = "folder") -> Source:
         )
     classes = _read_classes(Path(root, "classes.txt"))
     samples = tuple(Sample(key, path) for key, path in further.items())
+    name = name or Path(root).resolve().name
     return Source(name, tuple(classes), tuple(classes.values()), train, samples, val, test)
 
 

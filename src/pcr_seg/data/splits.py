@@ -76,12 +76,7 @@ def published_list(source_name: str, count: int, family: str, lists: Path | None
 
 
 def make_split(
-    source: Source,
-    labeled: str | Path | int,
-    *,
-    family: str = "u2pl",
-    seed: int = 0,
-    lists: Path | None = None,
+    source: Source, labeled: str | Path | int, *, family: str = "u2pl", seed: int = 0, lists: Path | None = None
 ) -> Split:
     """Choose the labeled images: LIST.txt, a published list, `lists/<labeled>/labeled.txt`, else a draw.
 
@@ -102,9 +97,7 @@ def make_split(
     if lists and (path := Path(lists) / str(labeled) / "labeled.txt").is_file():
         return _from_list(source, path, f"list {path}", count)
     if count in PUBLISHED.get((source.name, family), {}):
-        message = (
-            f"{source.name}: no published {family} list of {count} images below {lists}, so this split is"
-        )
+        message = f"{source.name}: no published {family} list of {count} images below {lists}, so this split is"
         warnings.warn(f"{message} drawn and does not compare with published figures", stacklevel=2)
     train = sorted(source.train, key=lambda sample: sample.name)
     if count == len(train):
@@ -216,14 +209,18 @@ def check(source: Source, split: Split, subset: str = "val") -> None:
         if not samples:
             raise ValueError(f"{source.name}: the list of {title} images is empty; add images with masks")
     _check_complete(source, split)
-    num_classes = len(source.classes)
-    shown = _map(partial(_check_pair, num_classes, True), split.labeled, "Checking labeled images")
-    shown += _map(partial(_check_pair, num_classes, False), held_out, f"Checking {subset} images")
+    shown = _map(partial(_check_pair, len(source.classes), True), split.labeled, "Checking labeled images")
+    shown += check_samples(held_out, len(source.classes))
     _map(lambda sample: image_size(sample.image), split.unlabeled, "Checking unlabeled images")
     _check_overlap([*split.labeled, *split.unlabeled], held_out, subset)
-    if len(_missing(source.classes, shown)) >= max(1, num_classes - 1):
+    if len(_missing(source.classes, shown)) >= max(1, len(source.classes) - 1):
         message = f"{source.name}: no mask shows a second class; 255 is ignored, so write 0/255 masks as 0/1"
         warnings.warn(message, stacklevel=2)
+
+
+def check_samples(samples: Sequence[Sample], num_classes: int) -> list[int]:
+    """Check images (header only) with their masks as `check` does; returns the classes in each as bits."""
+    return _map(partial(_check_pair, num_classes, False), samples, "Checking masks")
 
 
 def _check_complete(source: Source, split: Split) -> None:
@@ -233,10 +230,8 @@ def _check_complete(source: Source, split: Split) -> None:
         raise ValueError(f"{twice[0]}: twice in the split ({split.origin}); keep it labeled or unlabeled")
     if odd := sorted(known ^ set(used)):
         where = "in no part of the split" if odd[0] in known else f"not a training image of {source.name}"
-        count = f"{len(odd)} such images" if len(odd) > 1 else "the only one"
-        raise ValueError(
-            f"{odd[0]}: {where} ({split.origin}; {count}); correct labeled.txt and unlabeled.txt"
-        )
+        extent = f"{len(odd)} such images" if len(odd) > 1 else "the only one"
+        raise ValueError(f"{odd[0]}: {where} ({split.origin}; {extent}); correct labeled.txt and unlabeled.txt")
 
 
 def _check_pair(num_classes: int, decode: bool, sample: Sample) -> int:

@@ -5,8 +5,8 @@ common, and colors are shared between classes. A few labeled images show a few o
 unlabeled ones all of them, so whoever carries labels from seen to unseen appearances wins.
 """
 
+import contextlib
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,9 +15,15 @@ from PIL import Image
 
 from pcr_seg.data.sources import Source, folder
 
-CLASSES = ("background", "stripes", "checks", "dots", "rings")
-PALETTE = ((60, 60, 60), (230, 90, 60), (70, 150, 230), (240, 200, 60), (120, 200, 110))
+CLASSES = {
+    "background": (60, 60, 60),
+    "stripes": (230, 90, 60),
+    "checks": (70, 150, 230),
+    "dots": (240, 200, 60),
+    "rings": (120, 200, 110),
+}
 NUM_APPEARANCES = 6
+VERSION = 1  # of the pictures; a change of what is drawn makes a new folder
 
 
 def synthetic(
@@ -39,7 +45,7 @@ def synthetic(
         num_unlabeled: further images without masks.
         size: side of an image in pixels.
     """
-    target = Path(root) / f"seed{seed}_{num_train}_{num_val}_{num_unlabeled}_{size}px"
+    target = Path(root) / f"v{VERSION}_seed{seed}_{num_train}_{num_val}_{num_unlabeled}_{size}px"
     if not target.exists():
         write(target, seed=seed, num_train=num_train, num_val=num_val, num_unlabeled=num_unlabeled, size=size)
     return folder(target, name="synthetic")
@@ -48,27 +54,26 @@ def synthetic(
 def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabeled: int, size: int) -> None:
     """Generate the data set as a folder; it appears under its name only when complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=target.parent))
-    (partial / "classes.txt").write_text(
-        "# id name R G B\n"
-        + "".join(f"{i} {n} {r} {g} {b}\n" for i, (n, (r, g, b)) in enumerate(zip(CLASSES, PALETTE, strict=True)))
-    )
-    appearances = draw_appearances(np.random.default_rng([seed, 0]))
-    parts = {"train": num_train, "val": num_val, "unlabeled": num_unlabeled}
-    for number, (part, count) in enumerate(parts.items(), start=1):
-        images = partial / ("unlabeled" if part == "unlabeled" else f"images/{part}")
-        labels = partial / f"labels/{part}"
-        for index in range(count):
-            image, mask = draw_image(np.random.default_rng([seed, number, index]), appearances, size)
-            images.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(images / f"{part}_{index:05d}.png")
-            if part != "unlabeled":
-                labels.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(mask).save(labels / f"{part}_{index:05d}.png")
-    try:
-        os.rename(partial, target)
-    except OSError:  # another process was faster: its data are the same
-        shutil.rmtree(partial)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        partial = Path(scratch) / "set"
+        colors = [f"{i} {name} {r} {g} {b}\n" for i, (name, (r, g, b)) in enumerate(CLASSES.items())]
+        appearances = draw_appearances(np.random.default_rng([seed, 0]))
+        parts = {"images/train": num_train, "images/val": num_val, "unlabeled": num_unlabeled}
+        for number, (images, count) in enumerate(parts.items(), start=1):
+            (partial / images).mkdir(parents=True)
+            labels = partial / images.replace("images", "labels")
+            labels.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                image, mask = draw_image(np.random.default_rng([seed, number, index]), appearances, size)
+                name = f"{labels.name}_{index:05d}.png"
+                Image.fromarray(image).save(partial / images / name)
+                if labels.parent.name == "labels":
+                    Image.fromarray(mask).save(labels / name)
+        if not num_unlabeled:
+            (partial / "unlabeled").rmdir()
+        (partial / "classes.txt").write_text("# id name R G B\n" + "".join(colors))
+        with contextlib.suppress(OSError):  # another process was faster: its data are the same
+            os.rename(partial, target)
 
 
 def draw_appearances(rng: np.random.Generator) -> np.ndarray:

@@ -5,6 +5,7 @@ Weak is geometric: scale, flip, pad, crop (the paper's training transform, metho
 """
 
 import os
+import random
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version look-up over the network at import
 
@@ -59,6 +60,15 @@ def photometric() -> A.Compose:
             A.GaussianBlur(blur_limit=0, sigma_limit=(0.1, 2.0), p=0.5),
         ]
     )
+
+
+def reseed(transform: A.Compose, seed: int) -> None:
+    """Make the next view follow from `seed` alone.
+
+    One generator for all steps: albumentations' own `set_random_seed` gives each step a generator with the
+    same seed, so that scale, flip and position would hang together.
+    """
+    transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
 def normalize(image: np.ndarray) -> Tensor:

@@ -1,0 +1,128 @@
+"""The generated data set: reproducible, complete, and as varied as it promises."""
+
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pcr_seg.data import sources
+from pcr_seg.data.sources import Source, read_image, read_mask
+from pcr_seg.data.synthetic import CLASSES, NUM_APPEARANCES, PALETTE, draw_appearances, draw_image, synthetic, write
+
+SMALL = {"num_train": 4, "num_val": 2, "num_unlabeled": 2, "size": 32}
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def draw_many(count: int, size: int = 48) -> list[tuple[np.ndarray, np.ndarray]]:
+    appearances = draw_appearances(np.random.default_rng(0))
+    return [draw_image(np.random.default_rng(i), appearances, size) for i in range(count)]
+
+
+def test_same_arguments_give_the_same_files(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        synthetic(str(tmp_path / name), **SMALL)
+    first, second = files(tmp_path / "first"), files(tmp_path / "second")
+    assert len(first) == 4 + 4 + 2 + 2 + 2 + 1  # images and masks, unlabeled images, classes.txt
+    assert first == second
+
+
+@pytest.mark.parametrize("more", [{"num_train": 6}, {"num_val": 3}, {"num_unlabeled": 0}])
+def test_an_image_depends_on_its_own_number_alone(tmp_path: Path, more: dict[str, int]) -> None:
+    few = synthetic(str(tmp_path), **SMALL)
+    many = synthetic(str(tmp_path), **SMALL | more)
+    for part in ("train", "val", "unlabeled"):
+        for first, second in zip(getattr(few, part), getattr(many, part), strict=False):
+            assert first.name == second.name
+            assert first.image.read_bytes() == second.image.read_bytes()
+
+
+def test_another_seed_gives_other_images(tmp_path: Path) -> None:
+    first, second = (synthetic(str(tmp_path), seed=seed, **SMALL) for seed in (0, 1))
+    pairs = zip(first.train + first.val + first.unlabeled, second.train + second.val + second.unlabeled, strict=True)
+    for one, other in pairs:
+        assert (read_image(one.image) != read_image(other.image)).any()
+
+
+def test_no_image_occurs_twice(tmp_path: Path) -> None:
+    source = synthetic(str(tmp_path), **SMALL)
+    samples = source.train + source.val + source.unlabeled
+    assert len({read_image(sample.image).tobytes() for sample in samples}) == len(samples) == 8
+
+
+def test_written_as_a_folder_data_set(tmp_path: Path) -> None:
+    source = synthetic(str(tmp_path), **SMALL)
+    (target,) = tmp_path.iterdir()  # nothing but the finished set
+    again = sources.folder(target, name="synthetic")
+    assert again == source
+    assert (source.classes, source.palette, source.test) == (CLASSES, PALETTE, ())
+    assert [len(part) for part in (source.train, source.val, source.unlabeled)] == [4, 2, 2]
+    for sample in source.train + source.val:
+        assert read_image(sample.image).shape == (32, 32, 3)
+        assert read_mask(sample).shape == (32, 32)
+    assert all(sample.mask is None for sample in source.unlabeled)
+
+
+def test_every_class_occurs_and_no_other_label(tiny_set: Source) -> None:
+    train, val = (np.stack([read_mask(sample) for sample in part]) for part in (tiny_set.train, tiny_set.val))
+    assert set(np.unique(train)) == set(range(len(CLASSES)))
+    assert set(np.unique(val)) <= set(range(len(CLASSES)))  # three images need not show all
+
+
+def test_written_once(tmp_path: Path) -> None:
+    source = synthetic(str(tmp_path), **SMALL)
+    source.train[0].image.write_bytes(b"still here")
+    synthetic(str(tmp_path), **SMALL)
+    assert source.train[0].image.read_bytes() == b"still here"
+
+
+def test_the_slower_of_two_writers_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "set"
+    write(target, seed=0, **SMALL)
+    before = files(tmp_path)
+    write(target, seed=0, **SMALL)
+    assert files(tmp_path) == before
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_an_interrupted_writer_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pcr_seg.data.synthetic.draw_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "set", seed=0, **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_appearances_differ_and_show_their_pattern() -> None:
+    pairs = draw_appearances(np.random.default_rng(0))
+    assert pairs.shape == (len(CLASSES), NUM_APPEARANCES, 2, 3)
+    assert pairs.min() >= 0 and pairs.max() <= 255
+    assert np.linalg.norm(pairs[:, :, 0] - pairs[:, :, 1], axis=-1).min() > 50
+    for colors in pairs.mean(axis=2):
+        assert min(np.linalg.norm(a - b) for a, b in combinations(colors, 2)) > 10
+
+
+def test_images_show_several_appearances_of_each_class() -> None:
+    drawn = draw_many(80)
+    for label in range(len(CLASSES)):
+        colors = [image[mask == label].mean(axis=0) for image, mask in drawn if (mask == label).sum() > 100]
+        kinds: list[np.ndarray] = []
+        for color in colors:  # 45 is far beyond what one appearance varies by
+            if all(np.linalg.norm(color - kind) > 45 for kind in kinds):
+                kinds.append(color)
+        assert len(kinds) >= 3
+
+
+def test_objects_are_patterns_and_the_background_is_plain() -> None:
+    drawn = draw_many(40)
+    spread = [
+        np.median([image[mask == label].std(axis=0).mean() for image, mask in drawn if (mask == label).sum() > 100])
+        for label in range(len(CLASSES))
+    ]
+    assert spread[0] < 14  # the noise of 12 levels
+    assert min(spread[1:]) > 20

@@ -1,0 +1,207 @@
+"""timm networks as three feature maps: shapes, the paper's dilations, weights from files."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from conftest import SHARED
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from pcr_seg.models.backbones import TimmBackbone
+
+PAPER = {"output_stride": 8, "multi_grid": [4, 8, 16], "ceil_mode": True}
+MOBILENET_FILE = SHARED / "weights/mobilenetv2_100_in1k_features.pth"
+
+
+def images(*size: int) -> Tensor:
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+
+
+def tiny(**options) -> TimmBackbone:
+    return TimmBackbone("test_resnet", **{"output_stride": 8} | options)
+
+
+def perturbed(network: nn.Module) -> nn.Module:
+    """Give every tensor values that no fresh network has."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in network.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand(tensor.shape, generator=generator) * 0.1)
+    return network
+
+
+def shapes(name: str, size: tuple[int, int], **options) -> list[tuple[int, ...]]:
+    """Shapes of the maps without computing them, after the batch."""
+    with torch.device("meta"):
+        network = TimmBackbone(name, **options).eval()
+        maps = network(torch.empty(1, 3, *size))
+    assert [feature_map.shape[1] for feature_map in maps] == network.channels
+    return [tuple(feature_map.shape[1:]) for feature_map in maps]
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [
+        ("test_resnet", [32, 192, 96]),
+        ("resnet18", [64, 256, 512]),
+        ("mobilenetv2_100", [24, 96, 320]),
+        ("resnet101s", [256, 1024, 2048]),
+    ],
+)
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+@pytest.mark.parametrize(("height", "width"), [(65, 65), (33, 97), (64, 96)])
+def test_maps_have_stride_4_and_the_output_stride(
+    name: str, channels: list[int], output_stride: int, height: int, width: int
+) -> None:
+    low, middle, high = shapes(name, (height, width), output_stride=output_stride)
+    for feature_map, stride in ((low, 4), (middle, min(output_stride, 16)), (high, output_stride)):
+        assert feature_map[1:] == (-(-height // stride), -(-width // stride))
+    assert [low[0], middle[0], high[0]] == channels
+
+
+@pytest.mark.parametrize(("name", "output_stride"), [("test_resnet", 8), ("mobilenetv2_100", 16)])
+def test_maps_are_computed(name: str, output_stride: int) -> None:
+    network = TimmBackbone(name, output_stride=output_stride).eval()
+    for feature_map, channels in zip(network(images(65, 49)), network.channels, strict=True):
+        assert feature_map.shape[:2] == (2, channels)
+        assert feature_map.isfinite().all() and feature_map.std() > 0
+
+
+@pytest.mark.parametrize(("size", "low", "high"), [(513, 129, 65), (769, 193, 97), (65, 17, 9), (375, 95, 48)])
+def test_the_papers_network_has_the_papers_maps(size: int, low: int, high: int) -> None:
+    expected = [(256, low, low), (1024, high, high), (2048, high, high)]
+    assert shapes("resnet101s", (size, size), **PAPER) == expected
+
+
+@pytest.mark.parametrize(("ceil_mode", "side"), [(False, 16), (True, 17)])
+def test_ceil_mode_rounds_the_first_map_up(ceil_mode: bool, side: int) -> None:
+    assert shapes("resnet101s", (64, 64), **PAPER | {"ceil_mode": ceil_mode})[0] == (256, side, side)
+    assert tiny(ceil_mode=ceil_mode)(images(64, 64))[0].shape[-2:] == (side, side)
+
+
+def test_the_papers_network_has_the_papers_size_and_dilations() -> None:
+    with torch.device("meta"):
+        net = TimmBackbone("resnet101s", **PAPER).net
+    assert sum(parameter.numel() for parameter in net.parameters()) == 42_623_936
+    stem = [(conv.in_channels, conv.out_channels, conv.stride[0]) for conv in net.conv1 if isinstance(conv, nn.Conv2d)]
+    assert stem == [(3, 64, 2), (64, 64, 1), (64, 128, 1)]
+    expected = {"layer1": [1] * 3, "layer2": [1] * 4, "layer3": [1] + [2] * 22, "layer4": [4, 8, 16]}
+    for stage, dilations in expected.items():
+        convs = [block.conv2 for block in getattr(net, stage)]
+        assert [conv.dilation for conv in convs] == [(dilation, dilation) for dilation in dilations]
+        assert [conv.padding for conv in convs] == [(dilation, dilation) for dilation in dilations]
+        assert all(conv.stride == ((2, 2) if stage == "layer2" and i == 0 else (1, 1)) for i, conv in enumerate(convs))
+
+
+def test_multi_grid_is_for_every_block_of_the_last_stage() -> None:
+    with pytest.raises(ValueError):
+        TimmBackbone("resnet50s", **PAPER | {"multi_grid": [4, 8]})
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv2_100"])
+@pytest.mark.parametrize("freeze_bn", [False, True])
+def test_freeze_bn_makes_batch_norm_constant(name: str, freeze_bn: bool) -> None:
+    network = TimmBackbone(name, freeze_bn=freeze_bn).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    sum(feature_map.square().mean() for feature_map in network(images(33, 33))).backward()
+    after = network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before) == freeze_bn
+    trained = sum(parameter.ndim == 1 for parameter in network.parameters())  # only BatchNorm has vectors here
+    assert (trained == 0) == freeze_bn
+    assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules()) != freeze_bn
+
+
+def test_freeze_bn_keeps_the_weights_and_what_they_compute(tmp_path: Path) -> None:
+    free = perturbed(tiny()).eval()
+    torch.save(free.net.state_dict(), tmp_path / "weights.pth")
+    frozen = tiny(weights=str(tmp_path / "weights.pth"), freeze_bn=True).train()  # as constants even while training
+    for one, other in zip(free(images(33, 33)), frozen(images(33, 33)), strict=True):
+        assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_from_a_file_of_the_whole_network(tmp_path: Path, wrap: bool, half: bool) -> None:
+    state = perturbed(timm.create_model("test_resnet")).state_dict()
+    assert "fc.weight" in state  # a classifier that the feature maps have no use for
+    state = {key: value.half() if half else value for key, value in state.items()}
+    torch.save({"state_dict": state, "epoch": 3} if wrap else state, tmp_path / "weights.pth")
+    loaded = tiny(weights=str(tmp_path / "weights.pth")).net.state_dict()
+    assert loaded.keys() == {key for key in state if not key.startswith("fc.")}
+    assert all(torch.equal(value, state[key].to(value.dtype)) for key, value in loaded.items())
+
+
+def write_broken(kind: str, path: Path) -> None:
+    state = tiny().net.state_dict()
+    if kind == "another network":
+        torch.save(timm.create_model("resnet18").state_dict(), path)
+    elif kind == "a key is missing":
+        torch.save({key: value for key, value in state.items() if key != "layer4.0.conv1.weight"}, path)
+    elif kind == "a shape differs":
+        torch.save(state | {"conv1.0.weight": torch.zeros(5, 3, 3, 3)}, path)
+    elif kind == "not a state dict":
+        torch.save([torch.zeros(3)], path)
+    elif kind == "pickled objects":
+        torch.save(tiny(), path)
+    elif kind == "garbage":
+        path.write_bytes(b"not a checkpoint\n" * 99)
+    elif kind == "cut off":
+        torch.save(state, path)
+        path.write_bytes(path.read_bytes()[:5000])
+    elif kind == "empty":
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("another network", ""),
+        ("a key is missing", "lacks 1 tensors of this backbone, first layer4.0.conv1.weight"),
+        ("a shape differs", ""),
+        ("not a state dict", ""),
+        ("pickled objects", ""),
+        ("garbage", ""),
+        ("cut off", ""),
+        ("empty", ""),
+        ("missing", "no such file; give a .pth file, timm, or null"),
+    ],
+)
+def test_broken_weights_are_one_line_with_the_file(tmp_path: Path, kind: str, says: str) -> None:
+    path = tmp_path / "weights.pth"
+    write_broken(kind, path)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        tiny(weights=str(path))
+    message = str(caught.value)
+    assert message.startswith(f"backbone.weights={path}: ") and says in message
+    assert message.isprintable()  # one line, no colors
+    assert "weights_only" not in message  # torch's advice to load it unsafely
+
+
+def test_weights_without_a_network_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The client read its environment when it was imported; without this it would try the network for a minute.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"weights of test_resnet could not be downloaded.*backbone.weights=FILE"
+    ) as caught:
+        tiny(weights="timm")
+    assert str(caught.value).startswith("backbone.weights=timm: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["resnet_of_nobody", "", "deeplab"])
+def test_an_unknown_name_is_one_line(name: str) -> None:
+    with pytest.raises(ValueError, match=f"^backbone.name={name}: timm has no such model; try ") as caught:
+        TimmBackbone(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not MOBILENET_FILE.is_file(), reason=f"{MOBILENET_FILE} is not part of the repository")
+def test_the_shared_mobilenet_loads() -> None:
+    options = {"output_stride": 16, "freeze_bn": True, "options": {"pad_type": "same"}}
+    network = TimmBackbone("mobilenetv2_100", weights=str(MOBILENET_FILE), **options).eval()
+    state = torch.load(MOBILENET_FILE, weights_only=True)
+    assert all(torch.equal(value, state[key].to(value.dtype)) for key, value in network.net.state_dict().items())
+    for feature_map in network(images(65, 65)):
+        assert feature_map.isfinite().all() and 0.05 < feature_map.std() < 50

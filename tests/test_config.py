@@ -1,0 +1,211 @@
+"""Every shipped YAML composes and builds what it names; command lines mean what they say."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, TINY_SET, small_config
+from hydra import compose, initialize_config_dir
+from hydra.utils import get_class, get_method, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from pcr_seg.models.deeplab import DeepLab
+from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.run import CONF, build, build_module, command_line
+
+ROOT = CONF.parent
+
+
+def composed(*overrides: str, name: str = "train") -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, command_line(list(overrides)))
+
+
+def files(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def options() -> list[str]:
+    """Each option of each group, as one override of the default training."""
+    groups = [path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("recipe", "experiment")]
+    return [f"{group}={option}" for group in sorted(groups) for option in files(group)]
+
+
+@pytest.mark.parametrize("override", options())
+def test_every_option_composes_and_its_targets_exist(tmp_path: Path, override: str) -> None:
+    config = composed(override, f"output={tmp_path}", "dataset.root=somewhere")
+    OmegaConf.resolve(config)
+    found = re.findall(r"_target_: (\S+)", OmegaConf.to_yaml(config))
+    assert len(found) >= 7
+    for target in found:
+        assert callable(get_method(target) if target.rsplit(".", 1)[1][0].islower() else get_class(target))
+
+
+@pytest.mark.parametrize("dataset", files("dataset"))
+def test_every_recipe_builds_its_real_network(tmp_path: Path, dataset: str) -> None:
+    config = composed(f"dataset={dataset}", f"output={tmp_path}", "dataset.root=somewhere", "backbone.weights=null")
+    module = build_module(OmegaConf.to_container(config, resolve=True), ["a", "b", "c"])
+    assert isinstance(module, SemiSupervisedSegmentation)
+    assert module.bank.prototypes.shape == (3, config.method.num_prototypes, 2 * config.model.channels)
+    assert "trainer" in config and config.trainer.max_epochs > 0 and config.data.crop_size >= config.method.grid_cells
+
+
+@pytest.mark.parametrize("backbone", files("backbone"))
+@pytest.mark.parametrize("model", files("model"))
+def test_every_backbone_carries_every_decoder(backbone: str, model: str) -> None:
+    config = composed(f"backbone={backbone}", f"model={model}", "backbone.weights=null", "output=x")
+    network = build(config.model, build(config.backbone), 4).eval()
+    assert isinstance(network, DeepLab)
+    with torch.no_grad():
+        output = network(torch.zeros(1, 3, 65, 65))
+    assert output.logits.shape == (1, 4, 17, 17)
+    assert output.features.shape == (1, network.feature_dim, 17, 17)
+
+
+@pytest.mark.parametrize("optimizer", files("optimizer"))
+def test_every_optimizer_takes_parameter_groups(optimizer: str) -> None:
+    partial = instantiate(composed(f"optimizer={optimizer}", "output=x").optimizer)
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))]}, {"params": [], "lr": 10 * partial.keywords["lr"]}]
+    assert partial(groups).param_groups[1]["lr"] == 10 * partial.keywords["lr"]
+
+
+@pytest.mark.parametrize("logger", files("logger"))
+def test_every_logger_builds(tmp_path: Path, logger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    loggers = instantiate(composed(f"logger={logger}", f"output={tmp_path}").logger)
+    assert list(loggers) == {"csv": ["csv"], "none": []}.get(logger, ["csv", logger])
+
+
+@pytest.mark.parametrize("hardware", ["auto", "cpu", "ddp_cpu"])
+def test_every_hardware_for_this_machine_makes_a_trainer(tmp_path: Path, hardware: str) -> None:
+    trainer = build(
+        composed(
+            f"hardware={hardware}", f"output={tmp_path}", "trainer.accelerator=cpu", "trainer.max_epochs=1"
+        ).trainer
+    )
+    assert trainer.world_size == (2 if hardware == "ddp_cpu" else 1)
+
+
+def test_group_files_hold_no_other_nodes_keys() -> None:
+    for path in CONF.glob("*/*.yaml"):
+        is_global = "@package _global_" in path.read_text()
+        assert not is_global or path.parent.name in ("recipe", "experiment"), path
+
+
+def test_the_papers_cityscapes_recipe() -> None:
+    config = composed("dataset=cityscapes", "split=1_8", "output=x")
+    OmegaConf.resolve(config)
+    assert (config.split.labeled, config.split.num_labeled) == ("1_8", 372)
+    assert config.optimizer._target_ == "torch.optim.SGD"
+    assert (config.optimizer.lr, config.optimizer.momentum, config.optimizer.weight_decay) == (0.01, 0.9, 5e-4)
+    method = config.method
+    assert (method.num_prototypes, method.threshold, method.temperature) == (3, 0.65, 0.1)
+    assert (method.prototype_momentum, method.ema_decay, method.burn_in_epochs) == (0.99, 0.99, 1)
+    assert (method.grid_cells, method.auxiliary_weight, method.head_lr_multiplier) == (32, 0.4, 1)
+    assert method.supervised_loss._target_.endswith("ohem_cross_entropy")
+    assert (config.trainer.max_epochs, config.data.crop_size, config.data.batch_size) == (200, 769, 2)
+    assert (config.backbone.name, config.backbone.output_stride, config.model.auxiliary) == ("resnet101s", 8, True)
+    assert (config.protocol.window, config.protocol.stride) == (769, 513)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "counts"),
+    [
+        ("cityscapes", {"1_30": 100, "1_16": 186, "1_8": 372, "1_4": 744, "1_2": 1488, "full": 2975}),
+        ("voc", {"1_16": 92, "1_8": 183, "1_4": 366, "1_2": 732, "full": 1464, "92": 92}),
+        ("voc_aug", {"1_16": 662, "1_8": 1323, "1_4": 2646, "1_2": 5291}),
+    ],
+)
+def test_splits_name_the_published_counts(dataset: str, counts: dict[str, int]) -> None:
+    for split, count in counts.items():
+        assert composed(f"dataset={dataset}", f"split={split}", "output=x").split.num_labeled == count
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("split=1_8", "split='1_8'"),
+        ("split=92", "split='92'"),
+        ("split=1_16,1_8,1_4,1_2", "split='1_16','1_8','1_4','1_2'"),
+        ("split=57", "split.labeled='57'"),
+        ("split=2,4,8", "split.labeled='2','4','8'"),
+        ("split=1_7", "split.labeled='1_7'"),
+        ("split=lists/mine.txt", "split.labeled='lists/mine.txt'"),
+        ("split.labeled=1_8", "split.labeled='1_8'"),
+        ("split='1_8'", "split='1_8'"),
+        ('split="1_8"', 'split="1_8"'),
+        ("split_family=cps", "split_family=cps"),
+        ("optimizer.lr=1_0", "optimizer.lr=1_0"),
+        ("experiment=cityscapes_1_8", "experiment=cityscapes_1_8"),
+    ],
+)
+def test_splits_are_quoted_once(typed: str, meant: str) -> None:
+    assert command_line([typed]) == [meant]
+    assert command_line([meant]) == [meant], "started again by DDP"
+
+
+def test_any_count_and_any_fraction_compose() -> None:
+    assert composed("split=57", "output=x").split.labeled == "57"
+    assert composed("split=1_7", "output=x").split.labeled == "1_7"
+
+
+def run_script(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def test_cityscapes_as_typed_in_a_shell() -> None:
+    shown = run_script("train.py", "dataset=cityscapes", "split=1_8", "--cfg", "job")
+    assert shown.returncode == 0, shown.stderr
+    text = shown.stdout
+    for line in ("labeled: '1_8'", "num_labeled: 372", "lr: 0.01", "num_prototypes: 3", "threshold: 0.65"):
+        assert line in text, line
+    assert "${" not in text
+
+
+def test_misspelt_key_is_refused_in_one_line() -> None:
+    result = run_script("train.py", "method.treshold=0.7")
+    assert result.returncode != 0 and "method.treshold" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_sweep_makes_a_run_folder_for_each_cell(tmp_path: Path) -> None:
+    """Two methods by two fractions through the real command line, then the report over them."""
+    settings = [s for s in SMALL if not s.startswith("split=")]
+    result = run_script(
+        "train.py", "-m", "method=supervised,pcr", "split=1_4,1_2", f"hydra.sweep.dir={tmp_path}/sweep",
+        f"dataset.root={tmp_path}/data", *TINY_SET, *settings,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    runs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert [re.sub(r"^\d_synthetic_", "", run) for run in runs] == [
+        "1_4_supervised_seed0", "1_2_supervised_seed0", "1_4_pcr_seed0", "1_2_pcr_seed0",
+    ]  # fmt: skip
+    for run in runs:
+        folder = tmp_path / "sweep" / run
+        for file in ("summary.json", "metrics.csv", "config.yaml", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+                     "splits/labeled.txt", "splits/unlabeled.txt", "panel.png"):  # fmt: skip
+            assert (folder / file).is_file(), f"{run}/{file}"
+
+
+def test_two_processes_train_one_bank(tmp_path: Path) -> None:
+    """DDP on the CPU starts the script again with the same command line; validation counts each image once."""
+    result = run_script(
+        "train.py", f"dataset.root={tmp_path}/data", f"hydra.run.dir={tmp_path}/run", *TINY_SET, *SMALL,
+        "hardware=ddp_cpu",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    scored = run_script("eval.py", f"checkpoint={tmp_path}/run/checkpoints/last.ckpt", "device=cpu")
+    assert scored.returncode == 0, scored.stderr
+    summary, evaluation = (
+        json.loads((tmp_path / "run" / name).read_text()) for name in ("summary.json", "eval_synthetic_val.json")
+    )
+    assert evaluation["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
+    assert evaluation["miou_prototype"] == pytest.approx(summary["miou_prototype_last"], abs=1e-4)
+
+
+def test_small_config_overrides_win(tmp_path: Path) -> None:
+    assert small_config(tmp_path, "trainer.max_epochs=7").trainer.max_epochs == 7

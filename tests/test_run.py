@@ -1,0 +1,291 @@
+"""Run folder, evaluation, prediction and export from a checkpoint; users' mistakes in one line."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED, small_config
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+
+from pcr_seg import run
+from pcr_seg.data.transforms import normalize
+
+SUMMARY_KEYS = {
+    "dataset", "split", "split_family", "method", "backbone", "seed", "num_labeled", "num_unlabeled", "iterations",
+    "miou_last", "miou_best", "miou_prototype_last", "iou", "seconds", "images_per_second", "peak_memory_mib",
+    "versions", "git_commit",
+}  # fmt: skip
+LOG_KEYS = {
+    "train/supervised_loss", "train/consistency_loss", "train/prototype_loss", "train/confident", "train/lr",
+    "val/miou", "val/miou_prototype", "val/iou/stripes", "pseudo/coverage", "pseudo/precision",
+    "prototypes/usage_entropy", "prototypes/dead",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one tiny training."""
+    root = tmp_path_factory.mktemp("trained")
+    run.fit(small_config(root, "method.threshold=0.2", "trainer.max_epochs=3"))
+    return root / "run"
+
+
+def command(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(run.CONF), version_base="1.3"):
+        return compose(name, run.command_line(list(overrides)))
+
+
+def test_run_folder_is_complete(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    assert set(summary) == SUMMARY_KEYS
+    assert (summary["method"], summary["num_labeled"], summary["num_unlabeled"]) == ("pcr", 4, 8)
+    assert summary["iterations"] == 6 and summary["images_per_second"] > 0 and summary["peak_memory_mib"] > 50
+    assert set(summary["iou"]) == {"background", "stripes", "checks", "dots", "rings"}
+    with (trained / "metrics.csv").open() as file:
+        assert set(csv.DictReader(file).fieldnames) >= LOG_KEYS
+    labeled, unlabeled = (
+        [line for line in (trained / f"splits/{name}.txt").read_text().splitlines() if not line.startswith("#")]
+        for name in ("labeled", "unlabeled")
+    )
+    assert len(labeled) == 4 and len(unlabeled) == 8 and not set(labeled) & set(unlabeled)
+    assert "${" not in (trained / "config.yaml").read_text()
+    with Image.open(trained / "panel.png") as panel:
+        assert panel.width > 500
+
+
+def test_checkpoint_loads_safely_and_best_is_not_last(trained: Path) -> None:
+    contents = {n: torch.load(trained / f"checkpoints/{n}.ckpt", weights_only=True) for n in ("last", "best")}
+    assert contents["last"]["global_step"] == 6
+    assert contents["last"]["pcr_seg"]["classes"][1] == "stripes"
+
+
+def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:
+    result = run.evaluate(
+        command("eval", f"checkpoint={trained}/checkpoints/last.ckpt", f"output={tmp_path}/e.json", "device=cpu")
+    )
+    summary = json.loads((trained / "summary.json").read_text())
+    assert result["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
+    assert result["miou_prototype"] == pytest.approx(summary["miou_prototype_last"], abs=1e-4)
+    assert json.loads((tmp_path / "e.json").read_text()) == result
+    assert set(result["iou_prototype"]) == set(summary["iou"])
+
+
+def test_evaluation_of_the_student_by_windows(trained: Path, tmp_path: Path) -> None:
+    arguments = [f"checkpoint={trained}/checkpoints/last.ckpt", f"output={tmp_path}/e.json", "device=cpu"]
+    whole = run.evaluate(command("eval", *arguments, "eval.student=true"))
+    window = ["protocol=sliding", "protocol.window=32", "protocol.stride=22"]
+    windows = run.evaluate(command("eval", *arguments, "eval.student=true", *window))
+    assert whole["network"] == "student" and whole["miou"] != windows["miou"]
+
+
+def test_evaluation_on_another_folder_checks_its_classes(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(next((trained.parent / "data").iterdir()), tmp_path / "other")
+    classes = tmp_path / "other/classes.txt"
+    arguments = [
+        f"checkpoint={trained}/checkpoints/last.ckpt", f"output={tmp_path}/e.json", "device=cpu",
+        "dataset=folder", f"dataset.root={tmp_path}/other",
+    ]  # fmt: skip
+    assert run.evaluate(command("eval", *arguments))["dataset"] == "other"
+    with pytest.raises(ValueError, match=r"subset=test: .* has no such images"):
+        run.evaluate(command("eval", *arguments, "subset=test"))
+    classes.write_text(classes.read_text().replace("rings", "hoops"))
+    with pytest.raises(ValueError, match=r"hoops: choose the data set"):
+        run.evaluate(command("eval", *arguments))
+
+
+@pytest.mark.parametrize("size", [(48, 48), (37, 61), (130, 20)])
+def test_prediction_keeps_each_images_size(trained: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    height, width = size
+    rng = np.random.default_rng(0)
+    (tmp_path / "in/deep").mkdir(parents=True)
+    picture = rng.integers(0, 255, (height, width, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "in/deep/a.png")
+    Image.fromarray(picture[..., 0]).save(tmp_path / "in/grey.jpg")
+    checkpoint = trained / "checkpoints/last.ckpt"
+    written = run.predict(
+        command("predict", f"checkpoint={checkpoint}", f"images={tmp_path}/in", f"output={tmp_path}/out", "device=cpu")
+    )
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in written] == ["index/deep/a.png", "index/grey.png"]
+    for kind, mode in (("index", "L"), ("color", "RGB"), ("overlay", "RGB"), ("confidence", "L")):
+        with Image.open(tmp_path / "out" / kind / "deep/a.png") as image:
+            assert (image.size, image.mode) == ((width, height), mode)
+    module = run.load_module(checkpoint)
+    with torch.no_grad():
+        logits = module.teacher(normalize(picture)[None]).logits
+    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(1)[0]
+    assert np.array_equal(np.asarray(Image.open(written[0])), expected.byte().numpy())
+
+
+def test_prediction_of_a_file_and_of_a_glob(trained: Path, tmp_path: Path) -> None:
+    checkpoint = f"checkpoint={trained}/checkpoints/last.ckpt"
+    images = next((trained.parent / "data").iterdir()) / "images/val"
+    one = run.predict(command("predict", checkpoint, f"images={images}/val_00001.png", f"output={tmp_path}/one"))
+    assert [path.name for path in one] == ["val_00001.png"]
+    some = run.predict(command("predict", checkpoint, f"images='{images}/*0[12].png'", f"output={tmp_path}/some"))
+    assert [path.name for path in some] == ["val_00001.png", "val_00002.png"]
+    with pytest.raises(ValueError, match=r"images=.*nothing: no image there"):
+        run.predict(command("predict", checkpoint, f"images={tmp_path}/nothing", f"output={tmp_path}/none"))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_export_runs_at_other_sizes(trained: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime", reason="needs the export extra")
+    checkpoint = trained / "checkpoints/last.ckpt"
+    file = run.export(command("export", f"checkpoint={checkpoint}", f"format={kind}", f"output={tmp_path}/m.{kind}"))
+    assert [path.name for path in tmp_path.iterdir()] == [f"m.{kind}"], "one file"
+    image = torch.randn(3, 3, 75, 141)
+    module = run.load_module(checkpoint)
+    with torch.no_grad():
+        expected = module.predict_image(image)["linear"]
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+        found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    else:
+        found = torch.export.load(file).module()(image)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_checkpoint_of_a_stranger_is_refused(trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    content["pcr_seg"]["config"]["model"]["_target_"] = "os.system"
+    torch.save(content, tmp_path / "strange.ckpt")
+    with pytest.raises(ValueError, match=r"strange\.ckpt: names os\.system"):
+        run.load_module(tmp_path / "strange.ckpt")
+    (tmp_path / "broken.ckpt").write_bytes((trained / "checkpoints/last.ckpt").read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"broken\.ckpt: not a complete checkpoint"):
+        run.load_module(tmp_path / "broken.ckpt")
+    with pytest.raises(FileNotFoundError, match=r"missing\.ckpt: no such file"):
+        run.load_module(tmp_path / "missing.ckpt")
+
+
+def test_student_of_another_run_starts_both_networks(trained: Path, tmp_path: Path) -> None:
+    config = small_config(
+        tmp_path, f"init_from_checkpoint={trained}/checkpoints/last.ckpt", "optimizer.lr=0", "trainer.max_epochs=1"
+    )
+    run.fit(config)
+    states = [torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+              for folder in (trained, tmp_path / "run")]  # fmt: skip
+    weights = [key for key in states[0] if key.startswith("student") and key.endswith("weight")]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in weights)
+
+
+def break_root(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def break_mask_size(folder: Path) -> None:
+    mask = next((folder / "labels/val").iterdir())
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(mask)
+
+
+def break_mask_values(folder: Path) -> None:
+    for mask in (folder / "labels/val").iterdir():
+        Image.fromarray(np.full((48, 48), 77, np.uint8)).save(mask)
+
+
+def break_mask_mode(folder: Path) -> None:
+    for mask in (folder / "labels/train").iterdir():
+        Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(mask)
+
+
+def break_image(folder: Path) -> None:
+    next((folder / "images/train").iterdir()).write_bytes(b"not an image")
+
+
+def break_mask(folder: Path) -> None:
+    next((folder / "labels/train").iterdir()).unlink()
+
+
+def break_separation(folder: Path) -> None:
+    for image in (folder / "images/val").iterdir():
+        shutil.copy(image, folder / "images/train")
+        shutil.copy(folder / "labels/val" / image.name, folder / "labels/train")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_root, "broken"),
+        (break_mask_size, r"labels/val/.*mask is 5x5.*resize"),
+        (break_mask_values, r"labels/val/.*77"),
+        (break_mask_mode, r"labels/train/.*RGB.*convert"),
+        (break_image, r"images/train/.*"),
+        (break_mask, r"train_00.*mask"),
+        (break_separation, r"val_0000"),
+    ],
+)
+def test_bad_data_is_one_line_before_training(tmp_path: Path, damage, message: str, tiny_set) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(tiny_set.val[0].image.parents[2], folder)
+    damage(folder)
+    config = small_config(tmp_path, "dataset=folder", f"dataset.root={folder}", "backbone=tiny")
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        run.fit(config)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["split=13"], r"13"),
+        (["split=0"], r"0"),
+        (["split.labeled=full"], r"split=full: every image is labeled.*method=supervised"),
+        (["backbone.weights=missing.pth"], r"backbone\.weights=missing\.pth: no such file"),
+        (["method.grid_cells=64"], r"grid_cells=64 exceeds the crop of 32x32"),
+        (["resume=nowhere"], r"resume=nowhere: holds no checkpoints/last\.ckpt"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
+        run.fit(small_config(tmp_path, "dataset.size=48", "method.burn_in_epochs=0", *overrides))
+    assert "\n" not in str(error.value)
+
+
+def test_stopping_by_steps_still_leaves_a_complete_folder(tmp_path: Path) -> None:
+    summary = run.fit(small_config(tmp_path, "trainer.max_steps=1"))
+    assert summary["iterations"] == 1
+    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_loggers_write_curves_and_pictures(tmp_path: Path, logger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run.fit(small_config(tmp_path, f"logger={logger}"))
+    assert (tmp_path / "run/metrics.csv").is_file()
+    if logger == "tensorboard":
+        events = list((tmp_path / "run/tensorboard").glob("events*"))
+        assert len(events) == 1 and events[0].stat().st_size > 10_000, "scalars alone are smaller"
+    else:
+        media = list((tmp_path / "run/wandb").glob("offline-run-*/files/media/images/**/*.png"))
+        assert any("mask" in str(path) for path in media) and any("mask" not in str(path) for path in media)
+
+
+def test_each_job_is_its_own_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for job in range(2):
+        run.fit(small_config(tmp_path / str(job), "logger=wandb", "trainer.max_epochs=1"))
+    runs = [path.name for job in range(2) for path in (tmp_path / f"{job}/run/wandb").glob("offline-run-*")]
+    assert len({name.rsplit("-", 1)[1] for name in runs}) == 2
+
+
+def test_real_images_and_weights_train(tmp_path: Path) -> None:
+    if not SHARED.is_dir():
+        pytest.skip("the real data sets are not on this machine")
+    summary = run.fit(
+        small_config(
+            tmp_path, "dataset=folder", f"dataset.root={SHARED}/data/wbc", "split=4", "backbone=mobilenetv2",
+            f"backbone.weights={SHARED}/weights/mobilenetv2_100_in1k_features.pth", "data.num_workers=0",
+        )
+    )  # fmt: skip
+    assert summary["dataset"] == "wbc" and summary["num_labeled"] == 4 and summary["num_unlabeled"] == 276
+    assert np.isfinite(summary["miou_last"])
