@@ -8,7 +8,7 @@ import pytest
 
 from pcr_seg.data import sources
 from pcr_seg.data.sources import Source, read_image, read_mask
-from pcr_seg.data.synthetic import CLASSES, NUM_APPEARANCES, PALETTE, draw_appearances, draw_image, synthetic, write
+from pcr_seg.data.synthetic import CLASSES, NUM_APPEARANCES, draw_appearances, draw_image, synthetic, write
 
 SMALL = {"num_train": 4, "num_val": 2, "num_unlabeled": 2, "size": 32}
 
@@ -58,7 +58,7 @@ def test_written_as_a_folder_data_set(tmp_path: Path) -> None:
     (target,) = tmp_path.iterdir()  # nothing but the finished set
     again = sources.folder(target, name="synthetic")
     assert again == source
-    assert (source.classes, source.palette, source.test) == (CLASSES, PALETTE, ())
+    assert (source.classes, source.palette, source.test) == (tuple(CLASSES), tuple(CLASSES.values()), ())
     assert [len(part) for part in (source.train, source.val, source.unlabeled)] == [4, 2, 2]
     for sample in source.train + source.val:
         assert read_image(sample.image).shape == (32, 32, 3)

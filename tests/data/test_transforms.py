@@ -1,6 +1,5 @@
 """Views of images whose colors are their own coordinates, so that each pixel tells where it comes from."""
 
-import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,7 +26,7 @@ def views(image: np.ndarray, mask: np.ndarray, count: int, crop_size: int, **opt
     """Image and mask of the views at `count` seeds."""
     transform = transforms.geometric(crop_size, **options)
     for seed in range(count):
-        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        transforms.reseed(transform, seed)
         result = transform(image=image, mask=mask)
         yield result["image"], result["mask"]
 
@@ -36,7 +35,7 @@ def recolored(image: np.ndarray, count: int) -> Iterator[np.ndarray]:
     """Photometric views at `count` seeds."""
     transform = transforms.photometric()
     for seed in range(count):
-        transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        transforms.reseed(transform, seed)
         yield transform(image=image)["image"]
 
 
@@ -99,7 +98,7 @@ def test_half_of_the_views_shrink_and_half_enlarge(scale: tuple[float, float]) -
     sizes = np.array(sizes)
     smaller, larger = sizes[sizes < 0.995], sizes[sizes > 1.005]
     assert scale[0] - 0.01 <= sizes.min() and sizes.max() <= scale[1] + 0.01
-    assert len(smaller) / 600 == pytest.approx(0.5, abs=0.05)
+    assert len(smaller) / 600 == pytest.approx(0.5, abs=0.07)  # 3.4 standard deviations
     assert np.percentile(smaller, [25, 50, 75]) == pytest.approx(np.linspace(scale[0], 1, 5)[1:4], abs=0.04)
     if scale[1] > 1:
         assert np.percentile(larger, [25, 50, 75]) == pytest.approx(np.linspace(1, scale[1], 5)[1:4], abs=0.08)
