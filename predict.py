@@ -9,16 +9,14 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.run import command_line, predict
+from pcr_seg.run import command_line, one_line_errors, predict
 
 
 @hydra.main(config_path="conf", config_name="predict", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
-    try:
+    with one_line_errors():
         predict(cfg)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

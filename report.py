@@ -7,24 +7,18 @@
 Prints the table and writes report.md, report.csv, report.png and runs.csv (each run) to the folder `output`.
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
-from omegaconf.errors import MissingMandatoryValue
 
 from pcr_seg.report import report
+from pcr_seg.run import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="report", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Reads the config of conf/report.yaml; a user's mistake ends in one line."""
-    try:
+    with one_line_errors():
         report(str(cfg.runs), cfg.output, cfg.baseline)
-    except MissingMandatoryValue:
-        sys.exit("error: no runs given; name their folders: python report.py runs='runs/*'")
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

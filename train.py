@@ -14,16 +14,14 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.run import command_line, fit
+from pcr_seg.run import command_line, fit, one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Return the last epoch's mIoU, for sweepers."""
-    try:
+    with one_line_errors():
         return fit(cfg)["miou_last"]
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ TINY_SET = ["dataset.num_train=12", "dataset.num_val=3", "dataset.size=48"]
 SMALL = [
     "split=4",
     "data.crop_size=32",
-    "data.batch_size=2",
+    "global_batch=2",
     "data.steps_per_epoch=2",
     "method.grid_cells=8",
     "model.channels=8",

@@ -14,13 +14,17 @@ ALLOWED = {
     "module": {"method", "inference"},
     "models.backbones": set(),
     "models.deeplab": set(),
+    "models.official": set(),
     "data.sources": set(),
     "data.splits": {"data.sources"},
     "data.synthetic": {"data.sources"},
     "data.transforms": {"data.sources"},
     "data.datamodule": {"data.sources", "data.splits", "data.transforms"},
     "panels": {"module", "visualize", "data.sources", "data.transforms"},
-    "run": {"module", "inference", "panels", "visualize", "data.sources", "data.splits", "data.datamodule", "data.transforms"},
+    "run": {
+        "module", "inference", "panels", "visualize",
+        "data.sources", "data.splits", "data.datamodule", "data.transforms",
+    },
 }  # fmt: skip
 
 

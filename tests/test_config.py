@@ -209,3 +209,56 @@ def test_two_processes_train_one_bank(tmp_path: Path) -> None:
 
 def test_small_config_overrides_win(tmp_path: Path) -> None:
     assert small_config(tmp_path, "trainer.max_epochs=7").trainer.max_epochs == 7
+
+
+PUBLISHED = {
+    "voc": {92: (656, 52_480), 183: (650, 52_000), 366: (638, 51_040), 732: (616, 49_280), 1464: (570, 45_600)},
+    "voc_aug": {662: (620, 49_600), 1323: (579, 46_320), 2646: (496, 39_680), 5291: (331, 26_480)},
+    "cityscapes": {186: (174, 34_800), 372: (163, 32_600), 744: (139, 27_800), 1488: (93, 18_600)},
+}
+
+
+@pytest.mark.parametrize(("dataset", "count"), [(d, n) for d, counts in PUBLISHED.items() for n in counts])
+def test_every_published_row_has_the_papers_batch_and_totals(dataset: str, count: int) -> None:
+    config = composed(f"experiment={dataset}_{count}", "output=x")
+    OmegaConf.resolve(config)
+    assert (config.split.labeled, config.split.num_labeled) == (str(count), count)
+    assert (config.global_batch, config.data.batch_size, config.trainer.accumulate_grad_batches) == (16, 2, 8)
+    images = {"voc": 10_582, "voc_aug": 10_582, "cityscapes": 2_975}[dataset] - count
+    iterations = round(images / config.global_batch)
+    assert (iterations, iterations * config.trainer.max_epochs) == PUBLISHED[dataset][count]
+
+
+@pytest.mark.parametrize("experiment", files("experiment"))
+def test_every_experiment_composes_and_says_its_command(experiment: str) -> None:
+    config = composed(f"experiment={experiment}", "output=x", "backbone.weights=null")
+    OmegaConf.resolve(config)
+    assert config.backbone.name == "resnet101s"
+    header = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    assert f"experiment={experiment}" in header or "the same as" in header
+
+
+def test_fractions_name_the_same_rows_as_counts() -> None:
+    one, other = (composed(f"experiment=cityscapes_{name}", "output=x") for name in ("1_8", "372"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "batch", "rounds"), [(1, 1, 2, 8), (2, 1, 2, 4), (8, 1, 2, 1), (16, 1, 1, 1), (4, 2, 2, 1)]
+)
+def test_global_batch_is_kept_on_any_number_of_devices(devices: int, nodes: int, batch: int, rounds: int) -> None:
+    hardware = [f"trainer.devices={devices}", f"trainer.num_nodes={nodes}", "trainer.accelerator=gpu"]
+    config = composed("dataset=cityscapes", "output=x", *hardware)
+    assert (config.data.batch_size, config.trainer.accumulate_grad_batches) == (batch, rounds)
+    assert batch * rounds * devices * nodes == 16 and config.optimizer.lr == 0.01
+
+
+def test_learning_rate_follows_the_global_batch() -> None:
+    assert composed("dataset=cityscapes", "global_batch=8", "output=x").optimizer.lr == pytest.approx(0.005)
+    assert composed("dataset=voc", "global_batch=32", "output=x").optimizer.lr == pytest.approx(0.002)
+
+
+def test_devices_that_cannot_share_the_batch_are_one_line() -> None:
+    result = run_script("train.py", "dataset=cityscapes", "trainer.devices=3")
+    assert result.returncode == 1
+    assert result.stderr.strip() == "error: global_batch=16: 3 devices cannot share it evenly; set a multiple of 3"

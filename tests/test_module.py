@@ -37,7 +37,7 @@ def make_batch(size: int = 32, num_classes: int = NUM_CLASSES) -> tuple[dict, di
     valid = torch.ones(2, size, size, dtype=torch.bool)
     mask[:, :5, :7] = IGNORE_INDEX
     valid[:, -6:, :9] = False
-    return {"image": image, "mask": mask}, {"weak": weak, "strong": strong, "valid": valid}
+    return {"image": image, "mask": mask}, {"weak": weak, "strong": strong[:, None], "valid": valid}
 
 
 def step(module: SemiSupervisedSegmentation) -> torch.Tensor:
@@ -59,7 +59,7 @@ def test_loss_is_the_sum_of_its_naive_parts(tmp_path: Path) -> None:
         teacher = up(module.teacher(unlabeled["weak"]).logits, size, mode="bilinear", align_corners=True).softmax(1)
         confidence, pseudo = teacher.max(1)
         pseudo[~unlabeled["valid"]] = IGNORE_INDEX
-        output = module.student(torch.cat([labeled["image"], unlabeled["strong"]]))
+        output = module.student(torch.cat([labeled["image"], unlabeled["strong"][:, 0]]))
         logits = up(output.logits, size, mode="bilinear", align_corners=True)
         features = up(output.features, size, mode="bilinear", align_corners=True)
         torch.manual_seed(2)
@@ -127,7 +127,7 @@ def test_cutmix_mixes_images_labels_and_confidence_alike(tmp_path: Path) -> None
     _, unlabeled = make_batch()
     teach = module.teach(unlabeled)
     mixed = module.mix(teach)
-    from_other = (mixed.images == teach.images.roll(-1, 0)).all(1)
+    from_other = (mixed.images == teach.images[:, 0].roll(-1, 0)).all(1)
     assert 0.4 < from_other.float().mean() < 0.6
     other_labels, other_confidence = teach.labels.roll(-1, 0), teach.confidence.roll(-1, 0)
     assert torch.equal(mixed.labels, other_labels.where(from_other, teach.labels))
@@ -141,6 +141,7 @@ def test_cutmix_mixes_images_labels_and_confidence_alike(tmp_path: Path) -> None
         "method.prototype_gate=false", "method.prototype_on_labeled=false", "method.prototype_on_unlabeled=false",
         "method.bank_labels=teacher", "method.bank_features=teacher", "method.teacher_bn=forward",
         "method.num_prototypes=1", "model.auxiliary=true", "model.pooled_norm=true", "backbone.freeze_bn=true",
+        "method.feature_dropout_weight=0.5",
     ],
 )  # fmt: skip
 def test_every_open_point_is_a_switch_that_does_something(tmp_path: Path, override: str) -> None:
@@ -153,6 +154,43 @@ def test_every_open_point_is_a_switch_that_does_something(tmp_path: Path, overri
     banks = [module.bank.prototypes.mean() for module in (usual, other)]
     statistics = [sum(b.double().sum() for b in module.teacher.buffers()) for module in (usual, other)]
     assert losses[0] != losses[1] or banks[0] != banks[1] or statistics[0] != statistics[1]
+
+
+def test_two_strong_views_are_mixed_apart_and_weigh_as_one(tmp_path: Path) -> None:
+    module = make_module(tmp_path, "method.cutmix_probability=1", "method.threshold=0.0", "method.strong_views=2")
+    labeled, unlabeled = make_batch()
+    unlabeled["strong"] = torch.randn(2, 2, 3, 32, 32)
+    taught = module.teach(unlabeled)
+    mixed = module.mix(taught)
+    assert mixed.images.shape == (4, 3, 32, 32) and mixed.labels.shape == mixed.confidence.shape == (4, 32, 32)
+    for view, images in enumerate(mixed.images.split(2)):
+        own, other = taught.images[:, view], taught.images[:, view].roll(-1, 0)
+        assert ((images == own) | (images == other)).all()
+    assert not torch.equal(mixed.labels[:2], mixed.labels[2:]), "boxes of their own"
+    loss = module.semi_supervised_step(labeled, unlabeled)
+    loss.backward()
+    assert loss.isfinite()
+
+
+def test_an_unknown_choice_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"method\.gate=entropi: choose one of threshold, entropy, both"):
+        make_module(tmp_path, "method.gate=entropi")
+
+
+def test_supervised_teacher_keeps_its_statistics_alive(tmp_path: Path) -> None:
+    """With teacher_bn=forward the averaged network has to see images in supervised training too."""
+    fit(small_config(tmp_path, "method=supervised", "method.teacher_bn=forward", "trainer.max_epochs=1"))
+    state = run_state(tmp_path / "run")["state_dict"]
+    assert state["teacher.low_conv.1.running_mean"].any()
+
+
+def test_step_in_bf16_keeps_the_bank_in_fp32(tmp_path: Path) -> None:
+    module = make_module(tmp_path, "method.threshold=0.0")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = step(module)
+    loss.backward()
+    assert loss.dtype == module.bank.prototypes.dtype == torch.float32
+    torch.testing.assert_close(loss, step(make_module(tmp_path, "method.threshold=0.0")), rtol=0.03, atol=0.03)
 
 
 def test_nothing_is_labeled_and_nothing_is_confident(tmp_path: Path) -> None:
@@ -198,7 +236,7 @@ def flat(value: object) -> list:
 
 
 def test_resume_at_an_epochs_end_is_bit_equal(tmp_path: Path) -> None:
-    overrides = ("trainer.max_epochs=3", "method.threshold=0.3", "data.strong_color=true")
+    overrides = ("trainer.max_epochs=3", "method.threshold=0.3", "method.strong_color=true")
     whole = small_config(tmp_path / "whole", *overrides, f"dataset.root={tmp_path}/data")
     fit(whole)
     broken = small_config(tmp_path / "broken", *overrides, f"dataset.root={tmp_path}/data")

@@ -19,7 +19,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import lightning.pytorch as L
 import torch
@@ -50,7 +50,7 @@ HEADS = ("linear", "prototype")
 class PseudoLabeled(NamedTuple):
     """Unlabeled images as the student sees them, and what the teacher says of them, mixed alike."""
 
-    images: Tensor  # (B, 3, H, W)
+    images: Tensor  # (B, V, 3, H, W), mixed (V * B, 3, H, W)
     labels: Tensor  # (B, H, W), 255 where nothing is known
     confidence: Tensor  # (B, H, W) in (0, 1]
 
@@ -86,6 +86,10 @@ class SemiSupervisedSegmentation(L.LightningModule):
         normalizer: what the consistency loss is divided by (A3; `method.consistency_loss`).
         prototype_gate: the threshold also gates the prototype loss on pseudo-labels (A4).
         cutmix_probability: of a batch being mixed (A9).
+        strong_color: the student's views of unlabeled images have color jitter, grayscale and blur (A10).
+        strong_views: how many such views of each image, with CutMix boxes of their own (UniMatch: 2).
+        feature_dropout_weight: of a further consistency loss, on the weak view with half of the backbone's channels
+            dropped (UniMatch); 0 leaves it out.
         ema_decay: of the teacher, reached by the ramp min(1 - 1/(n+1), ema_decay).
         copy_teacher_first_epoch: the teacher equals the student during the whole first semi-supervised epoch, as
             in U2PL's code (A11).
@@ -124,12 +128,16 @@ class SemiSupervisedSegmentation(L.LightningModule):
         normalizer: Literal["all", "confident", "u2pl"] = "all",
         prototype_gate: bool = True,
         cutmix_probability: float = 0.5,
+        strong_color: bool = False,
+        strong_views: int = 1,
+        feature_dropout_weight: float = 0.0,
         ema_decay: float = 0.99,
         copy_teacher_first_epoch: bool = False,
         teacher_bn: Literal["copy", "average", "forward"] = "copy",
         seed: int = 0,
     ) -> None:
         super().__init__()
+        check_choices(type(self).__init__, locals())
         self.student = student
         self.teacher = copy.deepcopy(student).requires_grad_(False).eval()
         self.bank = PrototypeBank(
@@ -150,7 +158,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.bank_init, self.bank_labels, self.bank_features = bank_init, bank_labels, bank_features
         self.threshold, self.gate, self.drop_percent = threshold, gate, drop_percent
         self.normalizer, self.prototype_gate = normalizer, prototype_gate
-        self.cutmix_probability = cutmix_probability
+        self.cutmix_probability, self.feature_dropout_weight = cutmix_probability, feature_dropout_weight
+        self.strong_color, self.strong_views = strong_color, strong_views
         self.ema_decay, self.copy_teacher_first_epoch = ema_decay, copy_teacher_first_epoch
         self.teacher_bn = teacher_bn
         self.protocol = protocol
@@ -183,39 +192,42 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """Loss of the labeled images alone."""
         output = self.student(labeled["image"])
         loss = self.labeled_loss(upsample(output.logits, labeled["mask"].shape[-2:]), output.auxiliary, labeled["mask"])
+        self.refresh_teacher_statistics(labeled["image"])
         self.log_losses(supervised=loss)
         return loss
 
     def semi_supervised_step(self, labeled: dict, unlabeled: dict) -> Tensor:
         """The method: pseudo-labels, one student forward of both streams, three losses, the bank's update."""
         mask, num_labeled, size = labeled["mask"], len(labeled["mask"]), labeled["mask"].shape[-2:]
-        mixed = self.mix(self.teach(unlabeled))
+        taught = self.teach(unlabeled)
+        mixed = self.mix(taught)
         images = torch.cat([labeled["image"], mixed.images])
         output = self.student(images)
         logits = upsample(output.logits, size)
 
         supervised = self.labeled_loss(logits[:num_labeled], output.auxiliary, mask)
-        consistency = consistency_loss(
-            logits[num_labeled:],
-            mixed.labels,
-            mixed.confidence,
-            self.threshold_in_use,
-            normalizer=self.normalizer,
-        )
+        consistency = self.agreement(logits[num_labeled:], mixed.labels, mixed.confidence)
+        loss = supervised + self.consistency_weight * consistency
+        self.log_losses(supervised=supervised, consistency=consistency)
+
+        if self.feature_dropout_weight > 0:
+            dropped = upsample(self.student(unlabeled["weak"], drop_features=True).logits, size)
+            loss = loss + self.feature_dropout_weight * self.agreement(dropped, taught.labels, taught.confidence)
+
         teacher_features = self.refresh_teacher_statistics(images)
-        prototype = logits.new_zeros(())
         if self.prototype_weight > 0:
             points = jittered_grid(*size, self.grid_cells, device=self.device)
             features = sample_features(output.features, points, size)
             prototype_logits = self.bank(features)
             prototype = self.prototype_loss(prototype_logits, mask, mixed, points)
+            loss = loss + self.prototype_weight * prototype
+            self.log_losses(prototype=prototype)
             if self.bank_features == "teacher":
                 features = sample_features(teacher_features, points, size)
             self.update_bank(features, at_points(logits, points), prototype_logits, mask, mixed, points)
 
-        self.log_losses(supervised=supervised, consistency=consistency, prototype=prototype)
         self.log("train/confident", (mixed.confidence >= self.threshold).float().mean())
-        return supervised + self.consistency_weight * consistency + self.prototype_weight * prototype
+        return loss
 
     @torch.no_grad()
     def teach(self, unlabeled: dict) -> PseudoLabeled:
@@ -229,11 +241,24 @@ class SemiSupervisedSegmentation(L.LightningModule):
             labels = entropy_gate(logits, labels, 100 - (100 - self.drop_percent) * (1 - progress))
         return PseudoLabeled(unlabeled["strong"], labels, confidence)
 
+    def agreement(self, logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float | None = None) -> Tensor:
+        """The consistency loss of any logits to confident pseudo-labels, with this run's gate and divisor."""
+        # Where the entropy gate alone decides, it has ignored the others already.
+        usual = 0.0 if self.gate == "entropy" else self.threshold
+        threshold = usual if threshold is None else threshold
+        return consistency_loss(logits, labels, confidence, threshold, normalizer=self.normalizer)
+
     def mix(self, unlabeled: PseudoLabeled) -> PseudoLabeled:
-        """CutMix images, pseudo-labels and confidence with the same boxes, or the whole batch not at all."""
-        boxes = cutmix_boxes(len(unlabeled.images), *unlabeled.images.shape[-2:], device=self.device)
-        boxes = boxes & (torch.rand((), device=self.device) < self.cutmix_probability)
-        return PseudoLabeled(*(paste(part, boxes) for part in unlabeled))
+        """CutMix images, pseudo-labels and confidence with the same boxes, or the whole batch not at all.
+
+        The strong views (B, V, 3, H, W) become one batch of V * B, each view with boxes of its own.
+        """
+        views = []
+        for images in unlabeled.images.unbind(1):
+            boxes = cutmix_boxes(len(images), *images.shape[-2:], device=self.device)
+            boxes = boxes & (torch.rand((), device=self.device) < self.cutmix_probability)
+            views.append([paste(part, boxes) for part in (images, unlabeled.labels, unlabeled.confidence)])
+        return PseudoLabeled(*(torch.cat(parts) for parts in zip(*views, strict=True)))
 
     def labeled_loss(self, logits: Tensor, auxiliary: Tensor | None, mask: Tensor) -> Tensor:
         """The supervised loss of the linear head, plus the auxiliary head's where there is one."""
@@ -251,13 +276,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         if self.prototype_on_labeled:
             loss = loss + cross_entropy(on_labeled, at_points(mask, points))
         if self.prototype_on_unlabeled:
-            loss = loss + consistency_loss(
-                on_unlabeled,
-                at_points(mixed.labels, points),
-                at_points(mixed.confidence, points),
-                self.threshold_in_use if self.prototype_gate else 0.0,
-                normalizer=self.normalizer,
-            )
+            labels, confidence = at_points(mixed.labels, points), at_points(mixed.confidence, points)
+            loss = loss + self.agreement(on_unlabeled, labels, confidence, None if self.prototype_gate else 0.0)
         return loss
 
     @torch.no_grad()
@@ -284,17 +304,12 @@ class SemiSupervisedSegmentation(L.LightningModule):
     @torch.no_grad()
     def refresh_teacher_statistics(self, images: Tensor) -> Tensor | None:
         """The teacher's features of the student's batch, where a setting asks for that forward (A6, A12)."""
-        if self.teacher_bn != "forward" and self.bank_features != "teacher":
+        if self.in_burn_in or (self.teacher_bn != "forward" and self.bank_features != "teacher"):
             return None
         self.teacher.train(self.teacher_bn == "forward")
         features = self.teacher(images).features
         self.teacher.eval()
         return features
-
-    @property
-    def threshold_in_use(self) -> float:
-        """Least confidence; 0 where the entropy gate alone decides."""
-        return 0.0 if self.gate == "entropy" else self.threshold
 
     def log_losses(self, **losses: Tensor) -> None:
         """Log each loss as `train/<name>_loss`, show it under its short name, and log the learning rate."""
@@ -447,6 +462,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Store the metadata; plain values only, so that checkpoints load with weights_only."""
         checkpoint["pcr_seg"] = self.metadata
+
+
+def check_choices(function: Callable, values: dict) -> None:
+    """Raise a ValueError for a value that its parameter's Literal does not name."""
+    for name, hint in get_type_hints(function).items():
+        if get_origin(hint) is Literal and values[name] not in get_args(hint):
+            raise ValueError(f"method.{name}={values[name]}: choose one of {', '.join(get_args(hint))}")
 
 
 def at_points(x: Tensor, points: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,7 +26,8 @@ import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
@@ -95,6 +97,42 @@ logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 for expected in (r".*in eval mode at the start of training", r"(Experiment logs|Checkpoint) directory", r".*LeafSpec"):
     warnings.filterwarnings("ignore", expected)
 
+
+def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
+    """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
+
+    Raises:
+        ValueError: the devices cannot share the global batch evenly.
+    """
+    if devices in (-1, "-1", "auto"):
+        devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
+    world = max(1, len(devices) if isinstance(devices, list | ListConfig) else int(devices)) * nodes
+    if total % world:
+        raise ValueError(f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}")
+    return max(size for size in range(1, most + 1) if (total // world) % size == 0)
+
+
+def accumulation(total: int, batch_size: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
+    """Batches before each optimizer step, so that all devices together see the global batch."""
+    rounds, rest = divmod(total, batch_size * (total // device_batch(total, total, accelerator, devices, nodes)))
+    if rest:
+        raise ValueError(f"data.batch_size={batch_size}: does not divide global_batch={total} over the devices")
+    return max(1, rounds)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the command with one line when the user's input is at fault."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, MissingMandatoryValue) as error:
+        sys.exit(f"error: {str(error).splitlines()[0].removeprefix(RESOLVING)}")
+
+
+RESOLVING = "ValueError raised while resolving interpolation: "
+OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
+OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
+OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
@@ -180,7 +218,13 @@ def fit(cfg: DictConfig) -> dict:
 
     source = build(cfg.dataset)
     module = build_module(config, list(source.classes))
-    data = build(cfg.data, source, use_unlabeled=module.uses_unlabeled)
+    data = build(
+        cfg.data,
+        source,
+        use_unlabeled=module.uses_unlabeled,
+        strong_color=module.strong_color,
+        strong_views=module.strong_views,
+    )
     splits.check(source, data.split)
     module.metadata = {
         "config": config,
@@ -258,7 +302,7 @@ def keep_metrics(logger: CSVLogger, steps: int) -> None:
 
 def images_per_second(trainer: L.Trainer, data: L.LightningDataModule, timer: Timer, module: nn.Module) -> float:
     """Images through the student in training, per second of training without validation."""
-    streams = 2 if module.uses_unlabeled else 1
+    streams = 1 + module.strong_views if module.uses_unlabeled else 1
     images = trainer.global_step * trainer.accumulate_grad_batches * data.batch_size * streams * trainer.world_size
     return images / max(timer.time_elapsed("train") - timer.time_elapsed("validate"), 1e-9)
 

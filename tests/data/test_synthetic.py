@@ -32,9 +32,9 @@ def test_same_arguments_give_the_same_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [{"num_train": 6}, {"num_val": 3}, {"num_unlabeled": 0}])
 def test_an_image_depends_on_its_own_number_alone(tmp_path: Path, more: dict[str, int]) -> None:
-    few = synthetic(str(tmp_path), **SMALL)
-    many = synthetic(str(tmp_path), **SMALL | more)
+    few, many = synthetic(str(tmp_path), **SMALL), synthetic(str(tmp_path), **SMALL | more)
     for part in ("train", "val", "unlabeled"):
+        assert len(getattr(many, part)) == (SMALL | more)[f"num_{part}"]
         for first, second in zip(getattr(few, part), getattr(many, part), strict=False):
             assert first.name == second.name
             assert first.image.read_bytes() == second.image.read_bytes()
@@ -45,6 +45,8 @@ def test_another_seed_gives_other_images(tmp_path: Path) -> None:
     pairs = zip(first.train + first.val + first.unlabeled, second.train + second.val + second.unlabeled, strict=True)
     for one, other in pairs:
         assert (read_image(one.image) != read_image(other.image)).any()
+    for one, other in zip(first.train + first.val, second.train + second.val, strict=True):
+        assert (read_mask(one) != read_mask(other)).any()
 
 
 def test_no_image_occurs_twice(tmp_path: Path) -> None:
@@ -72,16 +74,20 @@ def test_every_class_occurs_and_no_other_label(tiny_set: Source) -> None:
     assert set(np.unique(val)) <= set(range(len(CLASSES)))  # three images need not show all
 
 
-def test_written_once(tmp_path: Path) -> None:
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = synthetic(str(tmp_path), **SMALL)
-    source.train[0].image.write_bytes(b"still here")
-    synthetic(str(tmp_path), **SMALL)
-    assert source.train[0].image.read_bytes() == b"still here"
+    monkeypatch.setattr("pcr_seg.data.synthetic.draw_image", interrupt)
+    assert synthetic(str(tmp_path), **SMALL) == source
 
 
 def test_the_slower_of_two_writers_leaves_nothing_behind(tmp_path: Path) -> None:
     target = tmp_path / "set"
     write(target, seed=0, **SMALL)
+    (target / "classes.txt").write_text("the faster one's")
     before = files(tmp_path)
     write(target, seed=0, **SMALL)
     assert files(tmp_path) == before
@@ -89,9 +95,6 @@ def test_the_slower_of_two_writers_leaves_nothing_behind(tmp_path: Path) -> None
 
 
 def test_an_interrupted_writer_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr("pcr_seg.data.synthetic.draw_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "set", seed=0, **SMALL)

@@ -91,14 +91,14 @@ def test_image_is_interpolated_but_labels_are_not() -> None:
 @pytest.mark.parametrize("scale", [(0.5, 2.0), (0.75, 1.33), [0.5, 1.0]])
 def test_half_of_the_views_shrink_and_half_enlarge(scale: tuple[float, float]) -> None:
     sizes = []
-    for _, mask in views(noise(100, 100, 3), np.zeros((100, 100), np.uint8), 600, 201, scale=scale):
+    for _, mask in views(noise(100, 100, 3), np.zeros((100, 100), np.uint8), 1500, 201, scale=scale):
         height, width = (mask == 0).any(1).sum(), (mask == 0).any(0).sum()
         assert height == width
         sizes.append(width / 100)
     sizes = np.array(sizes)
     smaller, larger = sizes[sizes < 0.995], sizes[sizes > 1.005]
     assert scale[0] - 0.01 <= sizes.min() and sizes.max() <= scale[1] + 0.01
-    assert len(smaller) / 600 == pytest.approx(0.5, abs=0.07)  # 3.4 standard deviations
+    assert len(smaller) / 1500 == pytest.approx(0.5, abs=0.07)  # 3.4 standard deviations
     assert np.percentile(smaller, [25, 50, 75]) == pytest.approx(np.linspace(scale[0], 1, 5)[1:4], abs=0.04)
     if scale[1] > 1:
         assert np.percentile(larger, [25, 50, 75]) == pytest.approx(np.linspace(1, scale[1], 5)[1:4], abs=0.08)

@@ -27,13 +27,14 @@ class SegmentationData(L.LightningDataModule):
         crop_size: side of the training crops in pixels.
         batch_size: labeled images in a batch on each device, and as many unlabeled ones.
         scale: range of the random scale.
-        strong_color: color jitter, grayscale and blur on the student's unlabeled view.
         pad_label: label of padding; 255 never trains, 0 repeats the reference code.
-        steps_per_epoch: batches in an epoch; by default one pass over the unlabeled images.
+        steps_per_epoch: optimizer steps in an epoch; by default one pass over the unlabeled images, rounded.
         num_workers: loader processes for each stream; by default half of the machine's processors, at most 8.
         seed: of the labeled draw, the order and the views. Sample and view at each position of the training follow
             from (seed, position) alone, so neither workers nor a restart change them.
         use_unlabeled: load the unlabeled stream; a supervised training does not need it.
+        strong_color: color jitter, grayscale and blur on the student's views of unlabeled images.
+        strong_views: number of those views.
     """
 
     def __init__(
@@ -46,20 +47,22 @@ class SegmentationData(L.LightningDataModule):
         crop_size: int = 513,
         batch_size: int = 2,
         scale: tuple[float, float] = (0.5, 2.0),
-        strong_color: bool = False,
         pad_label: int = IGNORE_INDEX,
         steps_per_epoch: int | None = None,
         num_workers: int | None = None,
         seed: int = 0,
         use_unlabeled: bool = True,
+        strong_color: bool = False,
+        strong_views: int = 1,
     ) -> None:
         super().__init__()
         self.source = source
         self.split = make_split(source, labeled, family=family, seed=seed, lists=Path(lists) if lists else None)
         self.crop_size, self.batch_size, self.steps_per_epoch = crop_size, batch_size, steps_per_epoch
-        self.scale, self.strong_color, self.pad_label = tuple(scale), strong_color, pad_label
+        self.scale, self.pad_label = tuple(scale), pad_label
         self.num_workers = num_workers if num_workers is not None else min(8, (os.cpu_count() or 1) // 2)
         self.seed, self.use_unlabeled = seed, use_unlabeled
+        self.strong_color, self.strong_views = strong_color, strong_views
         if use_unlabeled and not self.split.unlabeled:
             raise ValueError(
                 f"split={labeled}: every image is labeled, so this method has none to learn from unlabeled; "
@@ -91,12 +94,14 @@ class SegmentationData(L.LightningDataModule):
     def _train_loader(self, samples: tuple[Sample, ...], stream: int) -> DataLoader:
         rank, world = self._rank()
         full_pass = len(self.split.unlabeled) or len(self.split.labeled)
-        steps = self.steps_per_epoch or max(1, full_pass // (self.batch_size * world))
-        sampler = StreamSampler(len(samples), steps * self.batch_size, self.seed, stream, rank, world)
+        batches_per_step = self.trainer.accumulate_grad_batches if self.trainer else 1
+        steps = self.steps_per_epoch or max(1, round(full_pass / (self.batch_size * batches_per_step * world)))
+        length = steps * batches_per_step * self.batch_size
+        sampler = StreamSampler(len(samples), length, self.seed, stream, rank, world)
         return self._loader(self._views(samples), sampler, drop_last=True)
 
     def _views(self, samples: tuple[Sample, ...]) -> "Views":
-        return Views(samples, self.crop_size, self.scale, self.pad_label, self.strong_color)
+        return Views(samples, self.crop_size, self.scale, self.pad_label, self.strong_color, self.strong_views)
 
     def _loader(self, views: "Views", sampler: object, *, drop_last: bool) -> DataLoader:
         return DataLoader(
@@ -166,8 +171,8 @@ def view_seed(seed: int, stream: int, position: int) -> int:
 class Views(Dataset):
     """Random training views. An index is (index, seed of the view), as `StreamSampler` yields them.
 
-    A sample with a mask gives `image` (3, S, S) and `mask` (S, S); one without gives `weak` and `strong`
-    (3, S, S) and `valid` (S, S), False on padding; each gives its `name`.
+    A sample with a mask gives `image` (3, S, S) and `mask` (S, S); one without gives `weak` (3, S, S), `strong`
+    (V, 3, S, S), V views in other colors, and `valid` (S, S), False on padding; each gives its `name`.
     """
 
     def __init__(
@@ -176,9 +181,10 @@ class Views(Dataset):
         crop_size: int,
         scale: tuple[float, float],
         pad_label: int,
-        strong_color: bool,
+        strong_color: bool = False,
+        strong_views: int = 1,
     ) -> None:
-        self.samples = samples
+        self.samples, self.strong_views = samples, strong_views
         self.geometric = geometric(crop_size, scale, pad_label)
         self.photometric = photometric() if strong_color else None
 
@@ -195,11 +201,11 @@ class Views(Dataset):
         weak, mask = normalize(view["image"]), torch.from_numpy(view["mask"]).long()
         if sample.mask:
             return {"image": weak, "mask": mask, "name": sample.name}
-        strong = weak
+        strong = [weak] * self.strong_views
         if self.photometric:
             reseed(self.photometric, seed + 1)
-            strong = normalize(self.photometric(image=view["image"])["image"])
-        return {"weak": weak, "strong": strong, "valid": mask != IGNORE_INDEX, "name": sample.name}
+            strong = [normalize(self.photometric(image=view["image"])["image"]) for _ in strong]
+        return {"weak": weak, "strong": torch.stack(strong), "valid": mask != IGNORE_INDEX, "name": sample.name}
 
 
 class WholeImages(Dataset):

@@ -15,24 +15,10 @@ import numpy as np
 from rich import get_console
 from rich.progress import track
 
+from pcr_seg.data.published import PUBLISHED, fetch
 from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, image_size, read_image, read_list, read_mask
 
-# Folders of the published lists: u2pl from U2PL and PCR, cps from UniMatch (5291_cps: PCR). The families are
-# different draws: figures on the lists of one do not compare with figures on the other's.
-PUBLISHED = {
-    ("voc", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
-    ("voc", "cps"): {n: f"cps/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
-    ("voc_aug", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (662, 1323, 2646, 5291)},
-    ("voc_aug", "cps"): {
-        **{n: f"cps/pascal/{part}" for n, part in ((662, "1_16"), (1323, "1_8"), (2646, "1_4"))},
-        5291: "u2pl/pascal/5291_cps",
-    },
-    ("cityscapes", "u2pl"): {n: f"u2pl/cityscapes/{n}" for n in (186, 372, 744, 1488)},
-    ("cityscapes", "cps"): {
-        n: f"cps/cityscapes/{part}"
-        for n, part in ((100, "1_30"), (186, "1_16"), (372, "1_8"), (744, "1_4"), (1488, "1_2"))
-    },
-}
+FAMILIES = ("u2pl", "cps", "drawn")
 
 
 @dataclass(frozen=True)
@@ -62,46 +48,46 @@ def num_labeled(labeled: str | int, num_train: int) -> int:
     return count
 
 
-def published_list(source_name: str, count: int, family: str, lists: Path | None) -> Path | None:
-    """Return the published `labeled.txt` of `count` images below `lists`, or None if it is not there.
-
-    Raises:
-        ValueError: the family is neither u2pl nor cps.
-    """
-    if family not in ("u2pl", "cps"):
-        raise ValueError(f"split family {family!r}: choose u2pl (the paper's) or cps (UniMatch's)")
-    folder = PUBLISHED.get((source_name, family), {}).get(count)
-    path = Path(lists) / folder / "labeled.txt" if lists and folder else None
-    return path if path and path.is_file() else None
-
-
 def make_split(
     source: Source, labeled: str | Path | int, *, family: str = "u2pl", seed: int = 0, lists: Path | None = None
 ) -> Split:
-    """Choose the labeled images: LIST.txt, a published list, `lists/<labeled>/labeled.txt`, else a draw.
+    """Choose the labeled images: LIST.txt, a published list, `lists/<labeled>/labeled.txt`, all, or a draw.
 
+    A data set with published lists is never drawn from unless the family is "drawn"; others know no families.
     The draw depends on (source, count, seed) alone and shows every class of the training masks if so few
     images can. All others are unlabeled, unless `unlabeled.txt` beside the list says which.
 
+    Args:
+        source: the data set.
+        labeled: a fraction ("1_8"), a count, "full", or a file of names.
+        family: "u2pl" (the paper's lists), "cps" (UniMatch's), or "drawn".
+        seed: of a draw.
+        lists: folder of published lists, which are downloaded into it (`published.fetch`), and of own ones.
+
     Raises:
         FileNotFoundError: the list, or a mask that the draw reads, is missing.
-        ValueError: an impossible count, or a list that does not fit the data set.
+        ValueError: an impossible count, a list that does not fit the data set or cannot be had.
     """
+    if family not in FAMILIES:
+        raise ValueError(f"split_family={family}: choose u2pl (the paper's), cps (UniMatch's) or drawn")
     if not source.train:
         raise ValueError(f"{source.name}: no training images; correct dataset.root")
     if str(labeled).endswith(".txt"):
         return _from_list(source, Path(labeled), f"list {labeled}")
     count = num_labeled(labeled, len(source.train))
-    if path := published_list(source.name, count, family, lists):
-        return _from_list(source, path, f"published list {path}", count)
-    if lists and (path := Path(lists) / str(labeled) / "labeled.txt").is_file():
-        return _from_list(source, path, f"list {path}", count)
-    if count in PUBLISHED.get((source.name, family), {}):
-        message = f"{source.name}: no published {family} list of {count} images below {lists}, so this split is"
-        warnings.warn(f"{message} drawn and does not compare with published figures", stacklevel=2)
+    if family != "drawn":
+        if path := fetch(source.name, family, count, lists):
+            return _from_list(source, path, f"published list {path}", count)
+        if lists and (path := Path(lists) / str(labeled) / "labeled.txt").is_file():
+            return _from_list(source, path, f"list {path}", count)
     train = sorted(source.train, key=lambda sample: sample.name)
     if count == len(train):
         return Split(tuple(train), source.unlabeled, f"all {count} training images")
+    if published := PUBLISHED.get((source.name, family)):
+        raise ValueError(
+            f"split={labeled}: no published {family} list of {count} of the {len(train)} training images of"
+            f" {source.name}, only of {', '.join(map(str, published))}; choose one of these, or split_family=drawn"
+        )
     chosen = _draw(source, train, count, seed)
     rest = [sample for index, sample in enumerate(train) if index not in chosen]
     drawn = tuple(train[index] for index in sorted(chosen))

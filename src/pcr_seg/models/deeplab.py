@@ -66,9 +66,15 @@ class DeepLab(nn.Module):
                 conv_stage(middle, channels, 3, dropout=dropout), nn.Conv2d(channels, num_classes, 1)
             )
 
-    def forward(self, images: Tensor) -> SegmentorOutput:
-        """(B, 3, H, W) normalized images -> SegmentorOutput with h about H/4."""
+    def forward(self, images: Tensor, drop_features: bool = False) -> SegmentorOutput:
+        """(B, 3, H, W) normalized images -> SegmentorOutput with h about H/4.
+
+        `drop_features` sets half of the backbone's channels to zero, at random for each image (UniMatch's
+        feature perturbation).
+        """
         low, middle, high = self.backbone(images)
+        if drop_features:
+            low, high = F.dropout2d(low, 0.5), F.dropout2d(high, 0.5)
         high = F.interpolate(self.head(self.aspp(high)), low.shape[-2:], mode="bilinear", align_corners=True)
         features = torch.cat([self.low_conv(low), high], dim=1)
         auxiliary = self.auxiliary_head(middle) if self.auxiliary_head is not None else None

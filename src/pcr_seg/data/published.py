@@ -1,0 +1,179 @@
+"""The split lists that papers publish: where they lie, what they are known by, and how they get here.
+
+The families are different draws: u2pl from U2PL and PCR, cps from UniMatch (its count of 5,291 from PCR). Figures on
+the lists of one do not compare with figures on the other's. The lists belong to their authors, so they are downloaded
+on first use; their checksums are what makes them the same for everybody.
+"""
+
+import hashlib
+import http.client
+import os
+import urllib.request
+from pathlib import Path
+
+from rich import get_console
+from rich.progress import wrap_file
+
+REPOSITORIES = {
+    "u2pl": (
+        "https://raw.githubusercontent.com/HeimingX/semi_seg_proto/1b98ea6ba6cf8d41192eb4b36b5d056d0de02a49/data/splits"
+    ),
+    "cps": "https://raw.githubusercontent.com/LiheYoung/UniMatch/main/splits",
+}
+MIRROR = "PCR_SEG_SPLITS_URL"  # environment variable: address of a folder that holds u2pl/ and cps/
+PUBLISHED = {  # (data set, family): {labeled images: folder}
+    ("voc", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
+    ("voc", "cps"): {n: f"cps/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
+    ("voc_aug", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (662, 1323, 2646, 5291)},
+    ("voc_aug", "cps"): {
+        **{n: f"cps/pascal/{part}" for n, part in ((662, "1_16"), (1323, "1_8"), (2646, "1_4"))},
+        5291: "u2pl/pascal/5291_cps",
+    },
+    ("cityscapes", "u2pl"): {n: f"u2pl/cityscapes/{n}" for n in (186, 372, 744, 1488)},
+    ("cityscapes", "cps"): {
+        n: f"cps/cityscapes/{part}"
+        for n, part in ((100, "1_30"), (186, "1_16"), (372, "1_8"), (744, "1_4"), (1488, "1_2"))
+    },
+}
+SHA256 = {
+    "u2pl/pascal/92/labeled.txt": "7feeb5314d99485739e79c385d3b70145d44dc60190acb4d5df63165c630ef6a",
+    "u2pl/pascal/92/unlabeled.txt": "9ae9c7726c7e06f8ef40cddfea55911128157c5a21c3c5195074e4e45e48031f",
+    "u2pl/pascal/183/labeled.txt": "5dac0b72efebf63344c90c3700537e6d667c80bfa4c17205d96d459e655ec976",
+    "u2pl/pascal/183/unlabeled.txt": "4a3f4c77c01bae73b342439dbb3eb9f09b102e5ca5680fcfd941785bafd0cc98",
+    "u2pl/pascal/366/labeled.txt": "97abd8fe7d52346b2663e6faed73e89560a171788ea0a12c012bff26c74a25d4",
+    "u2pl/pascal/366/unlabeled.txt": "2cb6fe3645fa20e66653209b003e9d8b059e18bc664341515ea352eac2ef273c",
+    "u2pl/pascal/732/labeled.txt": "b2973f8d47b780e0bc53f598a51fb651c21c7485f4d02111296452abb931ce44",
+    "u2pl/pascal/732/unlabeled.txt": "077f8aab596629403bb38177c3c678a17a30eb7132a38f4952237763b311a170",
+    "u2pl/pascal/1464/labeled.txt": "129f1fe991729b1862115b77738c938c149c1f167baa02b4b3186aea9f0d6a84",
+    "u2pl/pascal/1464/unlabeled.txt": "ba34ae09804b56761fbb46667ed6eb962a498205c068521b1105a0944f08ac40",
+    "cps/pascal/92/labeled.txt": "8a02aa6a1253178b105bd25b36f0a27daeedf6b3959f399aa47d24783f3a8306",
+    "cps/pascal/92/unlabeled.txt": "a3eb5ef8d2ae547f131bfa60b8111d21700d458b545741336633d5aa209254d5",
+    "cps/pascal/183/labeled.txt": "de3f4680391cb15324402dae17ac0919933d0d9004c11a641c924f3f67147f9f",
+    "cps/pascal/183/unlabeled.txt": "39aa3fd2997799c57c7d68d1ab342e2ebf53224ab10c1766a9fcd1554afbfd6a",
+    "cps/pascal/366/labeled.txt": "74f6bd1e459a8b46fc204529d70b603769f8a45aef4553df8a5c04b5698e77b7",
+    "cps/pascal/366/unlabeled.txt": "591c593546d1dbb65bd4d08ae99fabc1e9958d614c8079c8961422b8b7df7433",
+    "cps/pascal/732/labeled.txt": "02c8ec5b62e27364f5bc91eb95bccf54debaa721e9d31c50c07507aea258fd0f",
+    "cps/pascal/732/unlabeled.txt": "8ddf828ec616b551447dc402c2c53eb7d0044697a0b6bacd6190ee843ffbf340",
+    "cps/pascal/1464/labeled.txt": "b20486876df309c57c8230e957b2957fff5392ff5cb11f225e8453ed6c50ba3e",
+    "cps/pascal/1464/unlabeled.txt": "3ba331d08fee0751486a8be3f9f269f9efc09faa82a32a703bbb7deda4d66544",
+    "u2pl/pascal/662/labeled.txt": "e9bb5d18af8041799389ad0c2274f043161a912837416c2c6403d9d901dee4c1",
+    "u2pl/pascal/662/unlabeled.txt": "a9a7e39271779ccaacced31633d32d55a0dc27f61a451ac5e3a7a1403cdfb5af",
+    "u2pl/pascal/1323/labeled.txt": "112dcea11e1a1d211e03db87c743989ffb29c16f90ce30da7c118b3c28f8d697",
+    "u2pl/pascal/1323/unlabeled.txt": "669ca8dc16acaf33a9db723d40e914f93d8d4ab5edab121148fbf30861128694",
+    "u2pl/pascal/2646/labeled.txt": "4cc769f75d69c74e4eabdb1dff7cb93ac22a4c30a9b759a7cedec3e3c6b7ed28",
+    "u2pl/pascal/2646/unlabeled.txt": "4fd8e0bc7304c99ac884c6876a8f5d23ce6d9468fa55601334982ad4fa631f4f",
+    "u2pl/pascal/5291/labeled.txt": "989051b20c885ee09c37b5e5d005c067a6cd1bbcf40b06df6eb4af9e41992296",
+    "u2pl/pascal/5291/unlabeled.txt": "7594c243192ee8decac87d733eb977fea16ede88f9b0cf7759c73251e7f0a82c",
+    "cps/pascal/1_16/labeled.txt": "0f5e114e6504c8afec6523db91f05503f120d1365cf505e6f4ef99f316d5873b",
+    "cps/pascal/1_16/unlabeled.txt": "29b30bf7adb5d39e642c57e3a3f4f26f9d4fb8f145098c430a597ef99160e36f",
+    "cps/pascal/1_8/labeled.txt": "c5ea9bb095158a137e4c1db739b07d54a89af697de24ffd9e576493a4189653f",
+    "cps/pascal/1_8/unlabeled.txt": "5246f6e0bec70363a5b898e0d685d37b0afcfab4a71c010e7026555294d9eca9",
+    "cps/pascal/1_4/labeled.txt": "a4573ca0fa8f97c4013dba5f8b233e77a1a8dc7877539b1eb18c8206d37227d0",
+    "cps/pascal/1_4/unlabeled.txt": "832ccd3a7971b1ed79e77f606a6736fa58d85f88aaf2eb88c856b27af74c847b",
+    "u2pl/pascal/5291_cps/labeled.txt": "192132b4f645339dd143850359d4e27bb62ba3ce447553a07de23fbff4f0c8b9",
+    "u2pl/pascal/5291_cps/unlabeled.txt": "415761b09b2b58696eadbe27d4cf09e42c495d247723d2a3267a7537fa410107",
+    "u2pl/cityscapes/186/labeled.txt": "b325a363ec870628cbf3265bf48f9d9bf3e6e87a6e5c004ca989cda6279a0fd4",
+    "u2pl/cityscapes/186/unlabeled.txt": "0adcdcf9cf5db4276dfcdba1c207b2e5439ee465102d923eff3eec61573c5393",
+    "u2pl/cityscapes/372/labeled.txt": "a7fa9c926a15c3983a6b2b884dc455bcfaf59ddc2cbe63f895e1d067d5a7f9b4",
+    "u2pl/cityscapes/372/unlabeled.txt": "de6eeec7ec6d43403138d840e91e671af0033dc09a09cbcd14a7b872963b034f",
+    "u2pl/cityscapes/744/labeled.txt": "489d49d7dde31150a862dbd0aabfa8e787b9278ee51978d7d3d2c8e67d666c66",
+    "u2pl/cityscapes/744/unlabeled.txt": "e7b30bf5cee9103f546818e61fd8e26eb63c3a763fdd2a45343744bb6d96618a",
+    "u2pl/cityscapes/1488/labeled.txt": "1c345bd7ed630b201bc3c3cde2604dce0d65df35c142bbf35ffea8a699485488",
+    "u2pl/cityscapes/1488/unlabeled.txt": "be9e936decc74da8575cd57974e3b0ed4a669317873a5748125330b7d10409dc",
+    "cps/cityscapes/1_30/labeled.txt": "b11041fef70476fb5564af0ef006a8013622da9cf49c7faf4182f3e26eb32742",
+    "cps/cityscapes/1_30/unlabeled.txt": "1b8a9b7bb4f9f6f06a3dffe766efe8b10a14a0137637af1738bbb417a5c85dbe",
+    "cps/cityscapes/1_16/labeled.txt": "64195914dce1231133c7dc611fece213bc3a87fe4e0b73fbd96add7dfa8a2f46",
+    "cps/cityscapes/1_16/unlabeled.txt": "7f18e2aefb5e88598910e291a935117daaeef51c6828edeb62f8a6c882be0a79",
+    "cps/cityscapes/1_8/labeled.txt": "97291dfc509a8c90ee94e1c5fd1f7668c21205b995f53b963ac133f0ed96ee8e",
+    "cps/cityscapes/1_8/unlabeled.txt": "5d7d33e39a8bda908e12d7f33ecb3299f93a8596fbe3c5e0cc1f2d3f5d358459",
+    "cps/cityscapes/1_4/labeled.txt": "8edd24ae817eed7b49d0a06c95b7bfaf769002c98387e4edeab5e221ab7791c3",
+    "cps/cityscapes/1_4/unlabeled.txt": "6fc53258ed2e40f72f4a22b6e20d60a789168fdf6b860033f826e8bee3900e9b",
+    "cps/cityscapes/1_2/labeled.txt": "90d8e29d4d182c3b3def3d1fac02e454868c4ca632f73696bb521aa05e937ee4",
+    "cps/cityscapes/1_2/unlabeled.txt": "23d0efaa43a65608b25eb078ed058c53979957e44407d787e3abdda9a795d289",
+}
+
+
+def fetch(name: str, family: str, count: int, folder: Path | str | None, *, timeout: float = 20) -> Path | None:
+    """Return a published `labeled.txt` below `folder`, with its `unlabeled.txt` beside it, or None if there is none.
+
+    Args:
+        name: of the data set.
+        family: u2pl or cps.
+        count: labeled images in the list.
+        folder: where lists are kept, in the tree of `PUBLISHED`; what is missing there is downloaded.
+        timeout: seconds of silence after which a server is given up.
+
+    Raises:
+        ValueError: a list cannot be had, or a file is not the published one; never is another one returned.
+    """
+    place = PUBLISHED.get((name, family), {}).get(count)
+    if place is None:
+        return None
+    if folder is None:
+        raise ValueError(f"{name}: no folder for the {family} list of {count} images; set lists, or family=drawn")
+    labeled, _ = (_fetch_file(f"{place}/{part}.txt", Path(folder), timeout) for part in ("labeled", "unlabeled"))
+    return labeled
+
+
+def fetch_all(name: str, folder: Path | str, *, timeout: float = 20) -> int:
+    """Fetch every published list of a data set, of each family; returns how many there are. Raises like `fetch`."""
+    lists = [(family, count) for (owner, family), counts in PUBLISHED.items() if owner == name for count in counts]
+    for family, count in lists:
+        fetch(name, family, count, folder, timeout=timeout)
+    return len(lists)
+
+
+def address(file: str) -> str:
+    """Where a file of `SHA256` is downloaded from: its repository, or the mirror."""
+    family, _, path = file.partition("/")
+    mirror = os.environ.get(MIRROR)
+    return f"{mirror.rstrip('/')}/{file}" if mirror else f"{REPOSITORIES[family]}/{path}"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file that appears under its name only when complete, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fetch_file(file: str, folder: Path, timeout: float) -> Path:
+    path, expected = folder / file, SHA256[file]
+    if path.is_file():
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != expected:
+            raise ValueError(
+                f"{path}: SHA-256 is {found} instead of {expected}, so it is not the published list; remove it, and it"
+                f" is downloaded from {address(file)}, or put the right file there by hand"
+            )
+        return path
+    try:
+        content = _read(file, timeout)
+        found = hashlib.sha256(content).hexdigest()
+        if found != expected:
+            raise ValueError(f"what came has SHA-256 {found}, so it is not the published list")
+        write_file(path, content)
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: also a mirror without https://
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{address(file)}: {reason}; download it by hand to {path} (SHA-256 {expected}), name a mirror in {MIRROR},"
+            " or draw a split of your own with split_family=drawn"
+        ) from None
+    return path
+
+
+def _read(url: str, timeout: float) -> bytes:
+    quiet = not get_console().is_terminal
+    with urllib.request.urlopen(url, timeout=timeout) as response:
+        length = int(response.headers.get("Content-Length", 0))
+        with wrap_file(
+            response, length, description=url.rpartition("/splits/")[2], transient=True, disable=quiet
+        ) as file:
+            content = b"".join(iter(lambda: file.read(1 << 16), b""))
+    if len(content) < length:
+        raise ConnectionError(f"the connection ended after {len(content)} of {length} bytes")
+    return content

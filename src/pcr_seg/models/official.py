@@ -1,0 +1,129 @@
+"""Checkpoints of the reference code, for our network: files of U2PL's PyTorch trainer, in which PCR was developed.
+
+The files that PCR's authors released are MindSpore's and have to become such a file first.
+
+Names: U2PL @ab3d2be, `u2pl/models/{model_helper,decoder,base,resnet}.py`; the prototypes' by the paper's evaluation
+release, HeimingX/semi_seg_proto @1b98ea6, `core/models/model_helper.py`. The networks are the same layer by layer, so
+loading is renaming.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+# Starts of names, ours and theirs. Their Sequentials count activations, dropouts and ASPP's pooling as layers.
+LAYERS = {
+    "backbone.net.": "encoder.",
+    "aspp.pooled.0.": "decoder.aspp.conv1.1.",
+    "aspp.pooled.1.": "decoder.aspp.conv1.2.",
+    "aspp.branches.0.": "decoder.aspp.conv2.",
+    "aspp.branches.1.": "decoder.aspp.conv3.",
+    "aspp.branches.2.": "decoder.aspp.conv4.",
+    "aspp.branches.3.": "decoder.aspp.conv5.",
+    "head.": "decoder.head.",
+    "low_conv.": "decoder.low_conv.",
+    "linear_head.0.0.": "decoder.classifier.0.",
+    "linear_head.0.1.": "decoder.classifier.1.",
+    "linear_head.1.0.": "decoder.classifier.4.",
+    "linear_head.1.1.": "decoder.classifier.5.",
+    "linear_head.2.": "decoder.classifier.8.",
+    "auxiliary_head.0.": "auxor.aux.",
+    "auxiliary_head.1.": "auxor.aux.4.",
+}
+REMEDY = "build the same network: backbone=resnet101 model=deeplab, model.auxiliary=true for Cityscapes only"
+
+
+def official_name(name: str) -> str:
+    """Name in the reference code of one of our network's tensors; a name of no such layer stays as it is."""
+    start = next((start for start in LAYERS if name.startswith(start)), "")
+    return LAYERS.get(start, "") + name.removeprefix(start)
+
+
+def from_official(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Rename a state dict of the reference code to one that `network.load_state_dict` takes.
+
+    `module.` (DistributedDataParallel) is removed; U2PL's `decoder.representation`, which PCR has not, is left out.
+
+    Args:
+        state: names and tensors of the reference code's network.
+        network: a DeepLab over a timm ResNet with the same layers.
+
+    Returns:
+        The network's names and the state's tensors and, where the state holds PCR's prototypes (C * K, D), also
+        "bank.prototypes" (C, K, D).
+
+    Raises:
+        ValueError: the state lacks a tensor of the network, holds one that the network lacks, or of another shape.
+    """
+    theirs = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    prototypes = [theirs.pop(name) for name in list(theirs) if name.endswith("proto_list")]
+    theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("decoder.representation.")}
+    ours = network.state_dict()
+    names = {official_name(name): name for name in ours}
+    for problem, which in (("lacks", names.keys() - theirs.keys()), ("has the unknown", theirs.keys() - names.keys())):
+        if which:
+            first = next(name for name in (*names, *theirs) if name in which)
+            raise ValueError(f"{problem} {first} and {len(which) - 1} more tensors; {REMEDY}")
+    for official, name in names.items():
+        if theirs[official].shape != ours[name].shape:
+            raise ValueError(f"{official} is {tuple(theirs[official].shape)}, not {tuple(ours[name].shape)}; {REMEDY}")
+    renamed = {name: theirs[official] for official, name in names.items()}
+    if prototypes:
+        renamed["bank.prototypes"] = as_bank(prototypes[0], network.num_classes)
+    return renamed
+
+
+def as_bank(prototypes: Tensor, num_classes: int) -> Tensor:
+    """Prototypes (C * K, D), all of one class in a row, as (C, K, D)."""
+    if prototypes.ndim != 2 or len(prototypes) % num_classes:
+        raise ValueError(f"prototypes are {tuple(prototypes.shape)}, not (K for each of {num_classes} classes, D)")
+    return prototypes.unflatten(0, (num_classes, -1))
+
+
+def load_official(module: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint file of the reference code into a module's student, teacher and bank.
+
+    The trainer's own file has a `model_state` and a `teacher_state`; a file of one network serves for both. The bank
+    takes the teacher's prototypes where there are any, and is left alone otherwise.
+
+    Args:
+        module: has `student`, `teacher` and `bank` (`pcr_seg.module.SemiSupervisedSegmentation`).
+        path: a file of `torch.save`, read without running code from it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of the reference code, or not of this network; nothing is loaded then.
+    """
+    content = read_official(Path(path))
+    student = content.get("model_state", content.get("teacher_state", content))
+    teacher = content.get("teacher_state", student)
+    try:
+        student, teacher = (from_official(state, module.student) for state in (student, teacher))
+        student.pop("bank.prototypes", None)
+        prototypes = teacher.pop("bank.prototypes", module.bank.prototypes)
+        if prototypes.shape != module.bank.prototypes.shape:
+            raise ValueError(f"holds {prototypes.shape[1]} prototypes for each class; set method.num_prototypes")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    module.student.load_state_dict(student)
+    module.teacher.load_state_dict(teacher)
+    if prototypes is not module.bank.prototypes:
+        module.bank.prototypes.copy_(prototypes)
+        module.bank.is_initialized.fill_(True)
+
+
+def read_official(path: Path) -> dict:
+    """Content of a checkpoint file, on the CPU."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a checkpoint of the reference code")
+    # The trainer's best mIoU is a NumPy number, which weights_only refuses: allow that alone, as NumPy 1 and 2 name it.
+    scalar, (dtype, _) = np.float64(0).__reduce__()
+    allowed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    try:
+        with torch.serialization.safe_globals([*allowed, np.dtype, type(dtype)]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(content)
+    except Exception as error:  # of many kinds, and torch's texts advise to load unsafely
+        raise ValueError(f"{path}: not a PyTorch checkpoint of plain tensors ({type(error).__name__})") from error
