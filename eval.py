@@ -10,7 +10,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.run import command_line, evaluate, one_line_errors
+from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.run import evaluate
 
 
 @hydra.main(config_path="conf", config_name="eval", version_base="1.3")

@@ -9,7 +9,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.run import command_line, one_line_errors, predict
+from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.run import predict
 
 
 @hydra.main(config_path="conf", config_name="predict", version_base="1.3")

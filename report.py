@@ -10,8 +10,8 @@ Prints the table and writes report.md, report.csv, report.png and runs.csv (each
 import hydra
 from omegaconf import DictConfig
 
+from pcr_seg.config import one_line_errors
 from pcr_seg.report import report
-from pcr_seg.run import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="report", version_base="1.3")

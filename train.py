@@ -14,7 +14,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.run import command_line, fit, one_line_errors
+from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.run import fit
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")

@@ -7,9 +7,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from pcr_seg.config import CONF, command_line
 from pcr_seg.data.sources import Source
 from pcr_seg.data.synthetic import synthetic
-from pcr_seg.run import CONF, command_line
 
 torch.set_num_threads(1)  # two test processes on two cores: more threads would only wait for each other
 

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from pcr_seg.config import CONF, build, command_line
 from pcr_seg.models.deeplab import DeepLab
 from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.run import CONF, build, build_module, command_line
+from pcr_seg.run import build_module
 
 ROOT = CONF.parent
 

@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from pcr_seg import run
+from pcr_seg.config import CONF, command_line
 from pcr_seg.data.transforms import normalize
+from pcr_seg.export import export
 
 SUMMARY_KEYS = {
     "dataset", "split", "split_family", "method", "backbone", "seed", "num_labeled", "num_unlabeled", "iterations",
@@ -37,8 +39,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(run.CONF), version_base="1.3"):
-        return compose(name, run.command_line(list(overrides)))
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, command_line(list(overrides)))
 
 
 def test_run_folder_is_complete(trained: Path) -> None:
@@ -138,7 +140,7 @@ def test_export_runs_at_other_sizes(trained: Path, tmp_path: Path, kind: str) ->
     if kind == "onnx":
         pytest.importorskip("onnxruntime", reason="needs the export extra")
     checkpoint = trained / "checkpoints/last.ckpt"
-    file = run.export(command("export", f"checkpoint={checkpoint}", f"format={kind}", f"output={tmp_path}/m.{kind}"))
+    file = export(command("export", f"checkpoint={checkpoint}", f"format={kind}", f"output={tmp_path}/m.{kind}"))
     assert [path.name for path in tmp_path.iterdir()] == [f"m.{kind}"], "one file"
     image = torch.randn(3, 3, 75, 141)
     module = run.load_module(checkpoint)

@@ -1,21 +1,15 @@
-"""From a configuration to objects and from objects to results: the only place, beside the scripts, that knows Hydra."""
+"""From a configuration to objects, and from objects to results."""
 
 import csv
 import json
 import logging
-import math
-import operator
-import os
 import platform
 import re
 import resource
-import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,126 +20,29 @@ import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from pcr_seg import visualize
+from pcr_seg.config import build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import eval_loader
 from pcr_seg.data.transforms import normalize
-from pcr_seg.inference import predict_heads
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.panels import LogPanels, example_panel
 
-CONF = Path(__file__).parents[2] / "conf"
-PUBLISHED_SIZES = {"voc": 1464, "voc_aug": 10582, "cityscapes": 2975, "camvid": 367}
 # A checkpoint names the classes it is rebuilt from; a stranger's must not name anything else.
 TRUSTED = ("pcr_seg.", "torch.optim.", "torch.nn.")
-
-
-# ------------------------------------------------------------------------------------- command line
-
-
-def command_line(arguments: list[str]) -> list[str]:
-    """Make Hydra read the command line as a person means it; safe to apply twice (DDP starts us again).
-
-    `split=1_8` is the integer 18 for Hydra, so splits are quoted; a split without a file of its own
-    (`split=57`, a list of names) is its `labeled` value; `--cfg` shows values instead of references.
-    """
-    arguments = [quote_split(argument) for argument in arguments]
-    return [*arguments, "--resolve"] if "--cfg" in arguments and "--resolve" not in arguments else arguments
-
-
-def quote_split(argument: str) -> str:
-    """Quote the value(s) of one `split=` or `split.labeled=` override; leave anything else alone."""
-    match = re.fullmatch(r"(split|split\.labeled)=([^'\"()\[\]]+)", argument)
-    if not match:
-        return argument
-    key, values = match[1], match[2].split(",")
-    if not all((CONF / "split" / f"{value}.yaml").is_file() for value in values):
-        key = "split.labeled"
-    return f"{key}=" + ",".join(f"'{value}'" for value in values)
-
-
-def published_count(labeled: str, reader: str) -> int | None:
-    """Labeled images that a split means on a published data set, read by `reader`; None for any other."""
-    size = PUBLISHED_SIZES.get(reader.rsplit(".", 1)[-1])
-    return splits.num_labeled(labeled, size) if size and not str(labeled).endswith(".txt") else None
-
-
-def wandb_offline() -> bool:
-    """Whether to log offline: without a login, or when the server cannot be reached in three seconds."""
-    if os.environ.get("WANDB_MODE") or not wandb.api.api_key:
-        return os.environ.get("WANDB_MODE") != "online"
-    host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
-    name, _, port = host.partition(":")
-    try:
-        socket.create_connection((name, int(port or 443)), timeout=3).close()
-    except OSError:
-        return True
-    return False
-
 
 # The trainer announces devices and products at each start; what it warns of still shows, but for
 # what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 for expected in (r".*in eval mode at the start of training", r"(Experiment logs|Checkpoint) directory", r".*LeafSpec"):
     warnings.filterwarnings("ignore", expected)
-
-
-def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
-    """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
-
-    Raises:
-        ValueError: the devices cannot share the global batch evenly.
-    """
-    if devices in (-1, "-1", "auto"):
-        devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
-    world = max(1, len(devices) if isinstance(devices, list | ListConfig) else int(devices)) * nodes
-    if total % world:
-        raise ValueError(f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}")
-    return max(size for size in range(1, most + 1) if (total // world) % size == 0)
-
-
-def accumulation(total: int, batch_size: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
-    """Batches before each optimizer step, so that all devices together see the global batch."""
-    rounds, rest = divmod(total, batch_size * (total // device_batch(total, total, accelerator, devices, nodes)))
-    if rest:
-        raise ValueError(f"data.batch_size={batch_size}: does not divide global_batch={total} over the devices")
-    return max(1, rounds)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the command with one line when the user's input is at fault."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError, MissingMandatoryValue) as error:
-        sys.exit(f"error: {str(error).splitlines()[0].removeprefix(RESOLVING)}")
-
-
-RESOLVING = "ValueError raised while resolving interpolation: "
-OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
-OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
-OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
-OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
-OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
-
-
-# --------------------------------------------------------------------------------- build and rebuild
-
-
-def build(node: DictConfig, *args: object, **kwargs: object):
-    """Call what a node names, with its keys and further arguments; its errors stay its own.
-
-    Hydra alone makes the partial: it would wrap a constructor's error into a page of its own.
-    """
-    return instantiate(node, _partial_=True)(*args, **kwargs)
 
 
 def build_module(config: dict, class_names: list[str]) -> SemiSupervisedSegmentation:
@@ -358,7 +255,7 @@ def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-# -------------------------------------------------------------------------- evaluate, predict, export
+# ------------------------------------------------------------------------------ evaluate and predict
 
 
 def evaluate(cfg: DictConfig) -> dict:
@@ -447,76 +344,3 @@ def find_images(pattern: str) -> dict[str, Path]:
     if not images:
         raise ValueError(f"images={pattern}: no image there; give a file, a folder or a quoted glob")
     return images
-
-
-class LinearPredictor(nn.Module):
-    """The evaluated network and its linear head as one plain function, for export."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) normalized -> logits (B, C, H, W)."""
-        return predict_heads(self.network, None, image)
-
-
-def export(cfg: DictConfig) -> Path:
-    """Write the linear predictor as ONNX or pt2 with dynamic batch, height and width, checked at odd sizes."""
-    if cfg.format not in ("onnx", "pt2"):
-        raise ValueError(f"format={cfg.format}: choose onnx or pt2")
-    predictor = LinearPredictor(load_module(cfg.checkpoint, student=cfg.eval.student).network).eval()
-    output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
-    dynamic = {"image": {axis: torch.export.Dim(name, min=2 if axis == 0 else 32) for axis, name in
-                         ((0, "batch"), (2, "height"), (3, "width"))}}  # fmt: skip
-    program = torch.export.export(
-        predictor,
-        (torch.randn(2, 3, 128, 160),),
-        dynamic_shapes=dynamic,
-        prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
-    )
-    partial = output.with_name("partial_" + output.name)
-    if cfg.format == "pt2":
-        round_up_in_integers(program.graph)
-        torch.export.save(program, partial)
-        exported = torch.export.load(partial).module()
-    else:
-        exported = export_onnx(program, partial)
-    for shape in ((2, 3, 128, 160), (3, 3, 97, 131), (2, 3, 224, 161)):
-        image = torch.randn(shape)
-        with torch.inference_mode():
-            difference = (exported(image) - predictor(image)).abs().max().item()
-        if difference > 1e-3:
-            raise ValueError(f"{output}: differs from the network by {difference:.2g} at {shape}; not written")
-    os.replace(partial, output)
-    print(f"{output}: checked against the network at three sizes")
-    return output
-
-
-def round_up_in_integers(graph: torch.fx.Graph) -> None:
-    """Write ceil(a / b) on sizes as (a + b - 1) // b: timm's "same" padding uses the first, which pt2 cannot store."""
-
-    def call(function: Callable, *arguments: object) -> torch.fx.Node:
-        node = graph.call_function(function, arguments)
-        node.meta["val"] = function(*(getattr(argument, "meta", {"val": argument})["val"] for argument in arguments))
-        return node
-
-    for node in [node for node in graph.nodes if node.target is math.ceil]:
-        a, b = node.args[0].args
-        with graph.inserting_before(node):
-            node.replace_all_uses_with(call(operator.floordiv, call(operator.add, a, b - 1), b))
-        graph.erase_node(node)
-    graph.eliminate_dead_code()
-
-
-def export_onnx(program: torch.export.ExportedProgram, path: Path):
-    """Write one ONNX file and return a function that runs it."""
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter imports it late and fails less clearly
-    except ImportError as error:
-        raise ValueError("format=onnx needs more packages: pip install 'pcr-seg[export]'") from error
-    names = {"input_names": ["image"], "output_names": ["logits"]}
-    torch.onnx.export(program, f=path, external_data=False, verbose=False, **names)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])

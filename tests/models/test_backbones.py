@@ -144,7 +144,7 @@ def write_broken(kind: str, path: Path) -> None:
     elif kind == "not a state dict":
         torch.save([torch.zeros(3)], path)
     elif kind == "pickled objects":
-        torch.save(tiny(), path)
+        torch.save(state | {"written": Path("somewhere")}, path)  # would run code of the file's choice
     elif kind == "garbage":
         path.write_bytes(b"not a checkpoint\n" * 99)
     elif kind == "cut off":

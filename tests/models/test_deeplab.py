@@ -200,3 +200,10 @@ def test_gradient_of_the_features_reaches_decoder_and_backbone_but_not_the_head(
     network(images(33, 33)).features.square().sum().backward()
     without = {name for name, parameter in network.named_parameters() if parameter.grad is None}
     assert without == {name for name, _ in network.named_parameters() if name.startswith("linear_head.")}
+
+
+def test_gradient_of_the_auxiliary_logits_reaches_the_backbone() -> None:
+    network = make(auxiliary=True).train()
+    network(images(33, 33)).auxiliary.square().sum().backward()
+    assert network.auxiliary_head[0][0].weight.grad.any() and network.backbone.net.conv1[0].weight.grad.any()
+    assert network.aspp.pooled[0].weight.grad is None and network.linear_head[2].weight.grad is None

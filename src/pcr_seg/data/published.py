@@ -166,14 +166,12 @@ def _fetch_file(file: str, folder: Path, timeout: float) -> Path:
     return path
 
 
-def _read(url: str, timeout: float) -> bytes:
+def _read(file: str, timeout: float) -> bytes:
     quiet = not get_console().is_terminal
-    with urllib.request.urlopen(url, timeout=timeout) as response:
+    with urllib.request.urlopen(address(file), timeout=timeout) as response:
         length = int(response.headers.get("Content-Length", 0))
-        with wrap_file(
-            response, length, description=url.rpartition("/splits/")[2], transient=True, disable=quiet
-        ) as file:
-            content = b"".join(iter(lambda: file.read(1 << 16), b""))
+        with wrap_file(response, length, description=file, transient=True, disable=quiet) as stream:
+            content = b"".join(iter(lambda: stream.read(1 << 16), b""))
     if len(content) < length:
         raise ConnectionError(f"the connection ended after {len(content)} of {length} bytes")
     return content

@@ -1,0 +1,107 @@
+"""Hydra, told how people write: splits on the command line, references that compute, errors in one line."""
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import wandb
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue
+
+from pcr_seg.data.splits import num_labeled
+
+CONF = Path(__file__).parents[2] / "conf"
+PUBLISHED_SIZES = {"voc": 1464, "voc_aug": 10582, "cityscapes": 2975, "camvid": 367}
+
+
+def command_line(arguments: list[str]) -> list[str]:
+    """Make Hydra read the command line as a person means it; safe to apply twice (DDP starts us again).
+
+    `split=1_8` is the integer 18 for Hydra, so splits are quoted; a split without a file of its own
+    (`split=57`, a list of names) is its `labeled` value; `--cfg` shows values instead of references.
+    """
+    arguments = [quote_split(argument) for argument in arguments]
+    return [*arguments, "--resolve"] if "--cfg" in arguments and "--resolve" not in arguments else arguments
+
+
+def quote_split(argument: str) -> str:
+    """Quote the value(s) of one `split=` or `split.labeled=` override; leave anything else alone."""
+    match = re.fullmatch(r"(split|split\.labeled)=([^'\"()\[\]]+)", argument)
+    if not match:
+        return argument
+    key, values = match[1], match[2].split(",")
+    if not all((CONF / "split" / f"{value}.yaml").is_file() for value in values):
+        key = "split.labeled"
+    return f"{key}=" + ",".join(f"'{value}'" for value in values)
+
+
+def published_count(labeled: str, reader: str) -> int | None:
+    """Labeled images that a split means on a published data set, read by `reader`; None for any other."""
+    size = PUBLISHED_SIZES.get(reader.rsplit(".", 1)[-1])
+    return num_labeled(labeled, size) if size and not str(labeled).endswith(".txt") else None
+
+
+def wandb_offline() -> bool:
+    """Whether to log offline: without a login, or when the server cannot be reached in three seconds."""
+    if os.environ.get("WANDB_MODE") or not wandb.api.api_key:
+        return os.environ.get("WANDB_MODE") != "online"
+    host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
+    name, _, port = host.partition(":")
+    try:
+        socket.create_connection((name, int(port or 443)), timeout=3).close()
+    except OSError:
+        return True
+    return False
+
+
+def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
+    """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
+
+    Raises:
+        ValueError: the devices cannot share the global batch evenly.
+    """
+    if devices in (-1, "-1", "auto"):
+        devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
+    world = max(1, len(devices) if isinstance(devices, list | ListConfig) else int(devices)) * nodes
+    if total % world:
+        raise ValueError(f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}")
+    return max(size for size in range(1, most + 1) if (total // world) % size == 0)
+
+
+def accumulation(total: int, batch_size: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
+    """Batches before each optimizer step, so that all devices together see the global batch."""
+    rounds, rest = divmod(total, batch_size * (total // device_batch(total, total, accelerator, devices, nodes)))
+    if rest:
+        raise ValueError(f"data.batch_size={batch_size}: does not divide global_batch={total} over the devices")
+    return max(1, rounds)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the command with one line when the user's input is at fault."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, MissingMandatoryValue) as error:
+        sys.exit(f"error: {str(error).splitlines()[0].removeprefix(RESOLVING)}")
+
+
+RESOLVING = "ValueError raised while resolving interpolation: "
+OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
+OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
+OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
+OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
+OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+
+
+def build(node: DictConfig, *args: object, **kwargs: object):
+    """Call what a node names, with its keys and further arguments; its errors stay its own.
+
+    Hydra alone makes the partial: it would wrap a constructor's error into a page of its own.
+    """
+    return instantiate(node, _partial_=True)(*args, **kwargs)
