@@ -14,7 +14,7 @@ demo: $(VENV)/installed
 	$(BIN)/python report.py runs='runs/demo/*' output=runs/demo/report
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --nbmake tests notebooks
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

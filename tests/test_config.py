@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from pcr_seg.config import CONF, build, command_line
+from pcr_seg.config import CONF, build, command_line, wandb_offline
 from pcr_seg.models.deeplab import DeepLab
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.run import build_module
@@ -171,6 +172,15 @@ def test_misspelt_key_is_refused_in_one_line() -> None:
     result = run_script("train.py", "method.treshold=0.7")
     assert result.returncode != 0 and "method.treshold" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_wandb_stays_offline_where_the_server_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    assert wandb_offline()
+    assert time.monotonic() - started < 5, "waiting for a server must not hold a run up"
 
 
 def test_a_sweep_makes_a_run_folder_for_each_cell(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from conftest import SHARED, small_config
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 
 from pcr_seg import run
@@ -156,12 +157,17 @@ def test_export_runs_at_other_sizes(trained: Path, tmp_path: Path, kind: str) ->
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_checkpoint_of_a_stranger_is_refused(trained: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["os.system", "pcr_seg.run.subprocess.run", "torch.hub.load"])
+@pytest.mark.parametrize("node", ["model", "dataset", "protocol"])
+def test_checkpoint_of_a_stranger_is_refused(trained: Path, tmp_path: Path, node: str, target: str) -> None:
     content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
-    content["pcr_seg"]["config"]["model"]["_target_"] = "os.system"
+    content["pcr_seg"]["config"][node]["_target_"] = target
     torch.save(content, tmp_path / "strange.ckpt")
-    with pytest.raises(ValueError, match=r"strange\.ckpt: names os\.system"):
+    with pytest.raises(ValueError, match=rf"strange\.ckpt: names {target}"):
         run.load_module(tmp_path / "strange.ckpt")
+
+
+def test_damaged_and_missing_checkpoints_are_one_line(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_bytes((trained / "checkpoints/last.ckpt").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"broken\.ckpt: not a complete checkpoint"):
         run.load_module(tmp_path / "broken.ckpt")
@@ -251,6 +257,11 @@ def test_bad_settings_are_one_line(tmp_path: Path, overrides: list[str], message
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
         run.fit(small_config(tmp_path, "dataset.size=48", "method.burn_in_epochs=0", *overrides))
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_setting_is_named(tmp_path: Path) -> None:
+    with pytest.raises(MissingMandatoryValue, match=r"dataset\.root"):
+        run.fit(small_config(tmp_path, "dataset=folder"))
 
 
 def test_stopping_by_steps_still_leaves_a_complete_folder(tmp_path: Path) -> None:

@@ -25,18 +25,17 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import nn
 
 from pcr_seg import visualize
 from pcr_seg.config import build
 from pcr_seg.data import sources, splits
-from pcr_seg.data.datamodule import eval_loader
+from pcr_seg.data.datamodule import SegmentationData, eval_loader
 from pcr_seg.data.transforms import normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.panels import LogPanels, example_panel
 
-# A checkpoint names the classes it is rebuilt from; a stranger's must not name anything else.
-TRUSTED = ("pcr_seg.", "torch.optim.", "torch.nn.")
+# A checkpoint names the functions it is rebuilt from; a stranger's must not name anything else.
+TRUSTED = re.compile(r"torch\.optim\.\w+|pcr_seg\.(method|module|inference|(models|data)\.\w+)\.\w+")
 
 # The trainer announces devices and products at each start; what it warns of still shows, but for
 # what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already.
@@ -72,7 +71,7 @@ def load_module(checkpoint: str | Path, *, student: bool = False, protocol: Dict
     except Exception as error:
         raise ValueError(f"checkpoint={path}: not a complete checkpoint of this project") from error
     config = metadata["config"]
-    strange = [target for target in targets(config) if not target.startswith(TRUSTED)]
+    strange = [target for target in targets(config) if not TRUSTED.fullmatch(target)]
     if strange:
         raise ValueError(f"checkpoint={path}: names {strange[0]}, which is not this project's code; refused")
     config["backbone"]["weights"] = None
@@ -86,7 +85,7 @@ def load_module(checkpoint: str | Path, *, student: bool = False, protocol: Dict
 
 def targets(node: object) -> list[str]:
     """Every `_target_` that rebuilding a module from this configuration would call."""
-    nodes = [node[key] for key in ("model", "backbone", "method", "optimizer", "protocol")]
+    nodes = [node[key] for key in ("model", "backbone", "method", "optimizer", "protocol", "dataset")]
     found = []
     while nodes:
         node = nodes.pop()
@@ -104,24 +103,17 @@ def targets(node: object) -> list[str]:
 def fit(cfg: DictConfig) -> dict:
     """Train, and leave a complete run folder behind; return what its summary.json holds."""
     started = time.time()
-    checkpoint = None
-    if cfg.resume:
-        checkpoint = Path(cfg.resume) / "checkpoints/last.ckpt"
-        if not checkpoint.is_file():
-            raise FileNotFoundError(f"resume={cfg.resume}: holds no checkpoints/last.ckpt; give a run folder")
-        cfg = OmegaConf.load(Path(cfg.resume) / "config.yaml")
-    config, output = OmegaConf.to_container(cfg, resolve=True), Path(cfg.output)
+    cfg, checkpoint = resumed(cfg)
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    output = Path(cfg.output)
     L.seed_everything(cfg.seed, verbose=False)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # a sweep's jobs share the process
 
     source = build(cfg.dataset)
     module = build_module(config, list(source.classes))
-    data = build(
-        cfg.data,
-        source,
-        use_unlabeled=module.uses_unlabeled,
-        strong_color=module.strong_color,
-        strong_views=module.strong_views,
-    )
+    wanted = {name: getattr(module, name) for name in ("strong_color", "strong_views")}
+    data = build(cfg.data, source, use_unlabeled=module.uses_unlabeled, **wanted)
     splits.check(source, data.split)
     module.metadata = {
         "config": config,
@@ -134,59 +126,63 @@ def fit(cfg: DictConfig) -> dict:
         module.student.load_state_dict(weights)
         module.teacher.load_state_dict(weights)
 
-    loggers = list(instantiate(cfg.logger).values())
-    folder, once = output / "checkpoints", {"enable_version_counter": False}
-    best = ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **once)
-    last = ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, **once)
-    timer = Timer()
-    callbacks = [best, last, timer, LogPanels(source)]
-    if cfg.trainer.enable_progress_bar:
-        callbacks.append(RichProgressBar(refresh_rate=10))  # a refresh waits for the device
-    trainer = build(cfg.trainer, logger=loggers, callbacks=callbacks)
+    trainer = make_trainer(cfg, source)
     if trainer.is_global_zero:
-        output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(config), output / "config.yaml")
-        splits.write(data.split, output / "splits")
-        print(f"{source.name}: {len(data.split.labeled)} labeled ({data.split.origin}), "
-              f"{len(data.split.unlabeled)} unlabeled, {len(source.val)} val; run folder {output}")  # fmt: skip
-        for logger in loggers:
-            if checkpoint and isinstance(logger, CSVLogger):
-                keep_metrics(logger, torch.load(checkpoint, weights_only=True)["global_step"])
-            logger.log_hyperparams(config)
-    torch.cuda.reset_peak_memory_stats() if torch.cuda.is_available() else None
+        open_run_folder(trainer, module, data, checkpoint)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-
     if "val/miou" not in trainer.callback_metrics:  # stopped by max_steps before an epoch's end
         trainer.validate(module, data, verbose=False)
-        trainer.save_checkpoint(folder / "last.ckpt")
-    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    summary = {
-        "dataset": source.name,
-        "split": str(cfg.split.labeled),
-        "split_family": cfg.split_family,
-        "method": module.name,
-        "backbone": cfg.backbone.name,
-        "seed": cfg.seed,
-        "num_labeled": len(data.split.labeled),
-        "num_unlabeled": len(data.split.unlabeled),
-        "iterations": trainer.global_step,
-        "miou_last": metrics["val/miou"],
-        "miou_best": best.best_model_score.item() if best.best_model_score is not None else metrics["val/miou"],
-        "miou_prototype_last": metrics.get("val/miou_prototype"),
-        "iou": {name: no_nan(metrics[f"val/iou/{name}"]) for name in source.classes},
-        "seconds": round(time.time() - started, 1),
-        "images_per_second": round(images_per_second(trainer, data, timer, module), 2),
-        "peak_memory_mib": round(peak_memory_mib()),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("pcr-seg", "torch", "lightning", "timm", "albumentations")},
-        "git_commit": git_commit(),
-    }
+        trainer.save_checkpoint(output / "checkpoints/last.ckpt")
+
+    summary = summarize(trainer, module, data) | {"seconds": round(time.time() - started, 1)}
     if trainer.is_global_zero:
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         example_panel(module, source).save(output / "panel.png")
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
     return summary
+
+
+def resumed(cfg: DictConfig) -> tuple[DictConfig, Path | None]:
+    """The configuration and last checkpoint of the run to finish, or the configuration as it is and None."""
+    if not cfg.resume:
+        return cfg, None
+    checkpoint = Path(cfg.resume) / "checkpoints/last.ckpt"
+    if not checkpoint.is_file():
+        raise FileNotFoundError(f"resume={cfg.resume}: holds no checkpoints/last.ckpt; give a run folder")
+    return OmegaConf.load(Path(cfg.resume) / "config.yaml"), checkpoint
+
+
+def make_trainer(cfg: DictConfig, source: sources.Source) -> L.Trainer:
+    """The trainer with its loggers, the best and the last checkpoint, panels and progress."""
+    folder, once = Path(cfg.output) / "checkpoints", {"enable_version_counter": False}
+    callbacks = [
+        ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **once),
+        # A callback of its own: `save_last` of the other would be as old as the best.
+        ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, **once),
+        Timer(),
+        LogPanels(source),
+    ]
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(RichProgressBar(refresh_rate=10))  # a refresh waits for the device
+    return build(cfg.trainer, logger=list(instantiate(cfg.logger).values()), callbacks=callbacks)
+
+
+def open_run_folder(
+    trainer: L.Trainer, module: SemiSupervisedSegmentation, data: SegmentationData, checkpoint: Path | None
+) -> None:
+    """Write the configuration and the split as used, and tell the loggers."""
+    config, split = module.metadata["config"], data.split
+    output = Path(config["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config), output / "config.yaml")
+    splits.write(split, output / "splits")
+    labeled, unlabeled = f"{len(split.labeled)} labeled ({split.origin})", f"{len(split.unlabeled)} unlabeled"
+    print(f"{data.source.name}: {labeled}, {unlabeled}, {len(data.source.val)} val; run folder {output}")
+    for logger in trainer.loggers:
+        if checkpoint and isinstance(logger, CSVLogger):
+            keep_metrics(logger, torch.load(checkpoint, weights_only=True)["global_step"])
+        logger.log_hyperparams(config)
 
 
 def keep_metrics(logger: CSVLogger, steps: int) -> None:
@@ -197,10 +193,38 @@ def keep_metrics(logger: CSVLogger, steps: int) -> None:
     logger.save()
 
 
-def images_per_second(trainer: L.Trainer, data: L.LightningDataModule, timer: Timer, module: nn.Module) -> float:
+def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: SegmentationData) -> dict:
+    """What a finished run reached, with what, and at which cost."""
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    best = trainer.checkpoint_callbacks[0].best_model_score
+    config = module.metadata["config"]
+    packages = ("pcr-seg", "torch", "lightning", "timm", "albumentations")
+    return {
+        "dataset": data.source.name,
+        "split": str(config["split"]["labeled"]),
+        "split_family": config["split_family"],
+        "method": module.name,
+        "backbone": config["backbone"]["name"],
+        "seed": config["seed"],
+        "num_labeled": len(data.split.labeled),
+        "num_unlabeled": len(data.split.unlabeled),
+        "iterations": trainer.global_step,
+        "miou_last": metrics["val/miou"],
+        "miou_best": metrics["val/miou"] if best is None else best.item(),
+        "miou_prototype_last": metrics.get("val/miou_prototype"),
+        "iou": {name: no_nan(metrics[f"val/iou/{name}"]) for name in module.class_names},
+        "images_per_second": round(images_per_second(trainer, data, module), 2),
+        "peak_memory_mib": round(peak_memory_mib()),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "git_commit": git_commit(),
+    }
+
+
+def images_per_second(trainer: L.Trainer, data: SegmentationData, module: SemiSupervisedSegmentation) -> float:
     """Images through the student in training, per second of training without validation."""
     streams = 1 + module.strong_views if module.uses_unlabeled else 1
     images = trainer.global_step * trainer.accumulate_grad_batches * data.batch_size * streams * trainer.world_size
+    [timer] = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
     return images / max(timer.time_elapsed("train") - timer.time_elapsed("validate"), 1e-9)
 
 

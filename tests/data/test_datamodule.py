@@ -105,13 +105,23 @@ def test_no_view_comes_twice() -> None:
     assert len(set(seeds)) == len(seeds) == 720
 
 
-@pytest.mark.parametrize(("options", "steps"), [({}, 6), ({"batch_size": 5}, 2), ({"steps_per_epoch": 9}, 9)])
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({}, 6), ({"batch_size": 5}, 2), ({"batch_size": 7}, 2), ({"batch_size": 99}, 1), ({"steps_per_epoch": 9}, 9)],
+)
 def test_streams_have_equal_length(tiny_set: Source, options: dict, steps: int) -> None:
     data = make(tiny_set, **options)
     loaders = data.train_dataloader()
     assert {key: len(loader) for key, loader in loaders.items()} == {"labeled": steps, "unlabeled": steps}
     for loader in loaders.values():
         assert [len(batch["name"]) for batch in loader] == [data.batch_size] * steps
+
+
+@pytest.mark.parametrize(("options", "count"), [({}, 6), ({"batch_size": 3}, 4), ({"steps_per_epoch": 5}, 10)])
+def test_a_step_takes_as_many_batches_as_are_accumulated(tiny_set: Source, options: dict, count: int) -> None:
+    data = make(tiny_set, **options)
+    data.trainer = L.Trainer(accelerator="cpu", accumulate_grad_batches=2, **QUIET)
+    assert [len(loader) for loader in data.train_dataloader().values()] == [count] * 2
 
 
 def test_labeled_images_repeat_until_the_unlabeled_ones_have_passed(tiny_set: Source) -> None:
@@ -139,7 +149,8 @@ def test_what_a_batch_holds(tiny_set: Source) -> None:
     assert (labeled["mask"].shape, labeled["mask"].dtype) == ((2, 32, 32), torch.int64)
     assert set(labeled["mask"].unique().tolist()) <= {0, 1, 2, 3, 4, 255}
     assert unlabeled.keys() == {"weak", "strong", "valid", "name"}
-    assert unlabeled["weak"].shape == unlabeled["strong"].shape == (2, 3, 32, 32)
+    assert unlabeled["weak"].shape == (2, 3, 32, 32)
+    assert unlabeled["strong"].shape == (2, 1, 3, 32, 32)
     assert (unlabeled["valid"].shape, unlabeled["valid"].dtype) == ((2, 32, 32), torch.bool)
 
 
@@ -250,26 +261,41 @@ def test_strong_equals_weak_unless_asked(tiny_set: Source) -> None:
         batches(make(tiny_set, strong_color=strong_color).train_dataloader()["unlabeled"], 0)
         for strong_color in (False, True)
     )
-    assert all(torch.equal(batch["weak"], batch["strong"]) for batch in plain)
-    assert any(not torch.equal(batch["weak"], batch["strong"]) for batch in colored)
+    assert all(torch.equal(batch["weak"], batch["strong"][:, 0]) for batch in plain)
+    assert any(not torch.equal(batch["weak"], batch["strong"][:, 0]) for batch in colored)
     for one, other in zip(plain, colored, strict=True):  # the color draws leave the geometry alone
         assert torch.equal(one["weak"], other["weak"]) and torch.equal(one["valid"], other["valid"])
+
+
+def test_several_strong_views(tiny_set: Source) -> None:
+    options = {"crop_size": 16, "batch_size": 6}
+    plain, one, two = (
+        batches(make(tiny_set, **options, **colors).train_dataloader()["unlabeled"], 0)
+        for colors in ({"strong_views": 2}, {"strong_color": True}, {"strong_color": True, "strong_views": 2})
+    )
+    assert all(torch.equal(batch["strong"], batch["weak"][:, None].expand(-1, 2, -1, -1, -1)) for batch in plain)
+    differ = 0
+    for batch, first in zip(two, one, strict=True):
+        assert batch["strong"].shape == (6, 2, 3, 16, 16)
+        assert torch.equal(batch["strong"][:, 0], first["strong"][:, 0])  # a second view leaves the first alone
+        differ += sum(not torch.equal(*views) for views in batch["strong"])
+    assert differ >= 9  # of 12; either is in its own colors at times
 
 
 def test_strong_shows_the_same_place_as_weak(tmp_path: Path) -> None:
     image, changed = np.full((60, 60, 3), 60, np.uint8), 0
     image[:30, :30] = 160  # a bright quarter on dark ground
     Image.fromarray(image).save(tmp_path / "corner.png")
-    views = Views((Sample("corner", tmp_path / "corner.png"),), 120, (0.5, 2.0), 255, True)
+    views = Views((Sample("corner", tmp_path / "corner.png"),), 120, (0.5, 2.0), 255, strong_color=True)
     for position in range(60):
         view = views[0, view_seed(0, UNLABELED, position)]
         weak, strong = (
             (gray - gray.min()) / (gray.max() - gray.min())  # 0 is dark, 1 is bright
-            for gray in (view[key].mean(dim=0)[view["valid"]] for key in ("weak", "strong"))
+            for gray in (shown.mean(dim=0)[view["valid"]] for shown in (view["weak"], view["strong"][0]))
         )
         clear = (weak - 0.5).abs() > 0.25  # a pixel on an edge may be either
         assert ((weak > 0.5) != (strong > 0.5))[clear].float().mean() < 0.02  # blur rounds the corner
-        changed += not torch.equal(view["weak"], view["strong"])
+        changed += not torch.equal(view["weak"], view["strong"][0])
     assert changed > 40
 
 
@@ -277,7 +303,7 @@ def draws(tmp_path: Path, count: int) -> Iterator[dict[str, float]]:
     """What was drawn for the views of one image, read from its ramps of red (columns) and green (rows)."""
     row, column = np.mgrid[:220, :220]
     Image.fromarray(np.stack([column, row, row * 0 + 60], axis=-1).astype(np.uint8)).save(tmp_path / "ramp.png")
-    views = Views((Sample("ramp", tmp_path / "ramp.png"),), 96, (0.5, 2.0), 255, True)
+    views = Views((Sample("ramp", tmp_path / "ramp.png"),), 96, (0.5, 2.0), 255, strong_color=True)
     for position in range(count):
         view = views[0, view_seed(0, UNLABELED, position)]
         red, green, _ = denormalize(view["weak"]).transpose(2, 0, 1).astype(float)
@@ -289,7 +315,7 @@ def draws(tmp_path: Path, count: int) -> Iterator[dict[str, float]]:
             "mirrored": float(red[0, 0] > red[0, -1]),
             "top": green.min() / room,
             "left": (220 - red.max() if red[0, 0] > red[0, -1] else red.min()) / room,
-            "recolored": float(not torch.equal(view["weak"], view["strong"])),
+            "recolored": float(not torch.equal(view["weak"], view["strong"][0])),
         }
 
 

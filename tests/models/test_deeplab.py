@@ -207,3 +207,17 @@ def test_gradient_of_the_auxiliary_logits_reaches_the_backbone() -> None:
     network(images(33, 33)).auxiliary.square().sum().backward()
     assert network.auxiliary_head[0][0].weight.grad.any() and network.backbone.net.conv1[0].weight.grad.any()
     assert network.aspp.pooled[0].weight.grad is None and network.linear_head[2].weight.grad is None
+
+
+def test_drop_features_blanks_half_of_each_images_channels() -> None:
+    network, batch, seen = make(channels=32).eval(), images(33, 33), []
+    low, _, high = network.backbone(batch)
+    for module in (network.low_conv, network.aspp):
+        module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    plain, dropped = network(batch), network(batch, drop_features=True)
+    assert torch.equal(plain.logits, network(batch).logits) and not torch.equal(plain.logits, dropped.logits)
+    for before, after in zip((low, high), sorted(seen[2:4], key=lambda x: -x.shape[-1]), strict=True):
+        alive, kept = before.flatten(2).any(-1), after.flatten(2).any(-1)
+        assert kept[alive].float().mean().item() == pytest.approx(0.5, abs=0.15)
+        assert (kept[0] != kept[1]).any()
+        assert_close(after, before * kept[..., None, None] * 2)  # as loud as before on average

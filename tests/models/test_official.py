@@ -1,4 +1,4 @@
-"""Reference parity: our network beside one with U2PL's names and order of operations, written from their description."""
+"""Reference parity: our network beside one with U2PL's names and order of operations, written from a description."""
 
 import functools
 from collections.abc import Callable
