@@ -44,7 +44,7 @@ from pcr_seg.method import (
     upsample,
 )
 
-HEADS = ("linear", "prototype")
+HEADS = {"linear": "", "prototype": "_prototype"}  # and how their keys in the log end
 
 
 class PseudoLabeled(NamedTuple):
@@ -365,39 +365,42 @@ class SemiSupervisedSegmentation(L.LightningModule):
             self.bank.is_initialized.fill_(True)
 
     def labeled_features(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and labels (N,) of labeled pixels, at most 20,000 for each class.
+        """Features (N, D) and labels (N,) of labeled pixels: the clusters' material.
 
-        Grid points of every labeled image, and for a class that has fewer than 100 of them up to 100 random pixels
-        of each image that shows it.
+        Grid points of every labeled image; a class with fewer than 100 of them gets up to 100 random pixels of each
+        image that shows it.
         """
-        limit, scarce = 20_000, 100
-        kept: dict[int, Tensor] = {}
-        for rare in (None, scarce):
-            few = [c for c in range(self.bank.prototypes.shape[0]) if len(kept.get(c, ())) < scarce]
-            if rare and not few:
-                break
-            for batch in self.trainer.datamodule.bank_dataloader():
-                mask, size = batch["mask"].to(self.device), batch["mask"].shape[-2:]
-                if rare and not torch.isin(mask, mask.new_tensor(few)).any():
-                    continue
-                maps = self.student(batch["image"].to(self.device)).features
-                for features, labels in zip(maps, mask, strict=True):
-                    if rare:
-                        points = torch.cat([random_pixels(labels == c, scarce, generator) for c in few])
-                    else:
-                        points = jittered_grid(*size, self.grid_cells, generator=generator, device=self.device)
-                    sampled, found = (
-                        sample_features(features[None], points, size)[0],
-                        at_points(labels, points),
-                    )
-                    for c in few if rare else found.unique().tolist():
-                        kept[c] = torch.cat([kept.get(c, sampled[:0]), sampled[found == c]])
-                        if len(kept[c]) > 2 * limit:
-                            kept[c] = kept[c][random_order(kept[c], generator)[:limit]]
-        kept.pop(IGNORE_INDEX, None)
-        kept = {c: points[random_order(points, generator)[:limit]] for c, points in kept.items()}
-        labels = torch.cat([torch.full((len(points),), c, device=self.device) for c, points in kept.items()])
-        return torch.cat(list(kept.values())), labels
+        grid = functools.partial(jittered_grid, cells=self.grid_cells, generator=generator, device=self.device)
+        by_class = self.collect_features(lambda labels: grid(*labels.shape), generator)
+        scarce = [c for c, features in enumerate(by_class) if len(features) < 100]
+        if scarce:
+            more = self.collect_features(
+                lambda labels: torch.cat([random_pixels(labels == c, 100, generator) for c in scarce]), generator
+            )
+            by_class = [torch.cat([features, more[c]]) for c, features in enumerate(by_class)]
+        labels = [torch.full((len(features),), c, device=self.device) for c, features in enumerate(by_class)]
+        return torch.cat(by_class), torch.cat(labels)
+
+    def collect_features(
+        self, choose: Callable[[Tensor], Tensor], generator: torch.Generator, limit: int = 20_000
+    ) -> list[Tensor]:
+        """The student's features at the points that `choose` picks from each labeled mask (H, W), for each class.
+
+        Of more than `limit` points of a class a uniform random sample is kept: those with the smallest random keys,
+        which travel as one more channel.
+        """
+        kept = [torch.empty(0, self.student.feature_dim + 1, device=self.device)] * self.student.num_classes
+        for batch in self.trainer.datamodule.bank_dataloader():
+            maps = self.student(batch["image"].to(self.device)).features
+            for features, labels in zip(maps, batch["mask"].to(self.device), strict=True):
+                points = choose(labels)
+                sampled, found = sample_features(features[None], points, labels.shape)[0], at_points(labels, points)
+                keys = torch.rand(len(points), 1, generator=generator, device=self.device)
+                keyed = torch.cat([sampled, keys], dim=1)
+                for c in set(found.tolist()) - {IGNORE_INDEX}:
+                    kept[c] = torch.cat([kept[c], keyed[found == c]])
+                    kept[c] = kept[c][kept[c][:, -1].argsort()[:limit]]
+        return [keyed[:, :-1] for keyed in kept]
 
     def configure_optimizers(self) -> dict:
         """Two parameter groups, and the poly schedule in steps over the whole training."""
@@ -422,9 +425,9 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def predict_image(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) of any size -> logits (B, C, H, W) of the "linear" and, once it exists, the "prototype" head."""
-        heads = HEADS if self.bank.is_initialized else HEADS[:1]
-        predict = functools.partial(predict_heads, self.network, self.bank if len(heads) > 1 else None)
-        return dict(zip(heads, self.protocol(predict, images).chunk(len(heads), dim=1), strict=True))
+        predict = functools.partial(predict_heads, self.network, self.bank if self.bank.is_initialized else None)
+        logits = self.protocol(predict, images).split(self.student.num_classes, dim=1)
+        return dict(zip(HEADS, logits, strict=False))
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Count the pixels of one image: both heads' hits, and the pseudo-labels that would train."""
@@ -440,7 +443,9 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log mIoU of both heads over the whole set, IoU of each class, and the state of bank and pseudo-labels."""
         headline, details = {}, {}
-        for head, suffix in zip(HEADS[: 2 if self.bank.is_initialized else 1], ("", "_prototype"), strict=False):
+        for head, suffix in HEADS.items():
+            if suffix and not self.bank.is_initialized:
+                continue
             iou = iou_per_class(self.confusion[head].compute())
             headline[f"val/miou{suffix}"] = iou.nanmean()
             details |= {f"val/iou{suffix}/{name}": value for name, value in zip(self.class_names, iou, strict=True)}
@@ -479,9 +484,4 @@ def at_points(x: Tensor, points: Tensor) -> Tensor:
 def random_pixels(where: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Up to `most` random (row, column) at which `where` (H, W) is True."""
     pixels = where.nonzero()
-    return pixels[random_order(pixels, generator)[:most]]
-
-
-def random_order(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A random permutation of the first axis."""
-    return torch.randperm(len(x), generator=generator, device=x.device)
+    return pixels[torch.randperm(len(pixels), generator=generator, device=pixels.device)[:most]]

@@ -78,7 +78,7 @@ def report(pattern: str, output: str | Path, baseline: str = "supervised") -> No
     text = "\n\n".join(["# mIoU in %, mean ± std over seeds", *sections, note]).strip() + "\n"
     (output / "report.md").write_text(text, encoding="utf-8")
     table.round(4).to_csv(output / "report.csv", index=False)
-    runs.drop(columns=["iou", "versions"], errors="ignore").round(4).to_csv(output / "runs.csv", index=False)
+    runs.drop(columns=["finished", "iou", "versions"], errors="ignore").round(4).to_csv(output / "runs.csv", index=False)
     plot(table).savefig(output / "report.png")
 
     console = Console(highlight=False, markup=False)
@@ -133,13 +133,13 @@ def read(folder: Path) -> dict:
     """Read the summary of one run; whatever is wrong with it raises."""
     file = folder / "summary.json"
     summary = json.loads(file.read_text(encoding="utf-8"))
-    run = {"folder": str(folder)} | {name: str(summary[name] or "") for name in LINE}
+    run = {"folder": str(folder), "finished": file.stat().st_mtime_ns, "iou": summary.get("iou") or {}}
+    run |= {name: str(summary[name] or "") for name in LINE}
     run |= {name: int(summary[name]) for name in ("num_labeled", "seed", "iterations")}
     run |= {name: math.nan if summary[name] is None else 100 * float(summary[name]) for name in MEASURES}
     if not 0 <= run["miou_last"] <= 100:
         raise ValueError(f"miou_last={summary['miou_last']}")
-    finished = pd.Timestamp(file.stat().st_mtime, unit="s").round("s")
-    return run | {"seconds": float(summary["seconds"]), "finished": finished, "iou": {}} | summary | run
+    return summary | run | {"seconds": float(summary["seconds"])}
 
 
 def pair(runs: pd.DataFrame, baseline: str) -> pd.DataFrame:
@@ -169,7 +169,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
     )
     figures = lines[[*MEASURES, "gain"]].agg(["mean", "std", "count"])
     figures.columns = ["_".join(names) for names in figures.columns]
-    return table.join(figures).reset_index().merge(PUBLISHED, how="left")
+    return table.join(figures).reset_index().merge(PUBLISHED, how="left", on=list(PUBLISHED.columns[:3]))
 
 
 def tables(table: pd.DataFrame, baseline: str) -> dict[str, pd.DataFrame]:
@@ -184,3 +184,139 @@ def tables(table: pd.DataFrame, baseline: str) -> dict[str, pd.DataFrame]:
         frame = pd.DataFrame(text).astype(str).replace("nan", ABSENT)
         parts[title(*section)] = frame.loc[:, (frame != ABSENT).any()]
     return parts
+
+
+def side_by_side(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Compare two methods with the IoU of each class; nothing unless the runs are of exactly two."""
+    parts = {}
+    for cell, both in runs.groupby(CELL, sort=False):
+        sides = {method: figures(own) for method, own in both.groupby("method", sort=False)}
+        if len(sides) == 2 == runs.method.nunique():
+            (_, first), (_, second) = sides.items()
+            text = {f"{method} (n={len(side)})": side.apply(describe) for method, side in sides.items()}
+            frame = pd.DataFrame(text | {"difference": (second - first).apply(describe, sign="+")})
+            frame = frame[(frame != ABSENT).any(axis=1)].rename_axis("in %").reset_index()
+            parts[f"{title(*cell[:3])} · split {cell[4]} ({cell[3]} labeled)"] = frame
+    return parts
+
+
+def figures(runs: pd.DataFrame) -> pd.DataFrame:
+    """Spread one method's runs out: a line per seed, a column for each mIoU and for each class."""
+    runs = runs.set_index("seed")
+    iou = pd.DataFrame(runs.iou.tolist(), index=runs.index).astype(float) * 100
+    return runs[list(MEASURES)].rename(columns=MEASURES).join(iou)
+
+
+def column(lines: pd.DataFrame, name: str, sign: str = "") -> list[str]:
+    """Put mean and std of one figure into words for each line of `aggregate`."""
+    parts = lines[[f"{name}_mean", f"{name}_std", f"{name}_count", "n"]]
+    return [words(*line, sign=sign) for line in parts.itertuples(index=False)]
+
+
+def describe(values: pd.Series, sign: str = "") -> str:
+    """Put mean and std of some runs into words."""
+    return words(values.mean(), values.std(), values.count(), len(values), sign)
+
+
+def words(mean: float, std: float, count: int, n: int, sign: str = "") -> str:
+    """Write mean and std, and over how many runs where some of the n lack the figure."""
+    if not count:
+        return ABSENT
+    return f"{mean:{sign}.2f}" + (f" ± {std:.2f}" if count > 1 else "") + (f" (n={count})" if count < n else "")
+
+
+def title(dataset: str, family: str, backbone: str = "") -> str:
+    """Name a data set, family and backbone in one heading."""
+    return " · ".join(filter(None, [dataset, family and f"{family} splits", backbone]))
+
+
+def markdown(frame: pd.DataFrame) -> str:
+    """Write a table as Markdown."""
+    rule = ["---" if name in WORDS else "---:" for name in frame]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [frame.columns, rule, *frame.values])
+
+
+def terminal_table(heading: str, frame: pd.DataFrame, width: int) -> Table:
+    """Lay a table out for a terminal: what does not fit loses columns, never parts of words."""
+
+    def widths(frame: pd.DataFrame) -> list[int]:
+        return [max(map(len, [*fill(name, 13).split("\n"), *frame[name]])) + 2 for name in frame]
+
+    total = len(frame.columns)
+    for name in DROPPED_FIRST:
+        if sum(widths(frame)) > width:
+            frame = frame.drop(columns=name, errors="ignore")
+    heading = f"\n{heading}" + (" (all columns in report.md)" if len(frame.columns) < total else "")
+    table = Table(title=heading, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.pad_edge = False
+    for name in frame:
+        table.add_column(fill(name, 13), justify="left" if name in WORDS else "right", no_wrap=True)
+    for line in frame.values:
+        table.add_row(*line)
+    return table
+
+
+# --------------------------------------------------------------------------------------------- plot
+
+
+def plot(table: pd.DataFrame) -> Figure:
+    """Draw mIoU of the last epoch over labeled images: one coordinate system per data set and family."""
+    sections = list(table.groupby(SECTION[:2], sort=False))
+    columns = min(3, len(sections))
+    rows = math.ceil(len(sections) / columns)
+    figure = Figure(figsize=(4.2 * columns + 2.4, 3.6 * rows), dpi=150, layout="constrained")
+    styles = line_styles(table)
+    for number, (section, lines) in enumerate(sections, start=1):
+        axes = figure.add_subplot(rows, columns, number)
+        draw_lines(axes, lines, styles)
+        draw_published(axes, lines)
+        dress(axes, title(*section), sorted(set(lines.num_labeled)))
+    drawn = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in drawn}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", frameon=False)
+    return figure
+
+
+def line_styles(table: pd.DataFrame) -> dict[tuple, dict]:
+    """Choose for each (method, backbone): color and marker tell methods apart, dashes backbones."""
+    methods, backbones = list(table.method.unique()), list(table.backbone.unique())
+    styles = {}
+    for method, backbone in table[["method", "backbone"]].drop_duplicates().itertuples(index=False):
+        i, k = methods.index(method), backbones.index(backbone)
+        styles[method, backbone] = {
+            "label": method if len(backbones) == 1 else f"{method} ({backbone})",
+            "color": matplotlib.colormaps["tab10"](i % 10),
+            "marker": "osD^vP*X<>p"[i % 11],
+            "linestyle": ("-", "--", ":", "-.")[k % 4],
+        }
+    return styles
+
+
+def draw_lines(axes: Axes, lines: pd.DataFrame, styles: dict[tuple, dict]) -> None:
+    """Draw a line with error bars for each method and backbone, side by side so that no bar hides another."""
+    for number, (key, style) in enumerate(styles.items()):
+        own = lines[(lines.method == key[0]) & (lines.backbone == key[1])]
+        if len(own):
+            x = own.num_labeled * 1.015 ** (number - (len(styles) - 1) / 2)
+            axes.errorbar(x, own.miou_last_mean, yerr=own.miou_last_std, capsize=3, markersize=5, **style)
+
+
+def draw_published(axes: Axes, lines: pd.DataFrame) -> None:
+    """Draw the published figures at the counts that were run, as hollow markers."""
+    for (name, label), marker in zip(PUBLISHED_COLUMNS.items(), "os", strict=True):
+        points = lines[["num_labeled", name]].dropna().drop_duplicates()
+        if len(points):
+            style = {"marker": marker, "markersize": 9, "fillstyle": "none", "linestyle": "none", "color": "0.25"}
+            axes.plot(points.num_labeled, points[name], label=label, **style)
+
+
+def dress(axes: Axes, heading: str, counts: list[int]) -> None:
+    """Give it a title, a logarithmic axis with the counts themselves as ticks, and a light grid."""
+    axes.set(title=heading, xlabel="labeled images", ylabel="mIoU (%), last epoch", xscale="log")
+    axes.set_xlim(counts[0] / 1.3, counts[-1] * 1.3)
+    axes.set_xticks(counts, labels=map(str, counts))
+    axes.set_xticks([], minor=True)
+    axes.margins(y=0.1)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

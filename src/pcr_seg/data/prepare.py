@@ -28,7 +28,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from pcr_seg.data import sources
-from pcr_seg.data.published import fetch_all, write_file
+from pcr_seg.data.published import fetch_all, one_line, write_file
 from pcr_seg.data.sources import Sample, Source, read_mask
 from pcr_seg.data.splits import check_samples
 
@@ -252,7 +252,7 @@ def download(archive: Archive, folder: Path, *, timeout: float = 20) -> Path:
             download_url(archive.url, folder, unfinished.name, archive.md5)
         os.replace(unfinished, path)
     except (OSError, RuntimeError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{archive.url}: {reason}; download it by hand to {path} (MD5 {archive.md5})") from None
     finally:
         unfinished.unlink(missing_ok=True)

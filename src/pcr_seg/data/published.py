@@ -8,6 +8,7 @@ on first use; their checksums are what makes them the same for everybody.
 import hashlib
 import http.client
 import os
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -141,6 +142,13 @@ def write_file(path: Path, content: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
+def one_line(error: Exception) -> str:
+    """What went wrong with a download; of an HTTP error this closes the connection, which nobody else would."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+    return " ".join(str(error).split())
+
+
 def _fetch_file(file: str, folder: Path, timeout: float) -> Path:
     path, expected = folder / file, SHA256[file]
     if path.is_file():
@@ -158,9 +166,8 @@ def _fetch_file(file: str, folder: Path, timeout: float) -> Path:
             raise ValueError(f"what came has SHA-256 {found}, so it is not the published list")
         write_file(path, content)
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: also a mirror without https://
-        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{address(file)}: {reason}; download it by hand to {path} (SHA-256 {expected}), name a mirror in {MIRROR},"
+            f"{address(file)}: {one_line(error)}; download it by hand to {path} (SHA-256 {expected}), name a mirror in {MIRROR},"
             " or draw a split of your own with split_family=drawn"
         ) from None
     return path
