@@ -21,8 +21,8 @@ from pcr_seg.export import export
 
 SUMMARY_KEYS = {
     "dataset", "split", "split_family", "method", "backbone", "seed", "num_labeled", "num_unlabeled", "iterations",
-    "miou_last", "miou_best", "miou_prototype_last", "iou", "seconds", "images_per_second", "peak_memory_mib",
-    "versions", "git_commit",
+    "miou_last", "miou_best", "miou_prototype_last", "iou", "iou_prototype", "seconds", "images_per_second",
+    "peak_memory_mib", "versions", "git_commit",
 }  # fmt: skip
 LOG_KEYS = {
     "train/supervised_loss", "train/consistency_loss", "train/prototype_loss", "train/confident", "train/lr",

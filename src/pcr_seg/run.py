@@ -31,7 +31,7 @@ from pcr_seg.config import build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
 from pcr_seg.data.transforms import normalize
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.module import HEADS, SemiSupervisedSegmentation
 from pcr_seg.panels import LogPanels, example_panel
 
 # A checkpoint names the functions it is rebuilt from; a stranger's must not name anything else.
@@ -212,7 +212,7 @@ def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: Segm
         "miou_last": metrics["val/miou"],
         "miou_best": metrics["val/miou"] if best is None else best.item(),
         "miou_prototype_last": metrics.get("val/miou_prototype"),
-        "iou": {name: no_nan(metrics[f"val/iou/{name}"]) for name in module.class_names},
+        **iou_of_heads(metrics, module.class_names),
         "images_per_second": round(images_per_second(trainer, data, module), 2),
         "peak_memory_mib": round(peak_memory_mib()),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
@@ -243,34 +243,40 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def no_nan(value: float) -> float | None:
-    """JSON has no NaN: a class that does not occur has no IoU."""
-    return None if np.isnan(value) else value
+def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:
+    """IoU of each class by head; None for a class that does not occur (JSON has no NaN), or a head without a bank."""
+    heads = {}
+    for suffix in HEADS.values():
+        found = {name: metrics.get(f"val/iou{suffix}/{name}") for name in classes}
+        found = {name: None if value is None or np.isnan(value) else value for name, value in found.items()}
+        heads[f"iou{suffix}"] = found if f"val/miou{suffix}" in metrics else None
+    return heads
 
 
 def print_summary(summary: dict, output: Path) -> None:
     """Show the result as a table, and what to type next."""
     console = Console()
     title = f"{summary['method']} on {summary['dataset']}, {summary['num_labeled']} labels, last epoch"
-    console.print(score_table(title, summary["iou"], summary["miou_last"], summary["miou_prototype_last"]))
+    console.print(score_table(title, summary, summary["miou_last"], summary["miou_prototype_last"]))
     console.print(f"best epoch (chosen on val) {percent(summary['miou_best'])} · {summary['seconds']:.0f} s")
-    for command in (
+    for line in (
+        f"run folder: {output} (pictures in panel.png)",
         f"python eval.py checkpoint={output}/checkpoints/last.ckpt",
         f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
     ):
-        console.print(command, style="bold", soft_wrap=True, highlight=False)
-    console.print(f"pictures: {output}/panel.png", soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False)
 
 
-def score_table(title: str, iou: dict, miou: float, miou_prototype: float | None) -> Table:
-    """IoU of each class, and the means."""
-    table = Table("class", "IoU", title=title)
-    for name, value in iou.items():
-        table.add_row(name, percent(value))
+def score_table(title: str, scores: dict, miou: float, miou_prototype: float | None) -> Table:
+    """IoU of each class and the means, a column for each head that there is (`scores` as of `iou_of_heads`)."""
+    columns = {"linear head": (scores["iou"], miou)}
+    if scores["iou_prototype"]:
+        columns["prototype head"] = (scores["iou_prototype"], miou_prototype)
+    table = Table("IoU", *columns, title=title)
+    for name in scores["iou"]:
+        table.add_row(name, *(percent(iou[name]) for iou, _ in columns.values()))
     table.add_section()
-    table.add_row("mIoU, linear head", percent(miou), style="bold")
-    if miou_prototype is not None:
-        table.add_row("mIoU, prototype head", percent(miou_prototype))
+    table.add_row("mIoU", *(percent(mean) for _, mean in columns.values()), style="bold")
     return table
 
 
@@ -300,7 +306,6 @@ def evaluate(cfg: DictConfig) -> dict:
                         callbacks=[RichProgressBar()])  # fmt: skip
     trainer.validate(module, eval_loader(samples, cfg.num_workers), verbose=False)
     metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    prefix = "val/iou/"
     result = {
         "checkpoint": str(cfg.checkpoint),
         "dataset": source.name,
@@ -309,15 +314,12 @@ def evaluate(cfg: DictConfig) -> dict:
         "num_images": len(samples),
         "miou": metrics["val/miou"],
         "miou_prototype": metrics.get("val/miou_prototype"),
-        "iou": {name: no_nan(metrics[prefix + name]) for name in source.classes},
-        "iou_prototype": {name: no_nan(metrics[f"val/iou_prototype/{name}"]) for name in source.classes}
-        if "val/miou_prototype" in metrics
-        else None,
+        **iou_of_heads(metrics, module.class_names),
     }
     output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / f"eval_{source.name}_{cfg.subset}.json")
     output.write_text(json.dumps(result, indent=2) + "\n")
     title = f"{source.name} {cfg.subset}, {len(samples)} images, {result['network']}"
-    Console().print(score_table(title, result["iou"], result["miou"], result["miou_prototype"]))
+    Console().print(score_table(title, result, result["miou"], result["miou_prototype"]))
     print(output)
     return result
 

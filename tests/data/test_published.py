@@ -98,7 +98,9 @@ def test_a_list_is_downloaded_once_and_verified_always(mirror, tmp_path):
 def test_a_list_that_was_changed_is_refused_and_left_alone(mirror, tmp_path, part):
     path = fetch("voc", "u2pl", 92, tmp_path).with_name(f"{part}.txt")
     path.write_bytes(FILES[part].replace(b"0", b"1", 1))
-    with pytest.raises(ValueError, match=r"SHA-256 is \w{64} instead of \w{64}, .*; remove it, and it is down") as caught:
+    with pytest.raises(
+        ValueError, match=r"SHA-256 is \w{64} instead of \w{64}, .*; remove it, and it is down"
+    ) as caught:
         fetch("voc", "u2pl", 92, tmp_path)
     text, file = str(caught.value), f"{PLACE}/{part}.txt"
     assert text.startswith(f"{path}: ") and SHA256[file] in text and address(file) in text and "\n" not in text
@@ -136,14 +138,18 @@ def test_no_server(mirror, tmp_path, monkeypatch):
     with serving(tmp_path) as server:
         gone = server.url
     monkeypatch.setenv(MIRROR, gone)
-    fails(tmp_path / "lists", "labeled", r"Connection refused.*; download it by hand to .*, name a mirror in PCR_SEG_SPL")
+    fails(
+        tmp_path / "lists", "labeled", r"Connection refused.*; download it by hand to .*, or name a mirror in PCR_SEG"
+    )
     monkeypatch.setenv(MIRROR, "mirror/lists")
     fails(tmp_path / "lists", "labeled", r"unknown url type.*; download it by hand to")
 
 
 def test_a_folder_that_cannot_be_written(mirror, tmp_path):
     (tmp_path / "lists").write_text("a file")
-    with pytest.raises(ValueError, match=r"labeled\.txt: .*(exists|Not a directory).*; download it by hand to") as caught:
+    with pytest.raises(
+        ValueError, match=r"labeled\.txt: .*(exists|Not a directory).*; download it by hand to"
+    ) as caught:
         fetch("voc", "u2pl", 92, tmp_path / "lists")
     assert "\n" not in str(caught.value)
 
@@ -236,3 +242,6 @@ def test_blender_lists_differ_in_their_masks_quality(downloaded):
     assert [len(ids & original) for ids in cps.values()] == [93, 193, 388, 742]
     assert u2pl[662] < u2pl[1323] < u2pl[2646] and not u2pl[2646] < u2pl[5291]
     assert cps[662] < cps[1323] < cps[2646] < cps[5291]
+    for count, part in ((662, "1_16"), (1323, "1_8"), (2646, "1_4")):  # PCR's copies
+        copy, original = LISTS / f"u2pl/pascal/{count}_cps", LISTS / f"cps/pascal/{part}"
+        assert read_list(copy / "labeled.txt") == read_list(original / "labeled.txt")

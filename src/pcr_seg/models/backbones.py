@@ -63,7 +63,7 @@ def create(name: str, weights: str | None, **options) -> nn.Module:
     A file is read with weights_only; it may hold more than the feature maps need (a classifier), not less.
     """
     if not timm.is_model(name):
-        raise ValueError(f"backbone.name={name}: timm has no such model; try {timm.list_models(f'*{name[:6]}*')[:5]}")
+        raise ValueError(f"backbone.name={name}: timm has no such model; timm.list_models() names them")
     if weights == "timm":
         try:
             return timm.create_model(name, pretrained=True, **options)
@@ -84,10 +84,16 @@ def load_file(model: nn.Module, path: Path) -> None:
         raise FileNotFoundError(f"backbone.weights={path}: no such file; give a .pth file, timm, or null")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        missing, _ = model.load_state_dict(state.get("state_dict", state), strict=False)
+        state = state.get("state_dict", state)
+    except Exception as error:  # torch's own message advises to load the file unsafely
+        raise ValueError(
+            f"backbone.weights={path}: not a file of named tensors ({type(error).__name__}); save a state dict there"
+        ) from error
+    try:
+        missing, _ = model.load_state_dict(state, strict=False)
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"backbone.weights={path}: not a state dict that fits this backbone ({reason})") from error
+        reason = str(error).splitlines()[-1].strip()
+        raise ValueError(f"backbone.weights={path}: weights of another network ({reason})") from error
     if missing:
         raise ValueError(
             f"backbone.weights={path}: lacks {len(missing)} tensors of this backbone, first {missing[0]}; "
