@@ -29,13 +29,17 @@ SMALL = [
 ]
 
 
-def small_config(root: Path, *overrides: str, name: str = "train") -> DictConfig:
+def small_config(root: Path, *overrides: str) -> DictConfig:
     """The synthetic default (or another data set) made tiny, writing under `root`; later overrides win."""
     own_data = any(override.startswith("dataset=") for override in overrides)
     data = [] if own_data else [f"dataset.root={root}/data", *TINY_SET]
-    arguments = [f"output={root}/run", *data, *SMALL, *overrides]
+    return composed(f"output={root}/run", *data, *SMALL, *overrides)
+
+
+def composed(*overrides: str, name: str = "train") -> DictConfig:
+    """What the command line of a script means."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, command_line(arguments))
+        return compose(name, command_line(list(overrides)))
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL, TINY_SET, small_config
-from hydra import compose, initialize_config_dir
+from conftest import SMALL, TINY_SET, composed, small_config
 from hydra.utils import get_class, get_method, instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from pcr_seg.config import CONF, build, command_line, wandb_offline
 from pcr_seg.models.deeplab import DeepLab
@@ -20,11 +19,6 @@ from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.run import build_module
 
 ROOT = CONF.parent
-
-
-def composed(*overrides: str, name: str = "train") -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, command_line(list(overrides)))
 
 
 def files(group: str) -> list[str]:

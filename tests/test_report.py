@@ -1,318 +1,191 @@
-import csv
 import json
 import math
 import os
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from PIL import Image
 
-from pcr_seg.report import PUBLISHED, aggregate, collect, markdown, plot, report, side_by_side
+from pcr_seg.report import aggregate, collect, compare, markdown, plot, report, side_by_side, tables
 
-ROOT = Path(__file__).parents[1]
+SCRIPT = Path(__file__).parents[1] / "report.py"
 SUMMARY = {
-    "dataset": "camvid",
-    "split": "1_8",
-    "split_family": "u2pl",
-    "method": "pcr",
-    "backbone": "mobilenetv2",
-    "seed": 0,
-    "num_labeled": 46,
-    "num_unlabeled": 321,
-    "iterations": 800,
-    "miou_last": 0.5,
-    "miou_best": 0.55,
-    "miou_prototype_last": None,
-    "iou": {"sky": 0.9, "sign": None},
-    "seconds": 100.0,
-    "images_per_second": 9.0,
-    "peak_memory_mib": 1000.0,
-    "versions": {"torch": "2"},
-    "git_commit": "abc",
-}
+    "dataset": "camvid", "split": "1_8", "split_family": "u2pl", "method": "pcr", "backbone": "mobilenetv2", "seed": 0,
+    "num_labeled": 46, "num_unlabeled": 321, "iterations": 800, "miou_last": 0.5, "miou_best": 0.55,
+    "miou_prototype_last": None, "iou": {"sky": 0.9, "sign": None}, "seconds": 100.0, "images_per_second": 9.0,
+    "peak_memory_mib": 1000, "versions": {"torch": "2"}, "git_commit": "abc",
+}  # fmt: skip
 
 
-def run_folder(folder: Path, **changes) -> Path:
+def write(folder: Path, **changes) -> Path:
     folder.mkdir(parents=True)
     (folder / "summary.json").write_text(json.dumps(SUMMARY | changes))
     return folder
 
 
-def lines_by(table, *names):
-    return {tuple(line[name] for name in names): line for line in table}
+def read(folder: Path, baseline: str = "supervised") -> pd.DataFrame:
+    return compare(collect(f"{folder}/*")[0], baseline)
+
+
+def text(folder: Path, baseline: str = "supervised") -> str:
+    return "\n".join(map(markdown, tables(read(folder, baseline), baseline).values()))
 
 
 def test_mean_and_sample_deviation_over_seeds(tmp_path):
-    for seed, last, best in ((0, 0.50, 0.55), (1, 0.52, 0.56), (2, 0.57, 0.57)):
-        run_folder(tmp_path / str(seed), seed=seed, miou_last=last, miou_best=best, seconds=100 + seed)
-    [line] = aggregate(collect(f"{tmp_path}/*")[0])
-    assert line["n"] == 3
-    assert line["miou_last"] == pytest.approx(53.0)
-    assert line["miou_last_std"] == pytest.approx(math.sqrt((3**2 + 1**2 + 4**2) / 2))
-    assert line["miou_best"] == pytest.approx(56.0)
-    assert line["seconds"] == pytest.approx(101)
-    assert line["miou_prototype_last"] is None
-    assert "53.00 ± 3.61 | 56.00 ± 1.00" in markdown([line])
-    assert "prototype head" not in markdown([line])
-
-
-def test_one_run_has_no_deviation(tmp_path):
-    run_folder(tmp_path / "a", miou_prototype_last=0.25)
-    [line] = aggregate(collect(f"{tmp_path}/a")[0])
-    assert (line["n"], line["miou_last_std"]) == (1, None)
-    assert "| 50.00 | 25.00 | 55.00 |" in markdown([line])
-
-
-def test_gain_is_paired_by_seed(tmp_path):
-    for seed, last in ((0, 0.40), (1, 0.50)):
-        run_folder(tmp_path / f"s{seed}", seed=seed, method="supervised", miou_last=last)
-    for seed, last in ((0, 0.43), (1, 0.55), (2, 0.99)):
-        run_folder(tmp_path / f"p{seed}", seed=seed, miou_last=last)
-    # neither another backbone nor another split nor another family is a partner
-    for name, changes in (
-        ("b", {"backbone": "resnet50"}),
-        ("c", {"split": "1_4", "num_labeled": 92}),
-        ("d", {"split_family": "cps"}),
-    ):
-        run_folder(tmp_path / name, seed=2, method="supervised", **changes)
-    rows, _ = collect(f"{tmp_path}/*")
-    line = lines_by(aggregate(rows), "method", "split")["pcr", "1_8"]
-    assert (line["n"], line["gain_n"]) == (3, 2)
-    assert line["gain"] == pytest.approx(4.0)
-    assert line["gain_std"] == pytest.approx(math.sqrt(2))
-    assert "+4.00 ± 1.41 (n=2)" in markdown(aggregate(rows))
-    assert lines_by(aggregate(rows, "consistency"), "method", "split")["pcr", "1_8"]["gain"] is None
-    assert lines_by(aggregate(rows, "pcr"), "method", "split", "backbone", "split_family")[
-        "supervised", "1_8", "mobilenetv2", "u2pl"
-    ]["gain"] == pytest.approx(-4.0)
-
-
-def test_nothing_is_mixed(tmp_path):
-    cells = [
-        {"dataset": "camvid"},
-        {"dataset": "voc"},
-        {"split_family": "cps"},
-        {"split_family": None},
-        {"backbone": "resnet50"},
-        {"split": "1_4", "num_labeled": 92},
-        {"method": "consistency"},
+    for seed, last in enumerate([0.50, 0.52, 0.57]):
+        write(tmp_path / str(seed), seed=seed, miou_last=last, seconds=100 + seed, iterations=800 - seed // 2)
+    [line] = aggregate(read(tmp_path)).itertuples()
+    assert (line.n, line.miou_last_mean, line.miou_last_std) == pytest.approx((3, 53, math.sqrt((9 + 1 + 16) / 2)))
+    # no prototype head, no baseline, nothing published: no such columns; and runs of other lengths do not hide it
+    assert text(tmp_path).splitlines() == [
+        "| labeled | split | method | n | mIoU, last epoch | best epoch (chosen on val) | iterations | seconds |",
+        "| ---: | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| 46 | 1_8 | pcr | 3 | 53.00 ± 3.61 | 55.00 ± 0.00 | 799, 800 | 101 |",
     ]
-    for i, changes in enumerate(cells):
+
+
+def test_one_run_has_no_deviation_and_a_figure_that_some_lack_says_so(tmp_path):
+    write(tmp_path / "a", miou_prototype_last=0.25)
+    assert "| 1 | 50.00 | 25.00 | 55.00 |" in text(tmp_path)
+    write(tmp_path / "b", seed=1)
+    assert "| 2 | 50.00 ± 0.00 | 25.00 (n=1) | 55.00 ± 0.00 |" in text(tmp_path)
+
+
+def test_gain_is_paired_by_seed_within_the_cell(tmp_path):
+    for seed, supervised, pcr in ((0, 0.40, 0.43), (1, 0.50, 0.55)):
+        write(tmp_path / f"supervised{seed}", seed=seed, miou_last=supervised, method="supervised")
+        write(tmp_path / f"pcr{seed}", seed=seed, miou_last=pcr)
+    write(tmp_path / "pcr2", seed=2, miou_last=0.99)
+    for name, value in (("backbone", "resnet50"), ("split", "46"), ("num_labeled", 47), ("split_family", "cps")):
+        write(tmp_path / name, seed=2, method="supervised", **{name: value})
+    assert "| 66.67 ± 29.14 | 55.00 ± 0.00 | +4.00 ± 1.41 (n=2) |" in text(tmp_path)
+    assert read(tmp_path).gain.dropna().tolist() == pytest.approx([3, 5])
+    assert read(tmp_path, "pcr").gain.dropna().tolist() == pytest.approx([-3, -5])
+    assert "gain" not in text(tmp_path, "unimatch")
+
+
+def test_data_sets_families_backbones_and_splits_are_never_mixed(tmp_path):
+    cells = [{}, {"dataset": "voc"}, {"split_family": "cps"}, {"backbone": "resnet50"}, {"method": "unimatch"}]
+    for i, changes in enumerate([*cells, {"split": "1_4", "num_labeled": 92}]):
         for seed in (0, 1):
-            run_folder(tmp_path / f"{i}_{seed}", seed=seed, miou_last=i / 10, **changes)
-    table = aggregate(collect(f"{tmp_path}/*")[0])
-    assert len(table) == len(cells)
-    assert {line["n"] for line in table} == {2}
-    assert all(line["miou_last_std"] == 0 for line in table)
-    assert markdown(table).count("\n## ") == 5  # data set, family and backbone each under a heading of its own
-    figure = plot(table)
-    assert [axes.get_title() for axes in figure.axes] == [
-        "camvid",
-        "camvid · cps splits",
-        "camvid · u2pl splits",
-        "voc · u2pl splits",
-    ]
-    # consistency; pcr with either backbone
-    assert [len(axes.containers) for axes in figure.axes] == [1, 1, 3, 1]
+            write(tmp_path / f"{i}_{seed}", seed=seed, miou_last=i / 10, **changes)
+    table, headings = aggregate(read(tmp_path)), list(tables(read(tmp_path), "supervised"))
+    assert sorted(table.miou_last_mean) == pytest.approx([0, 10, 20, 30, 40, 50])
+    assert (set(table.n), set(table.miou_last_std)) == ({2}, {0})
+    assert headings[:2] == ["camvid · cps splits · mobilenetv2", "camvid · u2pl splits · mobilenetv2"]
+    assert headings[2:] == ["camvid · u2pl splits · resnet50", "voc · u2pl splits · mobilenetv2"]
+    drawn = [(axes.get_title(loc="left"), len(axes.containers)) for axes in plot(table).axes]
+    # three lines: pcr with either backbone, and unimatch
+    assert drawn == [("camvid · cps splits", 1), ("camvid · u2pl splits", 3), ("voc · u2pl splits", 1)]
 
 
-def test_plot_shows_the_means_the_deviation_and_the_published_figures(tmp_path):
-    for labels, split in ((92, 92), (183, "183")):
-        for seed in (0, 1, 2):
-            miou = 0.5 + labels / 1000 + seed / 100
-            changes = {"split": split, "num_labeled": labels, "seed": seed, "miou_last": miou}
-            run_folder(tmp_path / f"{split}_{seed}", dataset="voc", **changes)
-    [axes] = plot(aggregate(collect(f"{tmp_path}/*")[0])).axes
-    [container] = axes.containers
-    line, _, [bars] = container
-    assert line.get_xdata() == pytest.approx([92, 183])
-    assert line.get_ydata() == pytest.approx([60.2, 69.3])
-    assert [end for segment in bars.get_segments() for end in segment[:, 1]] == pytest.approx([59.2, 61.2, 68.3, 70.3])
-    assert axes.get_xscale() == "log"
-    hollow = [line for line in axes.lines if line.get_fillstyle() == "none"]
-    assert [list(line.get_ydata()) for line in hollow] == [[70.06, 74.71], [70.78, 74.65]]
-    assert [list(line.get_xdata()) for line in hollow] == [[92, 183]] * 2
-
-
-def test_published_figures_stand_only_where_everything_matches(tmp_path):
-    cases = {
-        "classic": {"dataset": "voc", "num_labeled": 366},
-        "other family": {"dataset": "voc", "num_labeled": 366, "split_family": "cps"},
-        "blender": {"dataset": "voc_aug", "num_labeled": 366},
-        "other count": {"dataset": "voc", "num_labeled": 367},
-        "streets": {"dataset": "cityscapes", "num_labeled": 372, "split": "1_8"},
-    }
-    for name, changes in cases.items():
-        run_folder(tmp_path / name, **changes)
-    table = aggregate(collect(f"{tmp_path}/*")[0])
-    found = {
-        key: (line["published_paper"], line["published_checkpoint"])
-        for key, line in lines_by(table, "dataset", "split_family", "num_labeled").items()
-        if line["published_paper"] is not None
-    }
-    assert found == {("voc", "u2pl", 366): (77.16, 76.77), ("cityscapes", "u2pl", 372): (76.31, 77.10)}
-    assert {family for _, family in PUBLISHED} == {"u2pl"}
-
-
-def test_order_of_methods_and_splits(tmp_path):
+def test_lines_go_by_labels_the_baseline_first_and_pcr_last(tmp_path):
     for method in ("pcr_plus", "unimatch", "supervised", "pcr", "consistency"):
-        for labels, split in ((100, "1_4"), (5, "1_80")):
-            run_folder(tmp_path / f"{method}{labels}", method=method, num_labeled=labels, split=split)
-    table = aggregate(collect(f"{tmp_path}/*")[0])
-    assert [line["num_labeled"] for line in table] == [5] * 5 + [100] * 5
-    assert [line["method"] for line in table[:5]] == [
-        "supervised",
-        "consistency",
-        "unimatch",
-        "pcr",
-        "pcr_plus",
-    ]
+        for count, split in ((100, "1_4"), (5, "1_80")):
+            write(tmp_path / f"{method}{count}", method=method, num_labeled=count, split=split)
+    table = aggregate(read(tmp_path))
+    assert list(table.num_labeled) == [5] * 5 + [100] * 5
+    assert list(table.method) == ["supervised", "consistency", "unimatch", "pcr", "pcr_plus"] * 2
 
 
-def test_folders_below_the_glob_count_once(tmp_path):
-    run_folder(tmp_path / "runs" / "sweep" / "0", seed=0)
-    run_folder(tmp_path / "runs" / "sweep" / "1", seed=1)
-    run_folder(tmp_path / "runs" / "single", seed=2)
-    (tmp_path / "runs" / "latest").symlink_to(tmp_path / "runs" / "single")
-    (tmp_path / "runs" / "notes.txt").write_text("")
-    for pattern in ("runs", "runs/*", "runs/**", "runs/**/summary.json"):
-        rows, skipped = collect(f"{tmp_path}/{pattern}")
-        assert [row["seed"] for row in rows] == [0, 1, 2], pattern
-        assert skipped == [], pattern
+def test_plot_shows_means_deviations_and_published_figures(tmp_path):
+    for count in (92, 183):
+        for seed in (0, 1, 2):
+            miou = 0.5 + count / 1000 + seed / 100
+            write(tmp_path / f"{count}_{seed}", dataset="voc", num_labeled=count, seed=seed, miou_last=miou)
+    [axes] = plot(aggregate(read(tmp_path))).axes
+    [(line, _, [bars])] = axes.containers
+    assert line.get_xydata().ravel() == pytest.approx([92, 60.2, 183, 69.3])
+    assert [end for bar in bars.get_segments() for end in bar[:, 1]] == pytest.approx([59.2, 61.2, 68.3, 70.3])
+    assert axes.get_xscale() == "log"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["92", "183"]
+    hollow = [line.get_xydata().tolist() for line in axes.lines if line.get_fillstyle() == "none"]
+    assert hollow == [[[92, 70.06], [183, 74.71]], [[92, 70.78], [183, 74.65]]]
 
 
-def test_broken_and_unfinished_runs_are_named_and_left_out(tmp_path):
-    run_folder(tmp_path / "good")
+def test_published_figures_stand_only_where_data_set_family_and_count_match(tmp_path):
+    for i, changes in enumerate([{}, {"split_family": "cps"}, {"dataset": "voc_aug"}, {"num_labeled": 367}]):
+        write(tmp_path / str(i), **{"dataset": "voc", "num_labeled": 366} | changes)
+    [line] = aggregate(read(tmp_path)).dropna(subset="published_paper").itertuples()
+    assert (line.dataset, line.split_family, line.num_labeled) == ("voc", "u2pl", 366)
+    assert text(tmp_path).count("| 77.16 | 76.77 |") == 1
+
+
+def test_runs_below_the_glob_count_once_and_the_newer_of_equal_runs_counts(tmp_path):
+    for name, seed, time in (("sweep/0", 0, 2000), ("sweep/1", 1, 1000), ("a/b/old", 0, 1000)):
+        os.utime(write(tmp_path / "runs" / name, seed=seed, miou_last=time / 1e4) / "summary.json", (time, time))
+    (tmp_path / "runs" / "latest").symlink_to(tmp_path / "runs" / "sweep" / "1")
+    (tmp_path / "runs" / "notes.txt").touch()
+    for pattern in ("runs", "runs/*", "r*/sweep/../*"):
+        runs, left_out = collect(f"{tmp_path}/{pattern}")
+        assert sorted(zip(runs.seed, runs.miou_last, strict=True)) == [(0, 20), (1, 10)], pattern
+        assert len(left_out) == 1 and "newer" in left_out[0] and left_out[0].endswith("a/b/old"), pattern
+
+
+def test_folders_without_a_valid_summary_are_named_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "sweep" / "crashed" / ".hydra").mkdir(parents=True)
-    (tmp_path / "sweep" / "crashed" / "config.yaml").write_text("seed: 0")
-    (tmp_path / "sweep" / "crashed" / ".hydra" / "config.yaml").write_text("seed: 0")
-    (tmp_path / "early" / ".hydra").mkdir(parents=True)
-    (tmp_path / "early" / ".hydra" / "config.yaml").write_text("seed: 0")
-    run_folder(tmp_path / "half").joinpath("summary.json").write_text('{"dataset": ')
-    run_folder(tmp_path / "list").joinpath("summary.json").write_text("[]")
-    short = {key: value for key, value in SUMMARY.items() if key != "miou_best"}
-    run_folder(tmp_path / "short").joinpath("summary.json").write_text(json.dumps(short))
-    wrong = {"seed": "x", "num_labeled": 0, "miou_last": None, "miou_best": 55.0, "seconds": math.nan}
+    for name, content in (("half", '{"dataset": '), ("list", "[]"), ("short", '{"seed": 0, "iou": {}}')):
+        (write(tmp_path / name) / "summary.json").write_text(content)
+    wrong = {"iou": 0.5, "method": None, "miou_last": 55.0, "num_labeled": None, "seconds": math.nan, "seed": "x"}
     for key, value in wrong.items():
-        run_folder(tmp_path / f"wrong_{key}", **{key: value})
-    rows, skipped = collect(f"{tmp_path}/*")
-    assert [row["folder"] for row in rows] == [str(tmp_path / "good")]
-    text = "\n".join(skipped)
-    for name in ("empty", "early", "sweep/crashed"):
-        assert f"`{tmp_path}/{name}` (no summary.json)" in skipped
-    assert f"`{tmp_path}/half` (summary.json is not readable JSON)" in skipped
-    assert f"`{tmp_path}/short` (summary.json lacks miou_best)" in skipped
-    assert "list" in text
-    assert all(f"has {key}=" in text for key in wrong)
-    assert len(skipped) == 6 + len(wrong)
+        write(tmp_path / f"wrong_{key}", **{key: value})
+    for pattern in ("*", "nothing/*"):
+        with pytest.raises(ValueError, match=r"\*'.*runs='runs/\*'$"):
+            collect(f"{tmp_path}/{pattern}")
+    good = write(tmp_path / "good")
+    runs, [line] = collect(f"{tmp_path}/*")
+    assert list(runs.folder) == [good]
+    bad = ["empty", "half", "list", "short", "sweep/crashed", *(f"wrong_{key}" for key in wrong)]
+    assert line == "Left out (no valid summary.json): " + ", ".join(f"{tmp_path}/{name}" for name in bad)
 
 
-def test_the_newer_of_two_equal_runs_counts(tmp_path):
-    for name, miou, time in (("a_new", 0.6, 2000), ("b_old", 0.4, 1000)):
-        os.utime(run_folder(tmp_path / name, miou_last=miou) / "summary.json", (time, time))
-    rows, skipped = collect(f"{tmp_path}/*")
-    assert [row["miou_last"] for row in rows] == [0.6]
-    assert len(skipped) == 1
-    assert "b_old" in skipped[0].split("(")[0]
-
-
-def test_runs_of_different_length_show_it(tmp_path):
-    for seed, iterations in ((0, 800), (1, 200)):
-        run_folder(tmp_path / str(seed), seed=seed, iterations=iterations)
-    assert "| 200-800 |" in markdown(aggregate(collect(f"{tmp_path}/*")[0]))
-
-
-def test_two_methods_stand_side_by_side(tmp_path):
+def test_two_methods_stand_side_by_side_with_the_iou_of_each_class(tmp_path):
     for seed in (0, 1):
-        run_folder(tmp_path / f"s{seed}", seed=seed, method="supervised", miou_last=0.4)
-        changes = {
-            "miou_last": 0.5 + seed / 50,
-            "miou_prototype_last": 0.45,
-            "iou": {"sky": 0.8, "sign": None},
-        }
-        run_folder(tmp_path / f"p{seed}", seed=seed, **changes)
-    rows, _ = collect(f"{tmp_path}/*")
-    text = side_by_side(rows)
-    assert "| in % | supervised (n=2) | pcr (n=2) | difference |" in text
-    assert "| mIoU, last epoch | 40.00 ± 0.00 | 51.00 ± 1.41 | +11.00 ± 1.41 |" in text
-    assert "| prototype head, last epoch | - | 45.00 ± 0.00 | - |" in text
-    assert "| sky | 90.00 ± 0.00 | 80.00 ± 0.00 | -10.00 ± 0.00 |" in text
-    assert "sign" not in text
-    assert side_by_side(rows[:2]) == ""
-    assert side_by_side([*rows, rows[0] | {"method": "consistency"}]) == ""
-    assert side_by_side([rows[0], rows[-1] | {"split_family": "cps"}]) == ""
-
-
-def test_no_match_names_the_glob_and_the_remedy(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing/\*'.*runs='runs/\*'") as error:
-        collect(f"{tmp_path}/nothing/*")
-    assert "\n" not in str(error.value)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty` \(no summary\.json\)"):
-        collect(f"{tmp_path}/*")
-
-
-@pytest.mark.parametrize("num_methods", [1, 2, 12])
-def test_report_prints_and_writes_all_files(tmp_path, capsys, num_methods):
-    for i in range(num_methods):
-        run_folder(tmp_path / "runs" / str(i), method=f"method_{i:02}", miou_last=0.3 + i / 100, iou={"[void]": 0.5})
-    report(f"{tmp_path}/runs/*", tmp_path / "made" / "report", baseline="method_00")
-    printed = capsys.readouterr().out
-    assert "30.00" in printed
-    assert "iterations" in printed
-    assert ("[void]" in printed) == (num_methods == 2)
-    assert "Left out" not in printed
-    output = tmp_path / "made" / "report"
-    assert "| method_00 | 1 | 30.00 | 55.00 |" in (output / "report.md").read_text(encoding="utf-8")
-    with (output / "report.csv").open(encoding="utf-8") as file:
-        table = list(csv.DictReader(file))
-    assert len(table) == num_methods
-    assert (table[0]["miou_last"], table[0]["miou_last_std"], table[0]["dataset"]) == ("30.0", "", "camvid")
-    with (output / "runs.csv").open(encoding="utf-8") as file:
-        runs = list(csv.DictReader(file))
-    assert (len(runs), runs[0]["miou_last"], runs[0]["git_commit"]) == (num_methods, "30.0", "abc")
-    with Image.open(output / "report.png") as image:
-        assert min(image.size) > 400
-        assert len(image.convert("RGB").getcolors(1 << 24)) > 10
-
-
-def test_a_narrow_terminal_loses_columns_but_no_words(tmp_path, monkeypatch, capsys):
-    for method in ("supervised", "consistency", "pcr"):
-        for seed in (0, 1):
-            run_folder(tmp_path / f"{method}{seed}", method=method, seed=seed, miou_last=0.4 + seed / 50)
-    monkeypatch.setenv("COLUMNS", "70")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the pipe for a terminal
-    report(f"{tmp_path}/*", tmp_path / "report")
-    printed = capsys.readouterr().out
-    assert "all columns in report.md" in printed
-    assert all(word in printed for word in ("supervised", "consistency", "(chosen", "± 1.41"))
-    assert "…" not in printed
-    assert "seconds" not in printed
-    assert "seconds" in (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
-
-
-def test_script_ends_with_one_line_and_leaves_no_file(tmp_path):
-    run_folder(tmp_path / "runs" / "a")
-    command = [sys.executable, str(ROOT / "report.py")]
-
-    def call(*arguments):
-        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
-
-    done = call("runs=runs/*")
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
-        "report.csv",
-        "report.md",
-        "report.png",
-        "runs.csv",
+        write(tmp_path / f"s{seed}", seed=seed, method="supervised", miou_last=0.4)
+        iou = {"sky": 0.8 + seed / 10, "car": 0.5, "sign": None}
+        write(tmp_path / f"p{seed}", seed=seed, miou_last=0.5 + seed / 50, miou_prototype_last=0.45, iou=iou)
+    [(title, table)] = side_by_side(read(tmp_path)).items()
+    assert title == "camvid · u2pl splits · mobilenetv2 · split 1_8 (46 labeled)"
+    assert markdown(table).splitlines()[2:] == [
+        "| mIoU, last epoch | 40.00 ± 0.00 | 51.00 ± 1.41 | +11.00 ± 1.41 |",
+        "| prototype head | - | 45.00 ± 0.00 | - |",
+        "| best epoch (chosen on val) | 55.00 ± 0.00 | 55.00 ± 0.00 | +0.00 ± 0.00 |",
+        "| sky | 90.00 ± 0.00 | 85.00 ± 7.07 | -5.00 ± 7.07 |",
+        "| car | - | 50.00 ± 0.00 | - |",
     ]
-    for arguments, message in (((), "runs='runs/*'"), (("runs=elsewhere/*",), "'elsewhere/*'")):
-        done = call(*arguments)
-        assert done.returncode == 1
-        assert done.stderr.startswith("error: ")
-        assert done.stderr.count("\n") == 1
-        assert message in done.stderr
+    write(tmp_path / "third", method="unimatch")
+    assert side_by_side(read(tmp_path)) == {}
+
+
+@pytest.mark.parametrize("methods", [["pcr"], ["supervised", "pcr"], [f"a_long_method_{i}" for i in range(12)]])
+def test_the_terminal_loses_columns_but_no_words(tmp_path, monkeypatch, capsys, methods):
+    for i, method in enumerate(methods):
+        for seed in (0, 1):
+            changes = {"miou_last": 0.3 + i / 50 + seed / 50, "miou_prototype_last": 0.3, "iou": {"[void]": 0.5}}
+            write(tmp_path / "runs" / f"{method}{seed}", method=method, seed=seed, **changes)
+    monkeypatch.setenv("COLUMNS", "80")
+    report(f"{tmp_path}/runs/*", tmp_path / "out", baseline=methods[0])
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in (*methods, "31.00 ± 1.41", "all columns in report.md"))
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+    assert "…" not in printed and "seconds" not in printed and "Left out" not in printed
+    assert ("[void]" in printed) == (len(methods) == 2)
+    assert all(word in (tmp_path / "out/report.md").read_text() for word in (*methods, "seconds", "30.00 ± 0.00"))
+
+
+def test_the_script_writes_four_files_or_ends_with_one_line(tmp_path, monkeypatch):
+    write(tmp_path / "runs" / "a", seed=3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["report.py", "runs=runs/*"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report", "runs"]
+    assert {path.name for path in Path("report").iterdir()} == {"report.csv", "report.md", "report.png", "runs.csv"}
+    [run] = pd.read_csv("report/runs.csv").to_dict("records")
+    assert (run["folder"], run["seed"], run["miou_last"], run["git_commit"]) == ("runs/a", 3, 50, "abc")
+    assert (run["seconds"], run["peak_memory_mib"]) == (100, 1000)
+    monkeypatch.setattr(sys, "argv", ["report.py", "runs=elsewhere/*"])
+    with pytest.raises(SystemExit, match=r"^error: runs='elsewhere/\*'.*[^\n]$"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")

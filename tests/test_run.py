@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, small_config
-from hydra import compose, initialize_config_dir
+from conftest import SHARED, composed, small_config
 from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 
 from pcr_seg import run
-from pcr_seg.config import CONF, command_line
 from pcr_seg.data.transforms import normalize
 from pcr_seg.export import export
 
@@ -39,9 +37,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "run"
 
 
-def command(name: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, command_line(list(overrides)))
+def command(script: str, *overrides: str) -> DictConfig:
+    return composed(*overrides, name=script)
 
 
 def test_run_folder_is_complete(trained: Path) -> None:

@@ -93,8 +93,8 @@ def multi_scale(
 ) -> Tensor:
     """Average the logits of resized and of horizontally mirrored images, all brought back to the image's size.
 
-    Logits and not probabilities, as the reference code's `--scales` does in U2PL's and the paper's `eval.py`; all
-    published figures are of scale 1 alone, and neither program mirrors.
+    Logits and not probabilities, as `--scales` of U2PL's and the paper's `eval.py` averages; both are released with
+    scale 1 alone, and neither mirrors.
 
     Args:
         predict: as everywhere.

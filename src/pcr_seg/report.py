@@ -22,13 +22,15 @@ from rich.table import Table
 
 SECTION = ["dataset", "split_family", "backbone"]  # what stands under one heading
 CELL = [*SECTION, "num_labeled", "split"]  # what compared methods share
-LINE = [*CELL, "method"]  # what the seeds of a line share
+LINE = [*CELL, "method"]  # what the runs of one line share, all but their seed
 
 MEASURES = {
     "miou_last": "mIoU, last epoch",
     "miou_prototype_last": "prototype head",
     "miou_best": "best epoch (chosen on val)",
 }
+INTEGERS = ["num_labeled", "seed", "iterations"]
+OTHERS = ["num_unlabeled", "images_per_second", "peak_memory_mib", "git_commit", "iou"]
 
 # mIoU in % of the paper and of the authors' released checkpoint, both with ResNet-101.
 # Source: rows "paper" and "this repo" in the README of github.com/HeimingX/semi_seg_proto, the authors' code
@@ -96,19 +98,18 @@ def read(folder: Path) -> dict:
 
 def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
     """Read every run under a glob: a row for each, and in words which folders are left out and why."""
-    counts, others = ["num_labeled", "seed", "iterations"], ["num_unlabeled", "images_per_second", "peak_memory_mib"]
-    columns = ["folder", *LINE, "seed", *MEASURES, "iterations", "seconds", *others, "git_commit", "iou", "finished"]
+    columns = ["folder", *LINE, "seed", *MEASURES, "iterations", "seconds", *OTHERS, "finished"]
     runs = pd.DataFrame(map(read, find(pattern)), columns=columns, dtype=object)
-    numbers = [*MEASURES, *counts, "seconds"]
+    numbers = [*INTEGERS, *MEASURES, "seconds"]
     runs[numbers] = runs[numbers].apply(pd.to_numeric, errors="coerce")
-    valid = runs[[*LINE, *counts, "seconds"]].notna().all(axis=1) & runs.miou_last.between(0, 1)
+    valid = runs[[*LINE, *INTEGERS, "seconds"]].notna().all(axis=1) & runs.miou_last.between(0, 1)
     if not valid.any():
         raise ValueError(
             f"runs={pattern!r} names {len(runs)} folders, none with a valid summary.json; "
             "give a glob of finished runs, such as runs='runs/*'"
         )
     invalid, runs = runs[~valid], runs[valid].sort_values("finished", kind="stable")
-    runs = runs.astype(dict.fromkeys(LINE, str) | dict.fromkeys(counts, int))
+    runs = runs.astype(dict.fromkeys(LINE, str) | dict.fromkeys(INTEGERS, int))
     runs[list(MEASURES)] *= 100
     older = runs.duplicated([*LINE, "seed"], keep="last")
     kinds = {"no valid summary.json": invalid, "a newer run has the same method, split and seed": runs[older]}
@@ -153,7 +154,7 @@ def side_by_side(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Compare two methods class by class, by heading; nothing unless the runs are of exactly two."""
     parts = {}
     for cell, both in runs.groupby(CELL, sort=False):
-        sides = {method: figures(own) for method, own in both.groupby("method", sort=False)}
+        sides = {method: side.droplevel(0) for method, side in scores(both).groupby(level=0, sort=False)}
         if len(sides) == runs.method.nunique() == 2:
             first, second = sides.values()
             columns = {f"{method} (n={len(side)})": side.apply(words) for method, side in sides.items()}
@@ -163,9 +164,9 @@ def side_by_side(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return parts
 
 
-def figures(runs: pd.DataFrame) -> pd.DataFrame:
-    """Spread the runs of one method: a row per seed, a column for each mIoU and each class."""
-    runs = runs.set_index("seed")
+def scores(runs: pd.DataFrame) -> pd.DataFrame:
+    """Spread runs out: a row for each method and seed, a column for each mIoU and each class."""
+    runs = runs.set_index(["method", "seed"])
     iou = pd.DataFrame([*runs.iou], index=runs.index).apply(pd.to_numeric, errors="coerce") * 100
     return runs[[*MEASURES]].rename(columns=MEASURES).join(iou)
 

@@ -192,7 +192,7 @@ def test_weights_without_a_network_say_what_to_do(tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize("name", ["resnet_of_nobody", "", "deeplab"])
 def test_an_unknown_name_is_one_line(name: str) -> None:
-    with pytest.raises(ValueError, match=f"^backbone.name={name}: timm has no such model; try ") as caught:
+    with pytest.raises(ValueError, match=f"^backbone.name={name}: timm has no such model; timm.list_models") as caught:
         TimmBackbone(name)
     assert "\n" not in str(caught.value)
 

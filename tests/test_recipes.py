@@ -1,0 +1,68 @@
+"""The paper's recipes run with their real networks, on files of the real layouts, for two steps."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import composed
+from PIL import Image
+
+from pcr_seg.run import fit
+
+STEPS = [
+    "split=2", "global_batch=2", "data.num_workers=0", "data.crop_size=97", "trainer.max_steps=2",
+    "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
+    "trainer.log_every_n_steps=1", "backbone.weights=null", "method.burn_in_epochs=0",
+]  # fmt: skip
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+def write_cityscapes(root: Path) -> None:
+    """Four training images and one to validate on, 96x192, with labelIds."""
+    rng = np.random.default_rng(0)
+    for subset, count in (("train", 4), ("val", 1)):
+        for number in range(count):
+            stem = f"ulm/ulm_{number:06d}_000019"
+            save(root / f"leftImg8bit/{subset}/{stem}_leftImg8bit.png", rng.integers(256, size=(96, 192, 3)))
+            label_ids = np.repeat(np.arange(7, 19), 8)[:, None].repeat(192, axis=1)
+            save(root / f"gtFine/{subset}/{stem}_gtFine_labelIds.png", label_ids)
+
+
+def write_voc(root: Path) -> None:
+    """Four training images with masks of the devkit, two more without, one to validate on."""
+    rng = np.random.default_rng(0)
+    lists = root / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    ids = [f"2007_{number:06d}" for number in range(7)]
+    for name, chosen in (("train", ids[:4]), ("train_aug", ids[:6]), ("val", ids[6:])):
+        (lists / f"{name}.txt").write_text("\n".join(chosen))
+    for name in ids:
+        save(root / f"JPEGImages/{name}.jpg", rng.integers(256, size=(75, 100, 3)))
+        save(root / f"SegmentationClass/{name}.png", np.repeat(np.arange(15), 5)[:, None].repeat(100, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "write", "more", "num_unlabeled"),
+    [
+        ("cityscapes_1_8", write_cityscapes, ["protocol.window=97", "protocol.stride=65"], 2),
+        ("voc_92", write_voc, [], 4),
+    ],
+)
+def test_two_steps_of_the_real_recipe(
+    tmp_path: Path, experiment: str, write, more: list[str], num_unlabeled: int
+) -> None:
+    write(tmp_path / "data")
+    folders = [f"dataset.root={tmp_path}/data", f"output={tmp_path}/run"]
+    config = composed(f"experiment={experiment}", *folders, *STEPS, *more)
+    assert config.backbone.name == "resnet101s" and config.model.channels == 256
+    assert config.method.supervised_loss._target_.endswith("ohem_cross_entropy")
+    summary = fit(config)
+    assert (summary["iterations"], summary["num_labeled"], summary["num_unlabeled"]) == (2, 2, num_unlabeled)
+    assert np.isfinite(summary["miou_last"]) and np.isfinite(summary["miou_prototype_last"])
+    assert json.loads((tmp_path / "run/summary.json").read_text())["backbone"] == "resnet101s"
