@@ -16,7 +16,7 @@ from pcr_seg.report import report
 
 @hydra.main(config_path="conf", config_name="report", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Reads the config of conf/report.yaml; a user's mistake ends in one line."""
+    """Run with the config of conf/report.yaml; a user's mistake ends in one line."""
     with one_line_errors():
         report(str(cfg.runs), cfg.output, cfg.baseline)
 

@@ -206,7 +206,8 @@ def test_two_processes_train_one_bank(tmp_path: Path) -> None:
     scored = run_script("eval.py", f"checkpoint={tmp_path}/run/checkpoints/last.ckpt", "device=cpu")
     assert scored.returncode == 0, scored.stderr
     summary, evaluation = (
-        json.loads((tmp_path / "run" / name).read_text()) for name in ("summary.json", "eval_synthetic_val.json")
+        json.loads((tmp_path / "run" / name).read_text())
+        for name in ("summary.json", "eval_synthetic_val_whole_image.json")
     )
     assert evaluation["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
     assert evaluation["miou_prototype"] == pytest.approx(summary["miou_prototype_last"], abs=1e-4)

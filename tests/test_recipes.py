@@ -12,7 +12,7 @@ from PIL import Image
 from pcr_seg.run import fit
 
 STEPS = [
-    "split=2", "global_batch=2", "data.num_workers=0", "data.crop_size=97", "trainer.max_steps=2",
+    "split=2", "global_batch=2", "data.num_workers=0", "data.crop_size=65", "trainer.max_steps=2",
     "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1", "backbone.weights=null", "method.burn_in_epochs=0",
 ]  # fmt: skip
@@ -24,13 +24,13 @@ def save(path: Path, values: np.ndarray) -> None:
 
 
 def write_cityscapes(root: Path) -> None:
-    """Four training images and one to validate on, 96x192, with labelIds."""
+    """Four training images and one to validate on, 48x96, with labelIds."""
     rng = np.random.default_rng(0)
     for subset, count in (("train", 4), ("val", 1)):
         for number in range(count):
             stem = f"ulm/ulm_{number:06d}_000019"
-            save(root / f"leftImg8bit/{subset}/{stem}_leftImg8bit.png", rng.integers(256, size=(96, 192, 3)))
-            label_ids = np.repeat(np.arange(7, 19), 8)[:, None].repeat(192, axis=1)
+            save(root / f"leftImg8bit/{subset}/{stem}_leftImg8bit.png", rng.integers(256, size=(48, 96, 3)))
+            label_ids = np.repeat(np.arange(7, 19), 4)[:, None].repeat(96, axis=1)
             save(root / f"gtFine/{subset}/{stem}_gtFine_labelIds.png", label_ids)
 
 
@@ -50,12 +50,12 @@ def write_voc(root: Path) -> None:
 @pytest.mark.parametrize(
     ("experiment", "write", "more", "num_unlabeled"),
     [
-        ("cityscapes_1_8", write_cityscapes, ["protocol.window=97", "protocol.stride=65"], 2),
+        ("cityscapes_1_8", write_cityscapes, ["protocol.window=65", "protocol.stride=44"], 2),
         ("voc_92", write_voc, [], 4),
     ],
 )
 def test_two_steps_of_the_real_recipe(
-    tmp_path: Path, experiment: str, write, more: list[str], num_unlabeled: int
+    tmp_path: Path, experiment: str, write: Callable, more: list[str], num_unlabeled: int
 ) -> None:
     write(tmp_path / "data")
     folders = [f"dataset.root={tmp_path}/data", f"output={tmp_path}/run"]

@@ -87,7 +87,7 @@ def one_line_errors() -> Iterator[None]:
     """End the command with one line when the user's input is at fault."""
     try:
         yield
-    except (ValueError, FileNotFoundError, MissingMandatoryValue) as error:
+    except (ValueError, OSError, MissingMandatoryValue) as error:
         sys.exit(f"error: {str(error).splitlines()[0].removeprefix(RESOLVING)}")
 
 

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pcr_seg.inference import iou_per_class, predict_heads
+from pcr_seg.inference import center_pad, iou_per_class, predict_heads
 from pcr_seg.method import (
     IGNORE_INDEX,
     PrototypeBank,
@@ -425,14 +425,18 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def predict_image(self, images: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) of any size -> logits (B, C, H, W) of the "linear" and, once it exists, the "prototype" head."""
+        return {head: center_pad(x, images.shape[-2:]) for head, x in self.predict_scored(images).items()}
+
+    def predict_scored(self, images: Tensor) -> dict[str, Tensor]:
+        """The same for the pixels that are scored: a padded square's where the protocol is `center_padded`."""
         predict = functools.partial(predict_heads, self.network, self.bank if self.bank.is_initialized else None)
         logits = self.protocol(predict, images).split(self.student.num_classes, dim=1)
         return dict(zip(HEADS, logits, strict=False))
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Count the pixels of one image: both heads' hits, and the pseudo-labels that would train."""
-        truth = batch["mask"]
-        logits = self.predict_image(batch["image"])
+        logits = self.predict_scored(batch["image"])
+        truth = center_pad(batch["mask"], logits["linear"].shape[-2:])
         for head, head_logits in logits.items():
             self.confusion[head].update(head_logits.argmax(dim=1), truth)
         labels, confidence = pseudo_label(logits["linear"])

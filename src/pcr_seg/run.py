@@ -31,6 +31,7 @@ from pcr_seg.config import build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
 from pcr_seg.data.transforms import normalize
+from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
 from pcr_seg.panels import LogPanels, example_panel
 
@@ -121,7 +122,9 @@ def fit(cfg: DictConfig) -> dict:
         "palette": [list(color) for color in source.palette],
         "dataset": source.name,
     }
-    if cfg.init_from_checkpoint:
+    if str(cfg.init_from_checkpoint).endswith(".pth"):  # the reference code's
+        load_official(module, cfg.init_from_checkpoint)
+    elif cfg.init_from_checkpoint:
         weights = load_module(cfg.init_from_checkpoint).student.state_dict()
         module.student.load_state_dict(weights)
         module.teacher.load_state_dict(weights)
@@ -202,7 +205,7 @@ def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: Segm
     return {
         "dataset": data.source.name,
         "split": str(config["split"]["labeled"]),
-        "split_family": config["split_family"],
+        "split_family": data.split.family,
         "method": module.name,
         "backbone": config["backbone"]["name"],
         "seed": config["seed"],
@@ -311,12 +314,15 @@ def evaluate(cfg: DictConfig) -> dict:
         "dataset": source.name,
         "subset": cfg.subset,
         "network": "student" if cfg.eval.student else "teacher",
+        "protocol": module.protocol.func.__name__,
         "num_images": len(samples),
         "miou": metrics["val/miou"],
         "miou_prototype": metrics.get("val/miou_prototype"),
         **iou_of_heads(metrics, module.class_names),
     }
-    output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / f"eval_{source.name}_{cfg.subset}.json")
+    output = Path(
+        cfg.output or Path(cfg.checkpoint).parent.parent / f"eval_{source.name}_{cfg.subset}_{result['protocol']}.json"
+    )
     output.write_text(json.dumps(result, indent=2) + "\n")
     title = f"{source.name} {cfg.subset}, {len(samples)} images, {result['network']}"
     Console().print(score_table(title, result, result["miou"], result["miou_prototype"]))

@@ -311,12 +311,9 @@ def test_a_published_list_that_cannot_be_had_is_not_replaced(benchmark, tmp_path
         make_split(benchmark, "92")
 
 
-def test_a_split_that_was_not_published_is_not_drawn(benchmark, tmp_path):
-    with pytest.raises(
-        ValueError, match=r"split=1_8: no published cps list of 13 of the 100 .* of voc, only of 92, 183, "
-    ) as error:
-        make_split(benchmark, "1_8", family="cps", lists=tmp_path)
-    assert one_line(error) and str(error.value).endswith("choose one of these, or split_family=drawn")
+def test_a_count_that_was_not_published_is_drawn_and_says_so(benchmark, tmp_path):
+    split = make_split(benchmark, "1_8", family="cps", lists=tmp_path)
+    assert (len(split.labeled), split.family, split.origin) == (13, "drawn", "drawn with seed 0")
     assert make_split(benchmark, "full", lists=tmp_path).origin == "all 100 training images"
 
 

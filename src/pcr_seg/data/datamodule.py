@@ -22,8 +22,8 @@ class SegmentationData(L.LightningDataModule):
     Args:
         source: images, masks and classes of the data set.
         labeled: a fraction ("1_8"), "full", a count, or a file of names.
-        family: which published lists, where the data set has some: "u2pl" (the paper's) or "cps".
-        lists: folder of published lists.
+        family: which published lists, where the data set has some: "u2pl" (the paper's) or "cps"; "drawn" draws.
+        lists: folder of published lists; missing ones are downloaded into it.
         crop_size: side of the training crops in pixels.
         batch_size: labeled images in a batch on each device, and as many unlabeled ones.
         scale: range of the random scale.

@@ -15,7 +15,7 @@ import numpy as np
 from rich import get_console
 from rich.progress import track
 
-from pcr_seg.data.published import PUBLISHED, fetch
+from pcr_seg.data.published import fetch
 from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, image_size, read_image, read_list, read_mask
 
 FAMILIES = ("u2pl", "cps", "drawn")
@@ -23,11 +23,16 @@ FAMILIES = ("u2pl", "cps", "drawn")
 
 @dataclass(frozen=True)
 class Split:
-    """Labeled samples, unlabeled samples (mask None, always), and where they come from in one line."""
+    """Labeled samples, unlabeled samples (mask None, always), and where they come from in one line.
+
+    `family` names what results may be compared with: "u2pl" or "cps" (published lists), "own" (a list of the
+    user's), or "drawn".
+    """
 
     labeled: tuple[Sample, ...]
     unlabeled: tuple[Sample, ...]
     origin: str
+    family: str = "drawn"
 
 
 def num_labeled(labeled: str | int, num_train: int) -> int:
@@ -53,7 +58,7 @@ def make_split(
 ) -> Split:
     """Choose the labeled images: LIST.txt, a published list, `lists/<labeled>/labeled.txt`, all, or a draw.
 
-    A data set with published lists is never drawn from unless the family is "drawn"; others know no families.
+    A published list that cannot be had is never replaced by a draw; counts that were not published are drawn.
     The draw depends on (source, count, seed) alone and shows every class of the training masks if so few
     images can. All others are unlabeled, unless `unlabeled.txt` beside the list says which.
 
@@ -73,21 +78,16 @@ def make_split(
     if not source.train:
         raise ValueError(f"{source.name}: no training images; correct dataset.root")
     if str(labeled).endswith(".txt"):
-        return _from_list(source, Path(labeled), f"list {labeled}")
+        return _from_list(source, Path(labeled), f"list {labeled}", "own")
     count = num_labeled(labeled, len(source.train))
     if family != "drawn":
         if path := fetch(source.name, family, count, lists):
-            return _from_list(source, path, f"published list {path}", count)
+            return _from_list(source, path, f"published list {path}", family, count)
         if lists and (path := Path(lists) / str(labeled) / "labeled.txt").is_file():
-            return _from_list(source, path, f"list {path}", count)
+            return _from_list(source, path, f"list {path}", "own", count)
     train = sorted(source.train, key=lambda sample: sample.name)
     if count == len(train):
         return Split(tuple(train), source.unlabeled, f"all {count} training images")
-    if published := PUBLISHED.get((source.name, family)):
-        raise ValueError(
-            f"split={labeled}: no published {family} list of {count} of the {len(train)} training images of"
-            f" {source.name}, only of {', '.join(map(str, published))}; choose one of these, or split_family=drawn"
-        )
     chosen = _draw(source, train, count, seed)
     rest = [sample for index, sample in enumerate(train) if index not in chosen]
     drawn = tuple(train[index] for index in sorted(chosen))
@@ -98,16 +98,16 @@ def _unmasked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(Sample(sample.name, sample.image) for sample in samples)
 
 
-def _from_list(source: Source, path: Path, origin: str, count: int | None = None) -> Split:
+def _from_list(source: Source, path: Path, origin: str, family: str, count: int | None = None) -> Split:
     labeled = _find(read_list(path), source.train, path)
     if count not in (None, len(labeled)):
         raise ValueError(f"{path}: {len(labeled)} names instead of {count}; correct it, or set split={path}")
     everything = (*source.train, *source.unlabeled)
     beside = path.with_name(path.name.replace("labeled", "unlabeled"))
     if beside != path and beside.is_file():
-        return Split(labeled, _unmasked(_find(read_list(beside), everything, beside)), origin)
+        return Split(labeled, _unmasked(_find(read_list(beside), everything, beside)), origin, family)
     names = {sample.name for sample in labeled}
-    return Split(labeled, _unmasked([sample for sample in everything if sample.name not in names]), origin)
+    return Split(labeled, _unmasked([sample for sample in everything if sample.name not in names]), origin, family)
 
 
 def _find(names: list[str], samples: Sequence[Sample], path: Path) -> tuple[Sample, ...]:
