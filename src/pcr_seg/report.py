@@ -55,7 +55,7 @@ DISPENSABLE = ("seconds", "iterations", "split", *reversed([*MEASURES.values(), 
 
 
 def report(pattern: str, output: str | Path, baseline: str = "supervised") -> None:
-    """Print what the runs under a glob reached, and write report.md, .csv, .png and runs.csv to `output`."""
+    """Print what the runs under a glob reached; write report.md, report.csv, report.png and runs.csv to `output`."""
     runs, left_out = collect(pattern)
     runs = compare(runs, baseline)
     table, parts = aggregate(runs), tables(runs, baseline) | side_by_side(runs)
@@ -174,8 +174,10 @@ def scores(runs: pd.DataFrame) -> pd.DataFrame:
 def words(values: pd.Series, sign: str = "") -> str:
     """Write mean ± std of the runs of a line, and how many have the figure if not all of them do."""
     n = values.count()
+    if n == 0:
+        return "-"
     text = f"{values.mean():{sign}.2f}" + (f" ± {values.std():.2f}" if n > 1 else "")
-    return "-" if n == 0 else text if n == len(values) else f"{text} (n={n})"
+    return text if n == len(values) else f"{text} (n={n})"
 
 
 def heading(dataset: str, family: str, *backbone: str) -> str:

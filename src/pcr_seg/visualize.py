@@ -1,4 +1,4 @@
-"""Pictures of masks: colours, overlays, heat maps (numpy arrays) and the panel (one PIL image)."""
+"""Pictures of masks: colors, overlays, heat maps (numpy arrays) and the panel (one PIL image)."""
 
 import colorsys
 from collections.abc import Sequence
@@ -7,105 +7,62 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Color = tuple[int, int, int]
 
 IGNORE_INDEX = 255  # the same number as in method.py, which would bring torch along
 IGNORE_COLOR: Color = (224, 224, 224)
 INK, PAPER, EDGE = (32, 32, 32), (255, 255, 255), (150, 150, 150)
-
-# the font that comes with matplotlib, so that every machine draws the same picture
-_FONT_FILE = str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"))
+FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # everywhere the same picture
 
 
 def palette(num_colors: int) -> list[Color]:
-    """Distinct colours for classes or prototypes that bring none of their own.
+    """Choose distinct colors for classes or prototypes that bring none of their own: no grey, black or white.
 
-    Steps of the golden ratio spread any number of hues evenly, so the first colours do not depend on how
-    many follow. Hues come close again after 5, 8, 13 ... steps: there the cycles of 2 in saturation and 3 in
-    value keep the colours apart, until all three fall together after 144.
-
-    Args:
-        num_colors: how many, 0 or more.
-
-    Returns:
-        `num_colors` tuples (R, G, B) of 0..255, the same at every call, none of them grey, black or white.
+    Steps of the golden ratio spread any number of hues evenly, so the first colors do not depend on how many
+    follow. Hues come close again after 5, 8, 13 ... steps: there the cycles of 2 in saturation and 3 in value
+    keep the colors apart, until all three fall together after 144.
     """
     golden = (5**0.5 - 1) / 2
     colors = []
     for i in range(num_colors):
-        hue, saturation, value = (0.58 + i * golden) % 1, (0.80, 0.55)[i % 2], (0.85, 1.0, 0.60)[i % 3]
-        red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-        colors.append((round(red * 255), round(green * 255), round(blue * 255)))
+        rgb = colorsys.hsv_to_rgb((0.58 + i * golden) % 1, (0.80, 0.55)[i % 2], (0.85, 1.0, 0.60)[i % 3])
+        colors.append(tuple(round(channel * 255) for channel in rgb))
     return colors
 
 
 def colorize(mask: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """Paints class ids.
+    """Paint class ids; ignored pixels become light grey.
 
     Args:
         mask: (H, W) integers, each 0..len(palette)-1, or 255 for "ignore" (also with a longer palette).
         palette: one (R, G, B) of 0..255 for each class.
 
     Returns:
-        (H, W, 3) uint8; ignored pixels are light grey.
+        (H, W, 3) uint8.
 
     Raises:
-        ValueError: the mask is not (H, W), not of integers, or holds an id without a colour.
+        ValueError: the mask holds an id without a color.
     """
-    mask = np.asarray(mask)
-    if mask.ndim != 2 or not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f"a mask must be (H, W) integers, got {mask.dtype} of shape {mask.shape}")
     strange = mask[((mask < 0) | (mask >= len(palette))) & (mask != IGNORE_INDEX)]
     if strange.size:
-        raise ValueError(f"the mask holds the id {strange[0]}, but the palette has {len(palette)} colours")
+        raise ValueError(f"the mask holds the id {strange[0]}, but the palette has {len(palette)} colors")
     table = np.full((max(len(palette), IGNORE_INDEX + 1), 3), IGNORE_COLOR, dtype=np.uint8)
-    table[: len(palette)] = np.asarray(palette, dtype=np.uint8).reshape(-1, 3)
+    table[: len(palette)] = palette
     table[IGNORE_INDEX] = IGNORE_COLOR
     return table[mask]
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette: Sequence[Color], alpha: float = 0.5) -> np.ndarray:
-    """Lays a painted mask over its image.
-
-    Args:
-        image: (H, W, 3) uint8.
-        mask: (H, W) integers as for `colorize`. Ignored pixels keep the image: nothing is claimed there.
-        palette: one (R, G, B) of 0..255 for each class.
-        alpha: share of the mask's colour, 0 (image only) to 1 (mask only).
-
-    Returns:
-        (H, W, 3) uint8.
-
-    Raises:
-        ValueError: image and mask differ in size, the image is not uint8 RGB, or alpha is outside 0..1.
-    """
-    image, mask = _rgb(image), np.asarray(mask)
-    if image.shape[:2] != mask.shape:
-        raise ValueError(f"the image is {image.shape[:2]} (H, W), its mask {mask.shape}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be within 0..1, got {alpha}")
+    """Lay a painted mask over its image, (H, W, 3) uint8; ignored pixels keep the image: nothing is claimed there."""
     mixed = np.rint((1 - alpha) * image + alpha * colorize(mask, palette)).astype(np.uint8)
     return np.where((mask == IGNORE_INDEX)[..., None], image, mixed)
 
 
 def heat(values: np.ndarray) -> np.ndarray:
-    """Paints a map of numbers with viridis, whose lightness rises evenly: dark blue 0, yellow 1.
-
-    Args:
-        values: (H, W) numbers in 0..1; what lies outside by rounding is clipped.
-
-    Returns:
-        (H, W, 3) uint8; NaN (no value there) is the light grey of ignored pixels.
-
-    Raises:
-        ValueError: the values are not (H, W).
-    """
-    # float first: a colour map reads integers as rows of its table
-    values = np.asarray(values, dtype=np.float32)
-    if values.ndim != 2:
-        raise ValueError(f"a heat map needs values of shape (H, W), got {values.shape}")
+    """Paint (H, W) numbers in 0..1 with viridis, from dark blue to yellow; NaN is the grey of ignored pixels."""
+    values = np.asarray(values, dtype=np.float32)  # a color map reads integers as rows of its table
     colors = matplotlib.colormaps["viridis"](np.clip(values, 0, 1), bytes=True)[..., :3]
     colors[np.isnan(values)] = IGNORE_COLOR
     return colors
@@ -117,84 +74,44 @@ def panel(
     legend: Sequence[tuple[str, Color]] | None = None,
     cell: int = 256,
 ) -> Image.Image:
-    """Sets pictures in a table: one row per sample, one titled column per kind of picture, the legend below.
+    """Set pictures in a table: one row per sample, one titled column per kind of picture, the legend below.
 
     Args:
         rows: for each sample its pictures, (H, W, 3) uint8, as many as titles; sizes may differ.
-        titles: head of each column; a long one is broken into lines.
+        titles: head of each column.
         legend: (name, (R, G, B)) for each class, in the order to show.
         cell: the longer side of every picture in the figure, in pixels. Small pictures are enlarged without
             smoothing, so that one pixel stays one square.
-
-    Returns:
-        An RGB image on white.
-
-    Raises:
-        ValueError: no rows, a row that does not match the titles, or a picture that is not uint8 RGB.
     """
-    for number, row in enumerate(rows):
-        if len(row) != len(titles):
-            raise ValueError(f"row {number} of the panel has {len(row)} pictures for {len(titles)} titles")
-    if not rows or not titles:
-        raise ValueError("a panel needs at least one row and one column")
-    font = ImageFont.truetype(_FONT_FILE, max(11, cell // 15))
-    table = _table([[_fit(picture, cell) for picture in row] for row in rows], titles, font, gap=cell // 32)
-    if not legend:
-        return _stack([table], margin=cell // 16)
-    return _stack([table, _legend(legend, table.width, font)], margin=cell // 16)
+    font = ImageFont.truetype(str(FONT), max(11, cell // 15))
+    pictures = [[fit(picture, cell) for picture in row] for row in rows]
+    widths = [max(picture.width for picture in column) for column in zip(*pictures, strict=True)]
+    heads = [write(title, font, width) for title, width in zip(titles, widths, strict=True)]
+    parts = [[grid([heads, *pictures], gap=cell // 32)]]
+    if legend:
+        parts.append([key(legend, font, parts[0][0].width)])
+    return ImageOps.expand(grid(parts, gap=cell // 16), border=cell // 16, fill=PAPER)
 
 
-def _rgb(picture: np.ndarray) -> np.ndarray:
-    picture = np.asarray(picture)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"a picture must be (H, W, 3) uint8, got {picture.dtype} of shape {picture.shape}")
-    return picture
+def fit(picture: np.ndarray, side: int) -> Image.Image:
+    """Scale a picture so that its longer side becomes `side`."""
+    image = Image.fromarray(picture)
+    method = Image.Resampling.NEAREST if max(image.size) <= side else Image.Resampling.LANCZOS
+    return ImageOps.contain(image, (side, side), method)
 
 
-def _fit(picture: np.ndarray, side: int) -> Image.Image:
-    """(H, W, 3) uint8 -> the picture with its longer side set to `side`."""
-    image = Image.fromarray(_rgb(picture))
-    scale = side / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    return image.resize(size, Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS)
-
-
-def _table(rows: list[list[Image.Image]], titles: Sequence[str], font: ImageFont.FreeTypeFont, gap: int) -> Image.Image:
-    """Titles over columns of pictures, each picture centred in its cell."""
-    # a narrow column still holds the longest word of its title
-    words = [max((ceil(font.getlength(word)) for word in title.split()), default=0) for title in titles]
-    widths = [max(word, *(row[i].width for row in rows)) for i, word in enumerate(words)]
-    heights = [max(picture.height for picture in row) for row in rows]
-    heads = [_wrap(title, font, width) for title, width in zip(titles, widths, strict=True)]
-    top = sum(font.getmetrics()) * max(map(len, heads)) + gap
-    size = (sum(widths) + gap * (len(widths) - 1), top + sum(heights) + gap * (len(heights) - 1))
-    figure = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(figure)
-    for i, width in enumerate(widths):
-        left, y = sum(widths[:i]) + gap * i, top
-        for number, text in enumerate(reversed(heads[i])):
-            spot = (left + width / 2, top - gap - number * sum(font.getmetrics()))
-            draw.text(spot, text, fill=INK, font=font, anchor="md")
-        for row, height in zip(rows, heights, strict=True):
-            figure.paste(row[i], (left + (width - row[i].width) // 2, y + (height - row[i].height) // 2))
-            y += height + gap
+def write(text: str, font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
+    """Write a title on one line, or one word on each where it is wider than its column."""
+    words = text.split() if font.getlength(text) > width else [text]
+    line = sum(font.getmetrics())
+    figure = Image.new("RGB", (ceil(max(font.getlength(word) for word in words)) or 1, line * len(words)), PAPER)
+    for i, word in enumerate(words):
+        ImageDraw.Draw(figure).text((figure.width / 2, i * line), word, fill=INK, font=font, anchor="ma")
     return figure
 
 
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Breaks a title at its spaces into lines no wider than the column."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-def _legend(legend: Sequence[tuple[str, Color]], width: int, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """Squares of colour with their names, in columns of one width, as many as fit."""
+def key(legend: Sequence[tuple[str, Color]], font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
+    """Draw squares of color with their names, in columns of one width, as many as fit."""
     swatch, line = 2 * font.size, round(1.4 * sum(font.getmetrics()))
     column = ceil(max(font.getlength(name) for name, _ in legend)) + swatch + font.size
     columns = max(1, width // column)
@@ -203,18 +120,19 @@ def _legend(legend: Sequence[tuple[str, Color]], width: int, font: ImageFont.Fre
     for i, (name, color) in enumerate(legend):
         x, middle = i % columns * column, i // columns * line + line // 2
         box = (x, middle - font.size // 2, x + round(0.75 * swatch), middle + font.size // 2)
-        # the edge keeps white and light grey visible
-        draw.rectangle(box, fill=tuple(color), outline=EDGE)
+        draw.rectangle(box, fill=tuple(color), outline=EDGE)  # the edge keeps white and light grey visible
         draw.text((x + swatch, middle), name, fill=INK, font=font, anchor="lm")
     return figure
 
 
-def _stack(parts: list[Image.Image], margin: int) -> Image.Image:
-    """Images one under another, centred, with a margin around each."""
-    width = max(part.width for part in parts) + 2 * margin
-    figure = Image.new("RGB", (width, sum(part.height + margin for part in parts) + margin), PAPER)
-    y = margin
-    for part in parts:
-        figure.paste(part, ((width - part.width) // 2, y))
-        y += part.height + margin
+def grid(rows: Sequence[Sequence[Image.Image]], gap: int) -> Image.Image:
+    """Set images in rows and columns, each centered in its cell."""
+    widths = [max(image.width for image in column) for column in zip(*rows, strict=True)]
+    heights = [max(image.height for image in row) for row in rows]
+    size = (sum(widths) + gap * (len(widths) - 1), sum(heights) + gap * (len(heights) - 1))
+    figure = Image.new("RGB", size, PAPER)
+    for i, row in enumerate(rows):
+        for k, image in enumerate(row):
+            x, y = sum(widths[:k]) + gap * k, sum(heights[:i]) + gap * i
+            figure.paste(image, (x + (widths[k] - image.width) // 2, y + (heights[i] - image.height) // 2))
     return figure
