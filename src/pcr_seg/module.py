@@ -154,6 +154,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.supervised_loss, self.auxiliary_weight = supervised_loss, auxiliary_weight
         self.consistency_weight, self.prototype_weight = consistency_weight, prototype_weight
         self.prototype_on_labeled, self.prototype_on_unlabeled = prototype_on_labeled, prototype_on_unlabeled
+        self.prototype_momentum = prototype_momentum
         self.grid_cells, self.burn_in_epochs = grid_cells, burn_in_epochs
         self.bank_init, self.bank_labels, self.bank_features = bank_init, bank_labels, bank_features
         self.threshold, self.gate, self.drop_percent = threshold, gate, drop_percent
@@ -319,6 +320,10 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.log("train/lr", self.optimizers().param_groups[0]["lr"])
 
     # ----------------------------------------------------------------------- teacher, bank, schedule
+
+    def on_fit_start(self) -> None:
+        """Let several accumulated batches move the bank as far as one batch of all of them."""
+        self.bank.momentum = self.prototype_momentum ** (1 / self.trainer.accumulate_grad_batches)
 
     def on_train_epoch_start(self) -> None:
         """Give the bank its prototypes when the burn-in is over."""
