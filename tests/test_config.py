@@ -207,7 +207,7 @@ def test_two_processes_train_one_bank(tmp_path: Path) -> None:
     assert scored.returncode == 0, scored.stderr
     summary, evaluation = (
         json.loads((tmp_path / "run" / name).read_text())
-        for name in ("summary.json", "eval_synthetic_val_whole_image.json")
+        for name in ("summary.json", "eval_synthetic_val_whole_image_teacher.json")
     )
     assert evaluation["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
     assert evaluation["miou_prototype"] == pytest.approx(summary["miou_prototype_last"], abs=1e-4)

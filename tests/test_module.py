@@ -65,11 +65,9 @@ def test_loss_is_the_sum_of_its_naive_parts(tmp_path: Path) -> None:
         torch.manual_seed(2)
         torch.rand(3, 2), torch.rand(())  # what CutMix draws before the grid is drawn
         cell = size[0] // module.grid_cells
-        jitter = (torch.rand(module.grid_cells**2, 2) * cell).long()
-        points = [
-            (int(i // module.grid_cells * cell + r), int(i % module.grid_cells * cell + c))
-            for i, (r, c) in enumerate(jitter)
-        ]
+        jitter = (torch.rand(2, module.grid_cells, module.grid_cells) * cell).long()
+        cells = [(a, b) for a in range(module.grid_cells) for b in range(module.grid_cells)]
+        points = [(a * cell + int(jitter[0, a, b]), b * cell + int(jitter[1, a, b])) for a, b in cells]
         rows, columns = torch.tensor(points).T
         at_points = features[:, :, rows, columns].transpose(1, 2)
         cosine = ref.bank_logits(prototypes, at_points, 0.1).transpose(1, 2)

@@ -154,7 +154,9 @@ def test_export_runs_at_other_sizes(trained: Path, tmp_path: Path, kind: str) ->
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("target", ["os.system", "pcr_seg.run.subprocess.run", "torch.hub.load"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "pcr_seg.run.subprocess.run", "torch.hub.load", "pcr_seg.data.published.write_file"]
+)
 @pytest.mark.parametrize("node", ["model", "dataset", "protocol"])
 def test_checkpoint_of_a_stranger_is_refused(trained: Path, tmp_path: Path, node: str, target: str) -> None:
     content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
@@ -263,8 +265,25 @@ def test_a_missing_setting_is_named(tmp_path: Path) -> None:
 
 def test_stopping_by_steps_still_leaves_a_complete_folder(tmp_path: Path) -> None:
     summary = run.fit(small_config(tmp_path, "trainer.max_steps=1"))
-    assert summary["iterations"] == 1
-    assert (tmp_path / "run/checkpoints/last.ckpt").is_file()
+    assert summary["iterations"] == 1 and 0 < summary["images_per_second"] < 1e6
+    for name in ("last", "best"):
+        content = torch.load(tmp_path / f"run/checkpoints/{name}.ckpt", weights_only=True)
+        assert content["global_step"] == 1
+
+
+def test_last_epoch_is_scored_even_between_validations(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", "method.threshold=0.2")
+    summary = run.fit(config)
+    checkpoint = f"checkpoint={tmp_path}/run/checkpoints/last.ckpt"
+    result = run.evaluate(command("eval", checkpoint, f"output={tmp_path}/e.json", "device=cpu"))
+    assert result["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
+    assert summary["miou_best"] >= summary["miou_last"]
+
+
+def test_a_moved_run_folder_is_not_resumed_into_the_old_place(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained, tmp_path / "copy")
+    with pytest.raises(ValueError, match=r"resume=.*copy: was started as .*run; move the run folder back"):
+        run.fit(small_config(tmp_path, f"resume={tmp_path}/copy"))
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])

@@ -137,8 +137,8 @@ def paste(x: Tensor, boxes: Bool[Tensor, "B 1 H W"]) -> Tensor:
 
 
 def upsample(x: Float[Tensor, "B C h w"], size: tuple[int, int] | torch.Size) -> Float[Tensor, "B C H W"]:
-    """Bilinear with aligned corners, as everywhere in the reference code."""
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=True)
+    """Bilinear with aligned corners, as everywhere in the reference code; in fp32, which confidence needs."""
+    return F.interpolate(x.float(), tuple(size), mode="bilinear", align_corners=True)
 
 
 def jittered_grid(
@@ -159,9 +159,11 @@ def jittered_grid(
     """
     if min(height, width) < cells:
         raise ValueError(f"grid_cells={cells} exceeds the crop of {height}x{width} pixels: lower method.grid_cells")
-    side = torch.tensor([height // cells, width // cells], device=device)
-    corner = torch.cartesian_prod(*[torch.arange(cells, device=device)] * 2) * side
-    return corner + (torch.rand(corner.shape, generator=generator, device=device) * side).long()
+    jitter = torch.rand(2, cells, cells, generator=generator, device=device)
+    cell = torch.arange(cells, device=device)
+    rows = cell[:, None] * (height // cells) + (jitter[0] * (height // cells)).long()
+    columns = cell[None, :] * (width // cells) + (jitter[1] * (width // cells)).long()
+    return torch.stack([rows, columns], dim=-1).flatten(0, 1)
 
 
 def sample_features(

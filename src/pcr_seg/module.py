@@ -165,9 +165,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.teacher_bn = teacher_bn
         self.protocol = protocol
         self.evaluate_student = False
+        self.validated_at = -1  # step of the newest validation
         self.metadata: dict = {}  # travels with every checkpoint: what it takes to rebuild this module
 
-        matrices = {head: MulticlassConfusionMatrix(student.num_classes, ignore_index=IGNORE_INDEX) for head in HEADS}
+        matrices = {
+            head: MulticlassConfusionMatrix(student.num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
+            for head in HEADS
+        }
         self.confusion = nn.ModuleDict(matrices)
         self.register_buffer("pseudo_counts", torch.zeros(3), persistent=False)  # pixels, confident, and right
 
@@ -313,17 +317,18 @@ class SemiSupervisedSegmentation(L.LightningModule):
         return features
 
     def log_losses(self, **losses: Tensor) -> None:
-        """Log each loss as `train/<name>_loss`, show it under its short name, and log the learning rate."""
+        """Log each loss as `train/<name>_loss`, and show it under its short name."""
         losses = {name: loss.detach() for name, loss in losses.items()}
         self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
         self.log_dict(losses, prog_bar=True, logger=False)
-        self.log("train/lr", self.optimizers().param_groups[0]["lr"])
 
     # ----------------------------------------------------------------------- teacher, bank, schedule
 
     def on_fit_start(self) -> None:
-        """Let several accumulated batches move the bank as far as one batch of all of them."""
+        """Let several accumulated batches move the bank as far as one of all would; count memory from here."""
         self.bank.momentum = self.prototype_momentum ** (1 / self.trainer.accumulate_grad_batches)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # a sweep's jobs share the process
 
     def on_train_epoch_start(self) -> None:
         """Give the bank its prototypes when the burn-in is over."""
@@ -334,6 +339,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
         position = self.current_epoch * self.trainer.num_training_batches + batch_idx
+        if batch_idx % self.trainer.log_every_n_steps == 0:  # not in each step: it copies a number to the device
+            self.log("train/lr", self.optimizers().param_groups[0]["lr"])
         torch.manual_seed((self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank)
         self._step_before = self.trainer.global_step
 
@@ -440,7 +447,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Count the pixels of one image: both heads' hits, and the pseudo-labels that would train."""
-        logits = self.predict_scored(batch["image"])
+        with torch.autocast(self.device.type, enabled=False):  # scores are fp32's, whatever training computes in
+            logits = self.predict_scored(batch["image"])
         truth = center_pad(batch["mask"], logits["linear"].shape[-2:])
         for head, head_logits in logits.items():
             self.confusion[head].update(head_logits.argmax(dim=1), truth)
@@ -451,6 +459,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU of both heads over the whole set, IoU of each class, and the state of bank and pseudo-labels."""
+        self.validated_at = self.trainer.global_step
         headline, details = {}, {}
         for head, suffix in HEADS.items():
             if suffix and not self.bank.is_initialized:

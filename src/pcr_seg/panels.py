@@ -1,9 +1,10 @@
-"""Pictures of a module's predictions: for the loggers after each validation, and for the run folder at the end."""
+"""What a person sees of a training: the bar, and pictures of predictions for loggers and the run folder."""
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 import wandb
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from PIL import Image
 from torch import Tensor
@@ -14,6 +15,14 @@ from pcr_seg.data.transforms import normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 
 NUM_IMAGES = 4
+
+
+class ProgressBar(RichProgressBar):
+    """Rich's bar with losses and mIoU, which are fetched from the device every tenth batch only."""
+
+    def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.training or trainer.fit_loop.epoch_loop.batch_idx % 10 == 0:
+            super()._update_metrics(trainer, pl_module)
 
 
 class LogPanels(L.Callback):

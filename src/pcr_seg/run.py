@@ -6,6 +6,7 @@ import logging
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -18,25 +19,31 @@ import numpy as np
 import torch
 import wandb
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from timm.layers import convert_sync_batchnorm
 
 from pcr_seg import visualize
 from pcr_seg.config import build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
 from pcr_seg.data.transforms import normalize
+from pcr_seg.method import jittered_grid
 from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
-from pcr_seg.panels import LogPanels, example_panel
+from pcr_seg.panels import LogPanels, ProgressBar, example_panel
 
-# A checkpoint names the functions it is rebuilt from; a stranger's must not name anything else.
-TRUSTED = re.compile(r"torch\.optim\.\w+|pcr_seg\.(method|module|inference|(models|data)\.\w+)\.\w+")
+# What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
+TRUSTED = re.compile(
+    r"torch\.optim\.[A-Z]\w*|pcr_seg\.(module\.SemiSupervisedSegmentation|method\.(ohem_)?cross_entropy"
+    r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)|models\.(deeplab\.DeepLab|backbones\.TimmBackbone)"
+    r"|data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic))"
+)
 
 # The trainer announces devices and products at each start; what it warns of still shows, but for
 # what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already.
@@ -108,14 +115,14 @@ def fit(cfg: DictConfig) -> dict:
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     output = Path(cfg.output)
     L.seed_everything(cfg.seed, verbose=False)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()  # a sweep's jobs share the process
 
     source = build(cfg.dataset)
     module = build_module(config, list(source.classes))
     wanted = {name: getattr(module, name) for name in ("strong_color", "strong_views")}
     data = build(cfg.data, source, use_unlabeled=module.uses_unlabeled, **wanted)
     splits.check(source, data.split)
+    if module.prototype_weight > 0:
+        jittered_grid(data.crop_size, data.crop_size, module.grid_cells)  # raises now what it would in a later epoch
     module.metadata = {
         "config": config,
         "classes": list(source.classes),
@@ -129,16 +136,21 @@ def fit(cfg: DictConfig) -> dict:
         module.student.load_state_dict(weights)
         module.teacher.load_state_dict(weights)
 
+    if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
+        module.student, module.teacher = map(convert_sync_batchnorm, (module.student, module.teacher))
     trainer = make_trainer(cfg, source)
     if trainer.is_global_zero:
         open_run_folder(trainer, module, data, checkpoint)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
-    if "val/miou" not in trainer.callback_metrics:  # stopped by max_steps before an epoch's end
+    if module.validated_at != trainer.global_step:  # stopped by max_steps, or between two validations
         trainer.validate(module, data, verbose=False)
         trainer.save_checkpoint(output / "checkpoints/last.ckpt")
 
     summary = summarize(trainer, module, data) | {"seconds": round(time.time() - started, 1)}
     if trainer.is_global_zero:
+        if best_score(trainer) != summary["miou_best"]:  # the last validation came after the last checkpoint
+            shutil.copy(output / "checkpoints/last.ckpt", output / "checkpoints/best.ckpt")
+        module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         example_panel(module, source).save(output / "panel.png")
         print_summary(summary, output)
@@ -153,7 +165,10 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Path | None]:
     checkpoint = Path(cfg.resume) / "checkpoints/last.ckpt"
     if not checkpoint.is_file():
         raise FileNotFoundError(f"resume={cfg.resume}: holds no checkpoints/last.ckpt; give a run folder")
-    return OmegaConf.load(Path(cfg.resume) / "config.yaml"), checkpoint
+    run = OmegaConf.load(Path(cfg.resume) / "config.yaml")
+    if Path(run.output).resolve() != Path(cfg.resume).resolve():
+        raise ValueError(f"resume={cfg.resume}: was started as {run.output}; move the run folder back there")
+    return run, checkpoint
 
 
 def make_trainer(cfg: DictConfig, source: sources.Source) -> L.Trainer:
@@ -163,12 +178,13 @@ def make_trainer(cfg: DictConfig, source: sources.Source) -> L.Trainer:
         ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **once),
         # A callback of its own: `save_last` of the other would be as old as the best.
         ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, **once),
-        Timer(),
+        TrainTimer(),
         LogPanels(source),
     ]
     if cfg.trainer.enable_progress_bar:
-        callbacks.append(RichProgressBar(refresh_rate=10))  # a refresh waits for the device
-    return build(cfg.trainer, logger=list(instantiate(cfg.logger).values()), callbacks=callbacks)
+        callbacks.append(ProgressBar())
+    loggers = list(instantiate(cfg.logger).values())
+    return build(cfg.trainer, logger=loggers, callbacks=callbacks, sync_batchnorm=False)
 
 
 def open_run_folder(
@@ -184,14 +200,17 @@ def open_run_folder(
     print(f"{data.source.name}: {labeled}, {unlabeled}, {len(data.source.val)} val; run folder {output}")
     for logger in trainer.loggers:
         if checkpoint and isinstance(logger, CSVLogger):
-            keep_metrics(logger, torch.load(checkpoint, weights_only=True)["global_step"])
+            keep_metrics(logger, torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
         logger.log_hyperparams(config)
 
 
 def keep_metrics(logger: CSVLogger, steps: int) -> None:
     """Keep the rows of the first `steps` steps, where a logger's start would delete the file."""
-    with (Path(logger.log_dir) / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+    file = Path(logger.log_dir) / "metrics.csv"
+    if not file.is_file():
+        return
+    with file.open(newline="") as lines:
+        rows = [row for row in csv.DictReader(lines) if int(row["step"]) < steps]
     logger.experiment.metrics = rows
     logger.save()
 
@@ -199,7 +218,6 @@ def keep_metrics(logger: CSVLogger, steps: int) -> None:
 def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: SegmentationData) -> dict:
     """What a finished run reached, with what, and at which cost."""
     metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    best = trainer.checkpoint_callbacks[0].best_model_score
     config = module.metadata["config"]
     packages = ("pcr-seg", "torch", "lightning", "timm", "albumentations")
     return {
@@ -213,28 +231,54 @@ def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: Segm
         "num_unlabeled": len(data.split.unlabeled),
         "iterations": trainer.global_step,
         "miou_last": metrics["val/miou"],
-        "miou_best": metrics["val/miou"] if best is None else best.item(),
+        "miou_best": max(metrics["val/miou"], best_score(trainer)),
         "miou_prototype_last": metrics.get("val/miou_prototype"),
         **iou_of_heads(metrics, module.class_names),
         "images_per_second": round(images_per_second(trainer, data, module), 2),
-        "peak_memory_mib": round(peak_memory_mib()),
+        "peak_memory_mib": round(peak_memory_mib(trainer.strategy.root_device)),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "git_commit": git_commit(),
     }
+
+
+def best_score(trainer: L.Trainer) -> float:
+    """Validation mIoU of best.ckpt; 0 before there is one."""
+    score = trainer.checkpoint_callbacks[0].best_model_score
+    return 0.0 if score is None else score.item()
 
 
 def images_per_second(trainer: L.Trainer, data: SegmentationData, module: SemiSupervisedSegmentation) -> float:
     """Images through the student in training, per second of training without validation."""
     streams = 1 + module.strong_views if module.uses_unlabeled else 1
     images = trainer.global_step * trainer.accumulate_grad_batches * data.batch_size * streams * trainer.world_size
-    [timer] = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]
-    return images / max(timer.time_elapsed("train") - timer.time_elapsed("validate"), 1e-9)
+    [timer] = [callback for callback in trainer.callbacks if isinstance(callback, TrainTimer)]
+    return images / max(timer.seconds, 1e-9)
 
 
-def peak_memory_mib() -> float:
-    """Most memory held at once: on the GPU where there is one, otherwise by this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+class TrainTimer(L.Callback):
+    """Seconds spent in training epochs without their validation."""
+
+    def __init__(self) -> None:
+        self.seconds, self.started = 0.0, None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
+        """Start."""
+        self.started = time.perf_counter()
+
+    def on_validation_start(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
+        """Pause at a validation inside of an epoch."""
+        self.on_train_epoch_end(trainer, module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
+        """Stop, unless a validation has."""
+        if self.started is not None:
+            self.seconds, self.started = self.seconds + time.perf_counter() - self.started, None
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held at once: on the GPU that was used, otherwise by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -306,7 +350,7 @@ def evaluate(cfg: DictConfig) -> dict:
         raise ValueError(f"subset={cfg.subset}: {source.name} has no such images; choose another subset")
     splits.check_samples(samples, len(source.classes))
     trainer = L.Trainer(accelerator=cfg.device, devices=1, logger=False, enable_model_summary=False,
-                        callbacks=[RichProgressBar()])  # fmt: skip
+                        callbacks=[ProgressBar()])  # fmt: skip
     trainer.validate(module, eval_loader(samples, cfg.num_workers), verbose=False)
     metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
     result = {
@@ -314,7 +358,7 @@ def evaluate(cfg: DictConfig) -> dict:
         "dataset": source.name,
         "subset": cfg.subset,
         "network": "student" if cfg.eval.student else "teacher",
-        "protocol": module.protocol.func.__name__,
+        "protocol": protocol_name(module),
         "num_images": len(samples),
         "miou": metrics["val/miou"],
         "miou_prototype": metrics.get("val/miou_prototype"),
@@ -328,6 +372,13 @@ def evaluate(cfg: DictConfig) -> dict:
     Console().print(score_table(title, result, result["miou"], result["miou_prototype"]))
     print(output)
     return result
+
+
+def protocol_name(module: SemiSupervisedSegmentation) -> str:
+    """The protocol's function and what sets it apart, as one word: sliding_window-769-513-4."""
+    values = [getattr(value, "func", value) for value in module.protocol.keywords.values()]
+    words = [getattr(value, "__name__", str(value)) for value in (module.protocol.func, *values)]
+    return re.sub(r"[^\w.-]+", "", "-".join(words))
 
 
 @torch.inference_mode()
