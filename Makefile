@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
-	$(BIN)/python train.py -m method=supervised,pcr hydra.sweep.dir=runs/demo
+	OMP_NUM_THREADS=1 $(BIN)/python train.py -m method=supervised,pcr hydra.sweep.dir=runs/demo
 	$(BIN)/python report.py runs='runs/demo/*' output=runs/demo/report
 
 test: $(VENV)/installed
