@@ -25,7 +25,7 @@ ALLOWED = {
     "panels": {"module", "visualize", "data.sources", "data.transforms"},
     "config": {"data.splits"},
     "run": {
-        "config", "module", "inference", "models.official", "panels", "visualize",
+        "config", "method", "module", "inference", "models.official", "panels", "visualize",
         "data.sources", "data.splits", "data.datamodule", "data.transforms",
     },
     "export": {"inference", "run"},

@@ -364,9 +364,8 @@ def evaluate(cfg: DictConfig) -> dict:
         "miou_prototype": metrics.get("val/miou_prototype"),
         **iou_of_heads(metrics, module.class_names),
     }
-    output = Path(
-        cfg.output or Path(cfg.checkpoint).parent.parent / f"eval_{source.name}_{cfg.subset}_{result['protocol']}.json"
-    )
+    name = "_".join(["eval", source.name, cfg.subset, result["protocol"], result["network"]]) + ".json"
+    output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / name)
     output.write_text(json.dumps(result, indent=2) + "\n")
     title = f"{source.name} {cfg.subset}, {len(samples)} images, {result['network']}"
     Console().print(score_table(title, result, result["miou"], result["miou_prototype"]))
