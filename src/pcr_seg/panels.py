@@ -26,7 +26,7 @@ class ProgressBar(RichProgressBar):
 
 
 class LogPanels(L.Callback):
-    """Sends the first validation images and their masks to W&B and TensorBoard, where one of them logs."""
+    """Sends a few validation images and their masks to W&B and TensorBoard, where one of them logs."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -47,7 +47,7 @@ def log_wandb(logger: WandbLogger, module: SemiSupervisedSegmentation, source: S
     """Log images with truth and predictions as masks that can be toggled."""
     names = dict(enumerate(source.classes))
     images = []
-    for sample in source.val[:NUM_IMAGES]:
+    for sample in examples(source):
         masks = {"truth": read_mask(sample)}
         masks |= {head: logits.argmax(dim=0).cpu().numpy() for head, logits in predict(module, sample).items()}
         masks = {name: {"mask_data": mask, "class_labels": names} for name, mask in masks.items()}
@@ -56,10 +56,10 @@ def log_wandb(logger: WandbLogger, module: SemiSupervisedSegmentation, source: S
 
 
 def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.Image:
-    """Rows of image, truth, both heads, prototype assignment and confidence for the first validation images."""
+    """Rows of image, truth, both heads, prototype assignment and confidence for a few validation images."""
     prototypes = visualize.palette(module.bank.prototypes.shape[:2].numel())
     rows = []
-    for sample in source.val[:NUM_IMAGES]:
+    for sample in examples(source):
         image, truth = read_image(sample.image), read_mask(sample)
         logits = predict(module, sample)
         confidence = logits["linear"].softmax(dim=0).amax(dim=0).cpu().numpy()
@@ -72,6 +72,11 @@ def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.I
     if module.bank.is_initialized:
         titles[3:3] = ["prototype head", "nearest prototype"]
     return visualize.panel(rows, titles, legend=list(zip(source.classes, source.palette, strict=True)))
+
+
+def examples(source: Source) -> tuple[Sample, ...]:
+    """A few validation images, spread over the set: neighbours are often alike."""
+    return source.val[:: max(1, len(source.val) // NUM_IMAGES)][:NUM_IMAGES]
 
 
 @torch.inference_mode()
