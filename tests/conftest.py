@@ -23,6 +23,7 @@ SMALL = [
     "method.grid_cells=8",
     "model.channels=8",
     "trainer.max_epochs=2",
+    "trainer.check_val_every_n_epoch=1",
     "trainer.accelerator=cpu",
     "trainer.enable_progress_bar=false",
     "trainer.log_every_n_steps=1",
