@@ -274,7 +274,7 @@ def test_no_server_for_a_download(tmp_path, archives, capsys):
 
 def test_nothing_is_unpacked_outside_of_the_folder(tmp_path):
     wanted = r"a/\w+/\w+\.png"
-    evil = ["../x.png", "/tmp/a/b/x.png", "a/../x.png", "a/b/../../../x.png", "a/b/c/x.png", "a\\b\\x.png", "a/b/.png"]
+    evil = ["../x.png", "/a/b/x.png", "a/../x.png", "a/b/../../../x.png", "a/b/c/x.png", "a\\b\\x.png", "a/b/.png"]
     files = dict.fromkeys(evil, b"evil") | {"a/b/good.png": b"good"}
     pack_zip(tmp_path / "x.zip", files)
     pack_tar(tmp_path / "x.tar", files, "w")
