@@ -23,7 +23,7 @@ ALLOWED = {
     "data.transforms": {"data.sources"},
     "data.datamodule": {"data.sources", "data.splits", "data.transforms"},
     "panels": {"module", "visualize", "data.sources", "data.transforms"},
-    "config": {"data.splits"},
+    "config": {"data.published", "data.splits"},
     "run": {
         "config", "method", "module", "inference", "models.official", "panels", "visualize",
         "data.sources", "data.splits", "data.datamodule", "data.transforms",

@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
 
 CONF = Path(__file__).parents[2] / "conf"
-PUBLISHED_SIZES = {"voc": 1464, "voc_aug": 10582, "cityscapes": 2975, "camvid": 367}
 
 
 def command_line(arguments: list[str]) -> list[str]:
@@ -43,7 +43,7 @@ def quote_split(argument: str) -> str:
 
 def published_count(labeled: str, reader: str) -> int | None:
     """Labeled images that a split means on a published data set, read by `reader`; None for any other."""
-    size = PUBLISHED_SIZES.get(reader.rsplit(".", 1)[-1])
+    size = NUM_TRAIN.get(reader.rsplit(".", 1)[-1])
     return num_labeled(labeled, size) if size and not str(labeled).endswith(".txt") else None
 
 

@@ -389,8 +389,6 @@ def predict(cfg: DictConfig) -> list[Path]:
     module.to(device)
     colors, written = module.metadata["palette"], []
     folders = {kind: Path(cfg.output) / kind for kind in ("index", "color", "overlay", "confidence")}
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
     for name, path in track(images.items(), description="predict"):
         image = sources.read_image(path)
         logits = module.predict_image(normalize(image)[None].to(device))["linear"][0]

@@ -28,7 +28,7 @@ from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from pcr_seg.data import sources
-from pcr_seg.data.published import fetch_all, one_line, write_file
+from pcr_seg.data.published import NUM_TRAIN, fetch_all, one_line, write_file
 from pcr_seg.data.sources import Sample, Source, read_mask
 from pcr_seg.data.splits import check_samples
 
@@ -44,9 +44,9 @@ class Counts(NamedTuple):
     """How many files make VOC 2012 complete: images of the devkit, and images with masks."""
 
     images: int = 17_125
-    train: int = 1_464
+    train: int = NUM_TRAIN["voc"]
     val: int = 1_449
-    train_aug: int = 10_582  # VOC's train, and SBD's images that are not in VOC's val
+    train_aug: int = NUM_TRAIN["voc_aug"]  # VOC's train, and SBD's images that are not in VOC's val
 
 
 VOC = Archive(DATASET_YEAR_DICT["2012"]["url"], DATASET_YEAR_DICT["2012"]["md5"])
@@ -191,7 +191,7 @@ def write_list(path: Path, ids: set[str], expected: int) -> None:
 # --------------------------------------------------------------------------------------- Cityscapes
 
 
-def cityscapes(root: Path, *, num_train: int = 2_975, num_val: int = 500) -> Source:
+def cityscapes(root: Path, *, num_train: int = NUM_TRAIN["cityscapes"], num_val: int = 500) -> Source:
     """Unpack what training needs of Cityscapes; labelIds become trainIds when `sources.cityscapes` reads them.
 
     Args:

@@ -22,6 +22,8 @@ REPOSITORIES = {
     "cps": "https://raw.githubusercontent.com/LiheYoung/UniMatch/main/splits",
 }
 MIRROR = "PCR_SEG_SPLITS_URL"  # environment variable: address of a folder that holds u2pl/ and cps/
+# Training images of the published data sets; fractions are of these.
+NUM_TRAIN = {"voc": 1_464, "voc_aug": 10_582, "cityscapes": 2_975, "camvid": 367}
 PUBLISHED = {  # (data set, family): {labeled images: folder}
     ("voc", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
     ("voc", "cps"): {n: f"cps/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
