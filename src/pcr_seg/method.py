@@ -31,6 +31,36 @@ def pseudo_label(logits: Float[Tensor, "B C *S"]) -> tuple[Int[Tensor, "B *S"], 
     return pseudo_labels, (best - logits.float().logsumexp(dim=1)).exp()
 
 
+def class_confidence(
+    average: Float[Tensor, " C"],
+    pseudo_labels: Int[Tensor, "B *S"],
+    confidence: Float[Tensor, "B *S"],
+    momentum: float = 0.99,
+) -> Float[Tensor, " C"]:
+    """Move each class's average confidence towards the mean of the pixels that were given this class.
+
+    A class that no pixel was given keeps its value. Sums are added over all ranks first. Source: the local
+    thresholds of FreeMatch (Wang et al., ICLR 2023), with one mean for each class instead of the mean probability.
+    """
+    known = pseudo_labels != IGNORE_INDEX
+    row = torch.where(known, pseudo_labels, len(average)).flatten()
+    totals = average.new_zeros(len(average) + 1, 2)
+    totals = totals.index_add(0, row, torch.stack([confidence.flatten(), torch.ones_like(confidence).flatten()], dim=1))
+    totals = totals[:-1]
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(totals)
+    sums, counts = totals.unbind(dim=1)
+    return torch.where(counts > 0, average.lerp(sums / counts.clamp(min=1), 1 - momentum), average)
+
+
+def relative_confidence(
+    confidence: Float[Tensor, "B *S"], pseudo_labels: Int[Tensor, "B *S"], average: Float[Tensor, " C"]
+) -> Float[Tensor, "B *S"]:
+    """Divide by the class's average, relative to the largest: one threshold then asks less of unsure classes."""
+    known = pseudo_labels != IGNORE_INDEX
+    return confidence * known / (average / average.amax())[pseudo_labels.where(known, 0)]
+
+
 def entropy_gate(
     logits: Float[Tensor, "B C *S"], pseudo_labels: Int[Tensor, "B *S"], percent: float
 ) -> Int[Tensor, "B *S"]:
@@ -49,10 +79,25 @@ def entropy_gate(
 # ------------------------------------------------------------------------------------------- losses
 
 
-def cross_entropy(logits: Float[Tensor, "B C *S"], labels: Int[Tensor, "B *S"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that are not ignored; 0, with a graph, when all are."""
-    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+def cross_entropy(
+    logits: Float[Tensor, "B C *S"], labels: Int[Tensor, "B *S"], weights: Float[Tensor, "B *S"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the pixels that are not ignored; 0, with a graph, when all are.
+
+    `weights` multiply each pixel's loss, not the divisor.
+    """
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
+    loss = loss if weights is None else loss * weights
+    return loss.sum() / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
+
+def balance(labels: Int[Tensor, "B *S"], num_classes: int) -> Float[Tensor, "B *S"]:
+    """Weights of mean 1 that give every class among the labels the same share; 0 where ignored."""
+    known = labels != IGNORE_INDEX
+    row = labels.where(known, num_classes)
+    counts = torch.zeros(num_classes + 1, device=labels.device).index_add(0, row.flatten(), known.float().flatten())
+    present = (counts[:-1] > 0).sum().clamp(min=1)
+    return known.sum() / (present * counts.clamp(min=1))[row] * known
 
 
 def ohem_cross_entropy(
@@ -83,14 +128,16 @@ def consistency_loss(
     threshold: float,
     *,
     normalizer: Literal["all", "confident", "u2pl"] = "all",
+    weights: Float[Tensor, "B *S"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy to the confident pseudo-labels.
 
     The sum over pixels with confidence >= threshold and label != 255 is divided by the number of "all"
     pixels (the form whose weight grows with the teacher's confidence), of the "confident" ones, or, as
-    in U2PL, by confident**2 / all, which weighs few confident pixels more.
+    in U2PL, by confident**2 / all, which weighs few confident pixels more. `weights` multiply each pixel's loss.
     """
     loss = F.cross_entropy(logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
+    loss = loss if weights is None else loss * weights
     confident = (confidence >= threshold) & (pseudo_labels != IGNORE_INDEX)
     count = confident.sum().clamp(min=1)
     everything = pseudo_labels.numel()
