@@ -449,11 +449,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Two parameter groups, and the poly schedule in steps over the whole training."""
-        heads = [p for name, p in self.student.named_parameters() if not name.startswith("backbone.")]
+        trained = {name: p for name, p in self.student.named_parameters() if p.requires_grad}
+        heads = [p for name, p in trained.items() if not name.startswith("backbone.")]
+        backbone = [p for name, p in trained.items() if name.startswith("backbone.")]
         lr = self.optimizer.keywords["lr"]
         optimizer = self.optimizer(
             [
-                {"params": list(self.student.backbone.parameters())},
+                {"params": backbone},
                 {"params": heads, "lr": lr * self.head_lr_multiplier},
             ]
         )

@@ -1,5 +1,6 @@
 """Backbones: any timm model that returns feature maps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -17,6 +18,7 @@ class TimmBackbone(nn.Module):
         weights: "timm" downloads timm's pretrained weights, a file is read, null starts from random.
         freeze_bn: use the BatchNorm layers' pretrained statistics and affine weights as constants, for
             batches too small to estimate them.
+        freeze: names of timm's submodules that keep their weights: early ones cost the most and change the least.
         multi_grid: dilations of the 3x3 convolutions in the last stage's blocks (ResNets only); the paper's
             network has 4, 8, 16 at stride 8.
         ceil_mode: round the ResNet stem's max-pool up, as the reference network does.
@@ -36,6 +38,7 @@ class TimmBackbone(nn.Module):
         output_stride: int = 16,
         weights: str | None = None,
         freeze_bn: bool = False,
+        freeze: Sequence[str] = (),
         multi_grid: list[int] | None = None,
         ceil_mode: bool = False,
         options: dict | None = None,
@@ -48,6 +51,8 @@ class TimmBackbone(nn.Module):
             self.net.maxpool.ceil_mode = True
         if freeze_bn:
             self.net = freeze_batch_norm_2d(self.net)
+        for name in freeze:
+            self.net.get_submodule(name).requires_grad_(False)
         self._levels = [self.net.feature_info.reduction().index(4), -2, -1]
         self.channels = [self.net.feature_info.channels()[level] for level in self._levels]
 
