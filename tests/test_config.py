@@ -177,17 +177,24 @@ def test_wandb_stays_offline_where_the_server_cannot_be_reached(monkeypatch: pyt
     assert time.monotonic() - started < 5, "waiting for a server must not hold a run up"
 
 
-def test_a_sweep_makes_a_run_folder_for_each_cell(tmp_path: Path) -> None:
-    """Two methods by two fractions through the real command line, then the report over them."""
+def test_a_sweep_makes_a_run_folder_for_each_cell_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Two methods through the real command line; started again with two fractions, it runs the missing cells alone."""
     settings = [s for s in SMALL if not s.startswith("split=")]
-    result = run_script(
-        "train.py", "-m", "method=supervised,pcr", "split=1_4,1_2", f"hydra.sweep.dir={tmp_path}/sweep",
-        f"dataset.root={tmp_path}/data", *TINY_SET, *settings,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    runs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert [re.sub(r"^\d_synthetic_", "", run) for run in runs] == [
-        "1_4_supervised_seed0", "1_2_supervised_seed0", "1_4_pcr_seed0", "1_2_pcr_seed0",
+
+    def sweep(split: str) -> dict[str, int]:
+        result = run_script(
+            "train.py", "-m", "method=supervised,pcr", split, f"hydra.sweep.dir={tmp_path}/sweep",
+            f"dataset.root={tmp_path}/data", *TINY_SET, *settings,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        return {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/summary.json")}
+
+    first = sweep("split=1_4")
+    runs = sweep("split=1_4,1_2")
+    assert first.items() <= runs.items(), "finished cells stay as they are"
+    assert sorted(re.sub(r"_[0-9a-f]{6}$", "", run) for run in runs) == [
+        "synthetic_1_2_pcr_seed0", "synthetic_1_2_supervised_seed0",
+        "synthetic_1_4_pcr_seed0", "synthetic_1_4_supervised_seed0",
     ]  # fmt: skip
     for run in runs:
         folder = tmp_path / "sweep" / run

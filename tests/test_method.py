@@ -295,6 +295,41 @@ def test_pseudo_label(shape: Size) -> None:
     assert_close(method.pseudo_label(logits), expected)
 
 
+@pytest.mark.parametrize("shape", LOGITS)
+def test_class_confidence_and_what_it_makes_of_a_threshold(shape: Size) -> None:
+    labels = random_labels(shape[0], *shape[2:], num_classes=shape[1])
+    labels[labels == 1] = IGNORED  # a class that no pixel was given
+    confidence = torch.rand(labels.shape, generator=generator(3))
+    before = torch.linspace(0.5, 1.0, shape[1])
+    average = method.class_confidence(before, labels, confidence, momentum=0.9)
+    relative = method.relative_confidence(confidence, labels, average)
+    for c in range(shape[1]):
+        given = [float(x) for x, label in zip(confidence.flatten(), labels.flatten(), strict=True) if label == c]
+        expected = 0.9 * float(before[c]) + 0.1 * sum(given) / len(given) if given else float(before[c])
+        assert float(average[c]) == pytest.approx(expected, rel=1e-5)
+        # Asking 0.8 of the relative confidence is asking 0.8 * average / largest average of the confidence itself.
+        assert_close(relative[labels == c] * average[c] / average.max(), confidence[labels == c])
+    assert not relative[labels == IGNORED].any()
+
+
+@pytest.mark.parametrize("shape", LOGITS)
+def test_balanced_weights_give_each_class_the_same_share(shape: Size) -> None:
+    labels = random_labels(shape[0], *shape[2:], num_classes=shape[1])
+    labels[labels == 0] = 1
+    weights = method.balance(labels, shape[1])
+    shares = [weights[labels == c].sum() for c in range(shape[1]) if (labels == c).any()]
+    assert_close(torch.stack(shares), torch.full((len(shares),), (labels != IGNORED).sum() / len(shares)))
+    assert not weights[labels == IGNORED].any()
+    logits = randn(*shape)
+    by_class = [
+        ref.cross_entropy(logits, labels.where(labels == c, IGNORED)) for c in range(shape[1]) if (labels == c).any()
+    ]
+    assert_close(method.cross_entropy(logits, labels, weights), sum(by_class) / len(by_class))
+    certain = torch.ones(labels.shape)
+    balanced = method.consistency_loss(logits, labels, certain, 0.5, normalizer="confident", weights=weights)
+    assert_close(balanced, sum(by_class) / len(by_class))
+
+
 @pytest.mark.parametrize("size", [(33, 33), (32, 64), (65, 47), (20, 7)])
 def test_cutmix_boxes_cover_half_the_image(size: Size) -> None:
     boxes = method.cutmix_boxes(16, *size, generator=generator(0))

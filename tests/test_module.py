@@ -139,7 +139,8 @@ def test_cutmix_mixes_images_labels_and_confidence_alike(tmp_path: Path) -> None
         "method.prototype_gate=false", "method.prototype_on_labeled=false", "method.prototype_on_unlabeled=false",
         "method.bank_labels=teacher", "method.bank_features=teacher", "method.teacher_bn=forward",
         "method.num_prototypes=1", "model.auxiliary=true", "model.pooled_norm=true", "backbone.freeze_bn=true",
-        "method.feature_dropout_weight=0.5",
+        "method.feature_dropout_weight=0.5", "method.pseudo_labels=ensemble", "method.balanced_points=true",
+        "method.class_thresholds=true",
     ],
 )  # fmt: skip
 def test_every_open_point_is_a_switch_that_does_something(tmp_path: Path, override: str) -> None:
@@ -149,7 +150,7 @@ def test_every_open_point_is_a_switch_that_does_something(tmp_path: Path, overri
     losses = [step(module) for module in (usual, other)]
     losses[1].backward()
     assert losses[1].isfinite()
-    banks = [module.bank.prototypes.mean() for module in (usual, other)]
+    banks = [module.bank.prototypes.mean() + module.class_confidence.mean() for module in (usual, other)]
     statistics = [sum(b.double().sum() for b in module.teacher.buffers()) for module in (usual, other)]
     assert losses[0] != losses[1] or banks[0] != banks[1] or statistics[0] != statistics[1]
 

@@ -59,6 +59,15 @@ def test_run_folder_is_complete(trained: Path) -> None:
         assert panel.width > 500
 
 
+def test_a_finished_run_is_not_repeated_nor_another_put_in_its_folder(trained: Path) -> None:
+    overrides = ["method.threshold=0.2", "trainer.max_epochs=3"]
+    before = (trained / "metrics.csv").stat().st_mtime_ns
+    assert run.fit(small_config(trained.parent, *overrides)) == json.loads((trained / "summary.json").read_text())
+    assert (trained / "metrics.csv").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="holds a finished run of another configuration"):
+        run.fit(small_config(trained.parent, *overrides, "seed=1"))
+
+
 def test_checkpoint_loads_safely_and_best_is_not_last(trained: Path) -> None:
     contents = {n: torch.load(trained / f"checkpoints/{n}.ckpt", weights_only=True) for n in ("last", "best")}
     assert contents["last"]["global_step"] == 6

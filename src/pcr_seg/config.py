@@ -1,5 +1,6 @@
 """Hydra, told how people write: splits on the command line, references that compute, errors in one line."""
 
+import hashlib
 import os
 import re
 import socket
@@ -96,6 +97,7 @@ OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
 OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
 OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
+OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)
 OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
 

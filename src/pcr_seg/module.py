@@ -248,23 +248,27 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     @torch.no_grad()
     def teach(self, unlabeled: dict) -> PseudoLabeled:
-        """The teacher labels the weak views, with one head or both; padding stays unknown."""
-        size = unlabeled["weak"].shape[-2:]
-        output = self.teacher(unlabeled["weak"])
-        logits = upsample(output.logits, size)
-        if self.pseudo_labels == "ensemble":
-            heads = logits, self.bank.dense_logits(output.features, size)
-            logits = torch.logaddexp(*(head.log_softmax(dim=1) for head in heads))
-        labels, confidence = pseudo_label(logits)
+        """The teacher labels the weak views; padding stays unknown."""
+        logits, labels, confidence = self.label(unlabeled["weak"])
         labels = labels.masked_fill(~unlabeled["valid"], IGNORE_INDEX)
         confidence = confidence.masked_fill(~unlabeled["valid"], 0)
         if self.class_thresholds:
-            self.class_confidence = class_confidence(self.class_confidence, labels, confidence)
-            confidence = relative_confidence(confidence, labels, self.class_confidence)
+            average = self.class_confidence
+            self.class_confidence = class_confidence(average, labels, confidence)
+            confidence = relative_confidence(confidence, labels, average)
         if self.gate != "threshold":
             progress = self.current_epoch / max(self.trainer.max_epochs, 1)
             labels = entropy_gate(logits, labels, 100 - (100 - self.drop_percent) * (1 - progress))
         return PseudoLabeled(unlabeled["strong"], labels, confidence)
+
+    def label(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) -> the teacher's logits (B, C, H, W), with one head or both; their labels and confidence."""
+        output, size = self.teacher(images), images.shape[-2:]
+        logits = upsample(output.logits, size)
+        if self.pseudo_labels == "ensemble":
+            heads = logits, self.bank.dense_logits(output.features, size)
+            logits = torch.logaddexp(*(head.log_softmax(dim=1) for head in heads))
+        return logits, *pseudo_label(logits)
 
     def agreement(
         self,

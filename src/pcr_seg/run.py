@@ -33,6 +33,7 @@ from pcr_seg.config import build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
 from pcr_seg.data.transforms import normalize
+from pcr_seg.diagnosis import Diagnosis
 from pcr_seg.method import jittered_grid
 from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
@@ -114,6 +115,8 @@ def fit(cfg: DictConfig) -> dict:
     cfg, checkpoint = resumed(cfg)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     output = Path(cfg.output)
+    if summary := finished(config):
+        return summary
     L.seed_everything(cfg.seed, verbose=False)
 
     source = build(cfg.dataset)
@@ -138,7 +141,7 @@ def fit(cfg: DictConfig) -> dict:
 
     if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
         module.student, module.teacher = map(convert_sync_batchnorm, (module.student, module.teacher))
-    trainer = make_trainer(cfg, source)
+    trainer = make_trainer(cfg, data)
     if trainer.is_global_zero:
         open_run_folder(trainer, module, data, checkpoint)
     trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
@@ -171,16 +174,29 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Path | None]:
     return run, checkpoint
 
 
-def make_trainer(cfg: DictConfig, source: sources.Source) -> L.Trainer:
-    """The trainer with its loggers, the best and the last checkpoint, panels and progress."""
+def finished(config: dict) -> dict | None:
+    """The summary of this very configuration's run in its folder, if it ended there: a sweep's second start."""
+    output = Path(config["output"])
+    if not (output / "summary.json").is_file():
+        return None
+    if OmegaConf.to_container(OmegaConf.load(output / "config.yaml")) != config:
+        raise ValueError(f"output={output}: holds a finished run of another configuration; choose another folder")
+    print(f"{output}: finished already, see summary.json")
+    return json.loads((output / "summary.json").read_text())
+
+
+def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
+    """The trainer with its loggers, the best and the last checkpoint, panels, diagnosis and progress."""
     folder, once = Path(cfg.output) / "checkpoints", {"enable_version_counter": False}
     callbacks = [
         ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **once),
         # A callback of its own: `save_last` of the other would be as old as the best.
         ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, **once),
         TrainTimer(),
-        LogPanels(source),
+        LogPanels(data.source),
     ]
+    if cfg.diagnosis:
+        callbacks.append(Diagnosis(data))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(ProgressBar())
     loggers = list(instantiate(cfg.logger).values())

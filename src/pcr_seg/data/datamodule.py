@@ -172,7 +172,7 @@ class Views(Dataset):
     """Random training views. An index is (index, seed of the view), as `StreamSampler` yields them.
 
     A sample with a mask gives `image` (3, S, S) and `mask` (S, S); one without gives `weak` (3, S, S), `strong`
-    (V, 3, S, S), V views in other colors, and `valid` (S, S), False on padding; each gives its `name`.
+    (V, 3, S, S), V views in other colors, and `valid` (S, S), False on padding. Each has its `name` and the `seed`.
     """
 
     def __init__(
@@ -200,12 +200,13 @@ class Views(Dataset):
         view = self.geometric(image=image, mask=mask)
         weak, mask = normalize(view["image"]), torch.from_numpy(view["mask"]).long()
         if sample.mask:
-            return {"image": weak, "mask": mask, "name": sample.name}
+            return {"image": weak, "mask": mask, "name": sample.name, "seed": seed}
         strong = [weak] * self.strong_views
         if self.photometric:
             reseed(self.photometric, seed + 1)
             strong = [normalize(self.photometric(image=view["image"])["image"]) for _ in strong]
-        return {"weak": weak, "strong": torch.stack(strong), "valid": mask != IGNORE_INDEX, "name": sample.name}
+        valid = mask != IGNORE_INDEX
+        return {"weak": weak, "strong": torch.stack(strong), "valid": valid, "name": sample.name, "seed": seed}
 
 
 class WholeImages(Dataset):

@@ -1,0 +1,95 @@
+"""Why a method gains or fails: measured beside the training, with masks that the training itself never reads."""
+
+import lightning.pytorch as L
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
+from pcr_seg.inference import predict_heads
+from pcr_seg.method import IGNORE_INDEX, jittered_grid, relative_confidence, sample_features
+from pcr_seg.module import SemiSupervisedSegmentation, at_points
+
+NUM_IMAGES = 64
+
+
+class Diagnosis(L.Callback):
+    """Logs the quality of the pseudo-labels in training, and how compact the classes' features are.
+
+    At every logged step the teacher labels the step's unlabeled views again and is compared with the masks that were
+    set aside: `diagnosis/coverage` (share of pixels that are confident), `diagnosis/precision` (share of these that
+    are right) and `diagnosis/agreement` (share of pixels on which the two heads agree). At every validation
+    `diagnosis/within_class` and `diagnosis/between_class` are `class_distances` of validation images.
+
+    Args:
+        data: of the training; unlabeled images whose mask exists in its source take part.
+    """
+
+    def __init__(self, data: SegmentationData) -> None:
+        known = [sample for sample in data.source.train if sample.mask]
+        self.places = {sample.name: place for place, sample in enumerate(known)}
+        self.views = Views(tuple(known), data.crop_size, data.scale, IGNORE_INDEX)
+        val = data.source.val
+        self.val = WholeImages(val[:: max(1, len(val) // NUM_IMAGES)][:NUM_IMAGES])
+
+    @torch.no_grad()
+    def on_train_batch_start(
+        self, trainer: L.Trainer, module: SemiSupervisedSegmentation, batch: dict, batch_idx: int
+    ) -> None:
+        """Compare the pseudo-labels that this step will use with the masks."""
+        if "unlabeled" not in batch or module.in_burn_in or batch_idx % trainer.log_every_n_steps:
+            return
+        names, seeds = batch["unlabeled"]["name"], batch["unlabeled"]["seed"].tolist()
+        views = [
+            self.views[self.places[name], seed] for name, seed in zip(names, seeds, strict=True) if name in self.places
+        ]
+        if not views:
+            return
+        images, truth = (torch.stack([view[key] for view in views]).to(module.device) for key in ("image", "mask"))
+        _, labels, confidence = module.label(images)
+        if module.class_thresholds:
+            confidence = relative_confidence(confidence, labels, module.class_confidence)
+        known = truth != IGNORE_INDEX
+        confident = known & (confidence >= module.threshold)
+        module.log("diagnosis/coverage", confident.sum() / known.sum())
+        module.log("diagnosis/precision", (confident & (labels == truth)).sum() / confident.sum())
+        if module.bank.is_initialized:
+            heads = predict_heads(module.teacher, module.bank, images).split(len(module.class_names), dim=1)
+            linear, prototype = (logits.max(dim=1).indices for logits in heads)
+            module.log("diagnosis/agreement", (linear == prototype).float().mean())
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
+        """Measure the features of a few validation images."""
+        features, labels = [], []
+        for image, mask in ((sample["image"], sample["mask"]) for sample in self.val):
+            cells = min(module.grid_cells, *mask.shape)
+            generator = torch.Generator().manual_seed(0)
+            points = jittered_grid(*mask.shape, cells, generator=generator).to(module.device)
+            maps = module.network(image[None].to(module.device)).features
+            features.append(sample_features(maps, points, mask.shape)[0])
+            labels.append(at_points(mask.to(module.device), points))
+        within, between = class_distances(torch.cat(features), torch.cat(labels), len(module.class_names))
+        module.log_dict({"diagnosis/within_class": within, "diagnosis/between_class": between})
+
+
+def class_distances(
+    features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Mean cosine distance of features to the mean direction of their class, and between these directions.
+
+    Every class among the labels weighs the same; 255 is left out. Distances are 1 - cosine, in 0 .. 2. Small within
+    and large between is what the method promises (paper, introduction: compact features).
+    """
+    known = labels != IGNORE_INDEX
+    unit, labels = F.normalize(features[known].float(), dim=1), labels[known]
+    sums = unit.new_zeros(num_classes, unit.shape[1]).index_add(0, labels, unit)
+    counts = torch.bincount(labels, minlength=num_classes)
+    present = counts > 0
+    means = F.normalize(sums, dim=1)
+    distance = unit.new_zeros(num_classes).index_add(0, labels, 1 - (unit * means[labels]).sum(dim=1))
+    within = (distance / counts.clamp(min=1))[present].mean()
+    cosines = means[present] @ means[present].T
+    pairs = max(len(cosines) * (len(cosines) - 1), 1)
+    return within, (1 - cosines).sum() / pairs

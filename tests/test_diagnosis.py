@@ -1,0 +1,48 @@
+"""What the diagnosis measures: distances against loops, and pseudo-labels against masks that were set aside."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_config
+
+from pcr_seg.diagnosis import class_distances
+from pcr_seg.run import fit
+
+
+def test_class_distances_against_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(40, 5, generator=generator), torch.randint(0, 3, (40,), generator=generator)
+    labels[labels == 1] = 255
+    directions = {c: sum(f / f.norm() for f in features[labels == c]) for c in (0, 2)}
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return 1 - float(a @ b / a.norm() / b.norm())
+
+    means = [
+        sum(distance(f, mean) for f in features[labels == c]) / int((labels == c).sum())
+        for c, mean in directions.items()
+    ]
+    within, between = class_distances(features, labels, 4)
+    assert float(within) == pytest.approx(sum(means) / 2, abs=1e-5)
+    assert float(between) == pytest.approx(distance(directions[0], directions[2]), abs=1e-5)
+
+
+def test_compact_classes_are_close_within_and_far_between() -> None:
+    corners = torch.eye(3).repeat_interleave(5, 0)
+    within, between = class_distances(corners, torch.arange(3).repeat_interleave(5), 3)
+    assert float(within) == pytest.approx(0, abs=1e-6) and float(between) == pytest.approx(1)
+
+
+def test_diagnosis_changes_nothing_and_logs_every_figure(tmp_path: Path) -> None:
+    overrides = ["method.threshold=0.2", "method.pseudo_labels=ensemble", "method.class_thresholds=true"]
+    plain = fit(small_config(tmp_path / "plain", *overrides))
+    diagnosed = fit(small_config(tmp_path / "diagnosed", *overrides, "diagnosis=true"))
+    assert plain["miou_last"] == diagnosed["miou_last"]
+    assert plain["miou_prototype_last"] == diagnosed["miou_prototype_last"]
+    with (tmp_path / "diagnosed/run/metrics.csv").open() as lines:
+        rows = list(csv.DictReader(lines))
+    for name in ("coverage", "precision", "agreement", "within_class", "between_class"):
+        values = [float(row[f"diagnosis/{name}"]) for row in rows if row.get(f"diagnosis/{name}")]
+        assert values and all(0 <= value <= 2 for value in values), name
