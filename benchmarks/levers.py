@@ -148,9 +148,8 @@ def data(folder: Path, side: int) -> dict[str, Lever]:
     mask = cv2.resize(coarse[..., 0], (4 * side, 2 * side), interpolation=cv2.INTER_NEAREST)
     file, cache = folder / "image.png", folder / "cache"
     Image.fromarray(image).save(file)
-    half = View(
-        slice(0, side // 2), slice(0, side // 2), (side, side), False
-    )  # what a scale of 2 shows at the top left
+    quarter = slice(0, side // 2)
+    half = View(quarter, quarter, (side, side), False)  # what a scale of 2 shows at the top left
 
     def shown(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         inside = (slice(0, side - 2), slice(0, side - 2))  # a crop's last pixels are interpolated with the next ones
