@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from itertools import product
 
+import albumentations as A
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -157,6 +159,37 @@ def ema(teacher: nn.Module, student: nn.Module, decay: float, rule: str = "copy"
         average = decay * old[name] + (1 - decay) * new[name]
         expected[name] = {"average": average, "copy": new[name].clone(), "keep": old[name].clone()}[how]
     return expected
+
+
+# --- views ---
+
+
+def geometric(image, mask, crop_size, scale, pad_label, generator) -> tuple[np.ndarray, np.ndarray]:
+    """The same draws, but the whole image is scaled, then cropped, mirrored and padded."""
+    factor = generator.uniform(scale[0], 1) if generator.random() < 0.5 else generator.uniform(1, scale[1])
+    size = [max(1, int(side * factor)) for side in mask.shape]
+    starts = [int(generator.integers(max(side - crop_size, 0) + 1)) for side in size]
+    place = tuple(slice(start, start + crop_size) for start in starts)
+    mirrored = generator.random() < 0.5
+    padded = []
+    for pixels, how, fill in ((image, cv2.INTER_LINEAR, (124, 116, 104)), (mask, cv2.INTER_NEAREST, pad_label)):
+        crop = cv2.resize(pixels, size[::-1], interpolation=how)[place]
+        crop = crop[:, ::-1] if mirrored else crop
+        result = np.full((crop_size, crop_size, *pixels.shape[2:]), fill, np.uint8)
+        top, left = ((crop_size - side) // 2 for side in crop.shape[:2])
+        result[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+        padded.append(result)
+    return tuple(padded)
+
+
+def albumentations_geometric(crop_size: int) -> A.Compose:
+    """Scale the whole image by 0.5 to 2, mirror, pad, crop, as a well-known library does each."""
+    halves = [A.RandomScale(scale_limit=limit, p=1) for limit in ((-0.5, 0), (0, 1))]
+    crop = [
+        A.PadIfNeeded(crop_size, crop_size, fill=(124, 116, 104), border_mode=0),
+        A.RandomCrop(crop_size, crop_size),
+    ]
+    return A.Compose([A.OneOf(halves, p=1), A.HorizontalFlip(p=0.5), *crop])
 
 
 # --- inference ---

@@ -31,6 +31,7 @@ def export(cfg: DictConfig) -> Path:
     if cfg.format not in ("onnx", "pt2"):
         raise ValueError(f"format={cfg.format}: choose onnx or pt2")
     predictor = LinearPredictor(load_module(cfg.checkpoint, student=cfg.eval.student).network).eval()
+    predictor.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
     output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
     dynamic = {"image": {axis: torch.export.Dim(name, min=2 if axis == 0 else 32) for axis, name in
                          ((0, "batch"), (2, "height"), (3, "width"))}}  # fmt: skip

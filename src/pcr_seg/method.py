@@ -220,13 +220,17 @@ def sample_features(
 
     The whole map at full resolution would be 514 MiB for each 513x513 image.
     """
-    (h, w), (rows, columns) = features.shape[-2:], points.unbind(1)
+    (batch, _, h, w), (rows, columns) = features.shape, points.unbind(1)
     y0, y1, v = neighbours(rows, h, size[0])
     x0, x1, u = neighbours(columns, w, size[1])
-    features = features.flatten(2)
-    above = torch.lerp(features[..., y0 * w + x0].float(), features[..., y0 * w + x1].float(), u)
-    below = torch.lerp(features[..., y1 * w + x0].float(), features[..., y1 * w + x1].float(), u)
-    return torch.lerp(above, below, v).transpose(1, 2)
+    corners = torch.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1])
+    of_image = h * w * torch.arange(batch, device=features.device)[:, None, None]
+    # One look-up of all corners in a table of pixels, which channels-last features are in memory: its backward makes
+    # one map of gradients and adds whole pixels to it.
+    table = features.permute(0, 2, 3, 1).flatten(0, 2)
+    a, b, c, d = F.embedding(of_image + corners, table).float().unbind(1)
+    u, v = u[:, None], v[:, None]
+    return torch.lerp(torch.lerp(a, b, u), torch.lerp(c, d, u), v)
 
 
 def neighbours(index: Int[Tensor, " N"], small: int, large: int) -> tuple[Tensor, Tensor, Float[Tensor, " N"]]:
@@ -291,15 +295,18 @@ class PrototypeBank(nn.Module):
 
         Upsampling is linear, so the dot products with the prototypes can be upsampled instead; the norm
         of an upsampled feature is not, but follows exactly from the products of neighbouring features.
+        One prototype of each class at a time: C maps of full size are held, not C * K.
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
-            num_classes, num_prototypes, _ = self.prototypes.shape
-            dots = torch.einsum("bdhw,ckd->bckhw", features, F.normalize(self.prototypes, dim=-1)).flatten(1, 2)
+            dots = torch.einsum("bdhw,ckd->kbchw", features, F.normalize(self.prototypes, dim=-1))
+            # A dead prototype's cosine is -1: far below any other, then clamped.
+            dots = dots.masked_fill(~self._alive().T[:, None, :, None, None], -1e30)
+            largest = upsample(dots[0], size)
+            for further in dots[1:]:
+                largest = torch.maximum(largest, upsample(further, size))
             norm = upsampled_norm(features, size).clamp(min=1e-12)
-            cosines = upsample(dots, size).unflatten(1, (num_classes, num_prototypes)) / norm[:, None, None]
-        cosines = cosines.masked_fill(~self._alive()[..., None, None], -1.0)
-        return cosines.amax(dim=2) / self.temperature
+            return (largest / norm[:, None]).clamp(min=-1.0) / self.temperature
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, "C K"]:
@@ -344,29 +351,33 @@ class PrototypeBank(nn.Module):
 def upsampled_norm(features: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B H W"]:
     """Norm of each feature of the map upsampled to `size` (bilinear, align_corners), exactly.
 
-    An upsampled feature is a blend of four neighbours, its square a blend of their ten products, and
-    those are six maps of the small size: with itself, right, down, and the two diagonals.
+    The square of a blend (1 - u) a + u b is (1 - u)^2 aa + u^2 bb + 2 u (1 - u) ab. So the squares of the blends
+    along x, and their products with the row below, follow from products of neighbours in the small map;
+    blending those along y the same way gives the squares at full size.
     """
     _, _, h, w = features.shape
-
     y0, y1, v = neighbours(torch.arange(size[0], device=features.device), h, size[0])
     x0, x1, u = neighbours(torch.arange(size[1], device=features.device), w, size[1])
-    right, below = features.roll(-1, dims=3), features.roll(-1, dims=2)
-    # What roll wraps around at the far edge is only ever blended with weight 0.
-    own = features.square().sum(1)
-    along_x, along_y = (features * right).sum(1), (features * below).sum(1)
-    diagonal, anti = (features * right.roll(-1, dims=2)).sum(1), (right * below).sum(1)
 
-    def at(values: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        return values[:, rows][:, :, columns]
+    # What has no neighbour at the far edge is only ever blended with weight 0.
+    own = channel_dots(features, features)
+    beside = F.pad(channel_dots(features[..., :-1], features[..., 1:]), (0, 1))
+    below = F.pad(channel_dots(features[..., :-1, :], features[..., 1:, :]), (0, 0, 0, 1))
+    falling = channel_dots(features[..., :-1, :-1], features[..., 1:, 1:])
+    rising = channel_dots(features[..., 1:, :-1], features[..., :-1, 1:])
+    crossed = F.pad(falling + rising, (0, 1, 0, 1))
 
-    v, u = v[:, None], u[None, :]
-    a, b, c, d = (1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u
-    square = a * a * at(own, y0, x0) + b * b * at(own, y0, x1) + c * c * at(own, y1, x0) + d * d * at(own, y1, x1)
-    square = square + 2 * (a * b * at(along_x, y0, x0) + c * d * at(along_x, y1, x0))
-    square = square + 2 * (a * c * at(along_y, y0, x0) + b * d * at(along_y, y0, x1))
-    square = square + 2 * (a * d * at(diagonal, y0, x0) + b * c * at(anti, y0, x0))
+    left, right, both = (1 - u) ** 2, u**2, u * (1 - u)
+    in_row = left * own[..., x0] + right * own[..., x1] + 2 * both * beside[..., x0]
+    with_next = left * below[..., x0] + right * below[..., x1] + both * crossed[..., x0]
+    v = v[:, None]
+    square = (1 - v) ** 2 * in_row[:, y0] + v**2 * in_row[:, y1] + 2 * v * (1 - v) * with_next[:, y0]
     return square.clamp(min=0).sqrt()
+
+
+def channel_dots(a: Float[Tensor, "B D h w"], b: Float[Tensor, "B D h w"]) -> Float[Tensor, "B h w"]:
+    """Dot product of two maps at each position; 32 channels at a time, whose products stay in the cache."""
+    return sum((part * other).sum(1) for part, other in zip(a.split(32, dim=1), b.split(32, dim=1), strict=True))
 
 
 @torch.no_grad()

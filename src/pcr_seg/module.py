@@ -180,10 +180,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.validated_at = -1  # step of the newest validation
         self.metadata: dict = {}  # travels with every checkpoint: what it takes to rebuild this module
 
-        matrices = {
-            head: MulticlassConfusionMatrix(student.num_classes, ignore_index=IGNORE_INDEX, validate_args=False)
-            for head in HEADS
-        }
+        # Ignored pixels are counted as one class more and left out at the end: dropping them first takes longer.
+        matrices = {head: MulticlassConfusionMatrix(student.num_classes + 1, validate_args=False) for head in HEADS}
         self.confusion = nn.ModuleDict(matrices)
         self.register_buffer("pseudo_counts", torch.zeros(3), persistent=False)  # pixels, confident, and right
 
@@ -354,10 +352,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         return features
 
     def log_losses(self, **losses: Tensor) -> None:
-        """Log each loss as `train/<name>_loss`, and show it under its short name."""
-        losses = {name: loss.detach() for name, loss in losses.items()}
-        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
-        self.log_dict(losses, prog_bar=True, logger=False)
+        """Log each loss as `train/<name>_loss`. Not for the bar: the trainer would read those back in each step."""
+        self.log_dict({f"train/{name}_loss": loss.detach() for name, loss in losses.items()})
 
     # ----------------------------------------------------------------------- teacher, bank, schedule
 
@@ -490,7 +486,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
             logits = self.predict_scored(batch["image"])
         truth = center_pad(batch["mask"], logits["linear"].shape[-2:])
         for head, head_logits in logits.items():
-            self.confusion[head].update(head_logits.max(dim=1).indices, truth)
+            predicted = head_logits.max(dim=1).indices  # argmax takes several times longer over channels
+            self.confusion[head].update(predicted, truth.clamp(max=self.student.num_classes))
         labels, confidence = pseudo_label(logits["linear"])
         known, confident = truth != IGNORE_INDEX, confidence >= self.threshold
         right = confident & (labels == truth)
@@ -503,7 +500,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         for head, suffix in HEADS.items():
             if suffix and not self.bank.is_initialized:
                 continue
-            iou = iou_per_class(self.confusion[head].compute())
+            iou = iou_per_class(self.confusion[head].compute()[:-1, :-1])
             headline[f"val/miou{suffix}"] = iou.nanmean()
             details |= {f"val/iou{suffix}/{name}": value for name, value in zip(self.class_names, iou, strict=True)}
         if self.bank.is_initialized:

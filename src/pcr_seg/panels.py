@@ -20,6 +20,12 @@ NUM_IMAGES = 4
 class ProgressBar(RichProgressBar):
     """Rich's bar with losses and mIoU, which are fetched from the device every tenth batch only."""
 
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
+        """The trainer's own, and the newest losses under their short names."""
+        logged = {key: value for key, value in trainer.callback_metrics.items() if key.endswith("_loss")}
+        losses = {key.removeprefix("train/").removesuffix("_loss"): value.item() for key, value in logged.items()}
+        return super().get_metrics(trainer, pl_module) | losses
+
     def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.training or trainer.fit_loop.epoch_loop.batch_idx % 10 == 0:
             super()._update_metrics(trainer, pl_module)

@@ -1,5 +1,6 @@
 """The streams of a training, image by image: which, in which order, and as which view."""
 
+import os
 import random
 import shutil
 from collections import Counter
@@ -19,7 +20,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pcr_seg.data import sources
-from pcr_seg.data.datamodule import BANK, LABELED, UNLABELED, SegmentationData, StreamSampler, Views, view_seed
+from pcr_seg.data.datamodule import (
+    BANK,
+    LABELED,
+    UNLABELED,
+    SegmentationData,
+    StreamSampler,
+    Views,
+    memory_mapped,
+    view_seed,
+)
 from pcr_seg.data.sources import Sample, Source, read_image, read_mask
 from pcr_seg.data.transforms import denormalize
 
@@ -334,6 +344,29 @@ def test_views_leave_the_global_random_state_alone(tiny_set: Source) -> None:
     for seed in range(5):
         views[0, seed]
     assert before == (random.random(), np.random.random(), torch.rand(1).item())
+
+
+def test_a_cache_changes_nothing_and_is_read_instead_of_the_files(tiny_set: Source, tmp_path: Path) -> None:
+    shutil.copytree(tiny_set.train[0].image.parents[2], tmp_path / "set")
+    source = sources.folder(tmp_path / "set")
+    plain = make(source).train_dataloader()
+    cached = make(source, cache=str(tmp_path / "cache")).train_dataloader()
+    for kind in ("labeled", "unlabeled"):
+        expected = batches(plain[kind], 0)
+        assert_equal(batches(cached[kind], 0), expected)
+        assert_equal(batches(cached[kind], 0), expected)  # now from the cache
+    files = set((tmp_path / "cache").iterdir())
+    assert len(files) == 4 + 4 + 12 and all(file.suffix == ".npy" for file in files)  # images, masks, unlabeled images
+
+    sample = source.train[0]
+    memory_mapped(sample.image, lambda: pytest.fail("was read again"), tmp_path / "cache")
+    pixels = read_image(sample.image)[::-1]
+    Image.fromarray(pixels).save(sample.image)
+    os.utime(sample.image, ns=(0, 0))
+    assert (memory_mapped(sample.image, lambda: read_image(sample.image), tmp_path / "cache") == pixels).all()
+    label_map = np.zeros(256, np.uint8)
+    mapped = memory_mapped(sample.mask, lambda: label_map[read_mask(sample)], tmp_path / "cache", label_map)
+    assert not mapped.any() and len(list((tmp_path / "cache").iterdir())) == len(files) + 2
 
 
 def test_split_full_leaves_nothing_unlabeled(tiny_set: Source) -> None:

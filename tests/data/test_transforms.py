@@ -1,9 +1,11 @@
 """Views of images whose colors are their own coordinates, so that each pixel tells where it comes from."""
 
+import random
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import references as ref
 import torch
 from torch.testing import assert_close
 
@@ -24,11 +26,36 @@ def noise(*shape: int) -> np.ndarray:
 
 def views(image: np.ndarray, mask: np.ndarray, count: int, crop_size: int, **options) -> Iterator[tuple]:
     """Image and mask of the views at `count` seeds."""
-    transform = transforms.geometric(crop_size, **options)
     for seed in range(count):
-        transforms.reseed(transform, seed)
-        result = transform(image=image, mask=mask)
-        yield result["image"], result["mask"]
+        yield transforms.geometric(image, mask, crop_size, **options, generator=np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("size", [(120, 200), (61, 47), (250, 240)])
+def test_a_view_is_the_crop_of_the_image_scaled_whole(size: tuple[int, int]) -> None:
+    content = ramp(*size)
+    for seed in range(60):
+        given = (content, content[..., 0], 96, (0.5, 2.0), 255)
+        image, mask = transforms.geometric(*given, generator=np.random.default_rng(seed))
+        expected, expected_mask = ref.geometric(*given, generator=np.random.default_rng(seed))
+        assert ((mask == 255) == (expected_mask == 255)).all()  # padding at the same place
+        off = np.abs(image.astype(int) - expected)
+        assert off.max() <= 2 and off.mean() < 1  # a ramp's values are pixels of the image: edges are rounded to them
+
+
+def test_views_are_distributed_as_albumentations_distributes_them() -> None:
+    content, drawn = ramp(100, 100), {"here": [], "there": []}
+    usual = ref.albumentations_geometric(40)
+    usual.set_random_state(np.random.default_rng(0), random.Random(0))
+    for seed in range(1500):
+        ours = transforms.geometric(content, content[..., 0], 40, generator=np.random.default_rng(seed))[0]
+        theirs = usual(image=content, mask=content[..., 0])["image"]
+        for image, values in zip((ours, theirs), drawn.values(), strict=True):
+            red, green = image[20, :, 0].astype(int), image[:, 20, 1].astype(int)
+            values.append((green[-1] - green[0], red[0] > red[-1], red.min(), green[0]))
+    for here, there in zip(np.array(drawn["here"]).T, np.array(drawn["there"]).T, strict=True):
+        grid = np.arange(0, 100, 5)
+        distance = np.abs(np.searchsorted(np.sort(here), grid) - np.searchsorted(np.sort(there), grid)).max() / 1500
+        assert distance < 0.06  # Kolmogorov-Smirnov at 1 %
 
 
 def recolored(image: np.ndarray, count: int) -> Iterator[np.ndarray]:
@@ -83,9 +110,9 @@ def test_image_is_interpolated_but_labels_are_not() -> None:
     image = np.where(black, 0, 200).astype(np.uint8)[..., None].repeat(3, axis=-1)
     labels = np.where(black, 3, 200).astype(np.uint8)
     labels[:50:7] = 255
-    for blended, mask in views(image, labels, 20, 32):
+    for blended, mask in views(image, labels, 20, 96):
         assert set(np.unique(mask)) <= {3, 200, 255}
-        assert len(np.unique(blended)) > 2
+        assert len(np.unique(blended)) > 5  # padding has three
 
 
 @pytest.mark.parametrize("scale", [(0.5, 2.0), (0.75, 1.33), [0.5, 1.0]])

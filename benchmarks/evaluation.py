@@ -1,0 +1,75 @@
+"""Whole images and sliding windows: what evaluation costs beyond the network's own passes."""
+
+from collections.abc import Callable
+from functools import partial
+
+import plain
+import torch
+from measure import Row, compare, peak_mebibytes
+from step import CLASSES, make_module
+from torch import Tensor
+
+from pcr_seg.inference import predict_heads, sliding_window, whole_image
+from pcr_seg.module import SemiSupervisedSegmentation
+
+SIZE, WINDOW, STRIDE = (1024, 2048), 769, 513
+
+
+def measure(repeats: int) -> list[Row]:
+    """Rows of the bare network and of prediction and scoring with one head and with both."""
+    module = make_module("backbone=mobilenetv2").eval()
+    images, mask = torch.randn(1, 3, *SIZE), torch.randint(len(CLASSES), (1, *SIZE))
+    linear, both = (partial(predict_heads, module.teacher, bank) for bank in (None, module.bank))
+    windows = partial(sliding_window, window=WINDOW, stride=STRIDE)
+    found = []
+    with torch.inference_mode():
+        versions = {
+            "network alone": lambda: module.teacher(images),
+            "prediction": lambda: whole_image(linear, images),
+            "prediction, both heads": lambda: whole_image(both, images),
+            "validation, both heads": lambda: score(module, whole_image, images, mask),
+        }
+        found += compare(f"whole image, {SIZE[0]} x {SIZE[1]}", versions, repeats)
+        versions = {
+            "network alone, same windows": lambda: windows(partial(passes_alone, module.teacher), images),
+            "window by window": lambda: plain.sliding_window(linear, images, WINDOW, STRIDE),
+            "prediction": lambda: windows(linear, images),
+            "prediction, both heads": lambda: windows(both, images),
+            "validation, both heads": lambda: score(module, windows, images, mask),
+        }
+        found += compare(f"windows of {WINDOW} every {STRIDE}, {SIZE[0]} x {SIZE[1]}", versions, repeats)
+        small, small_mask = images[..., :256, :512], mask[..., :256, :512]
+        peaks = {f"{n} images": peak_mebibytes(lambda n=n: many(module, small, small_mask, n)) for n in (2, 8)}
+        first = next(iter(peaks.values()))
+        found += [
+            {"case": "memory of a validation, 256 x 512", "version": name, "milliseconds": None, "quartiles": None,
+             "ratio": peak / first, "mebibytes": peak} for name, peak in peaks.items()
+        ]  # fmt: skip
+    return found
+
+
+def passes_alone(network: torch.nn.Module, crops: Tensor) -> Tensor:
+    """Predict, and give something small instead of the logits."""
+    network(crops)
+    return crops[:, :1]
+
+
+def score(module: SemiSupervisedSegmentation, protocol: Callable, images: Tensor, mask: Tensor) -> None:
+    """What validation does with an image."""
+    module.protocol = protocol
+    module.validation_step({"image": images, "mask": mask}, 0)
+
+
+def many(module: SemiSupervisedSegmentation, images: Tensor, mask: Tensor, count: int) -> None:
+    """Validation of some images."""
+    for _ in range(count):
+        score(module, whole_image, images, mask)
+
+
+def targets(found: list[Row]) -> list[tuple[str, str, str]]:
+    """What the project sets itself, and what came out."""
+    window = {row["version"]: row["ratio"] for row in found if row["case"].startswith("windows")}
+    return [
+        ("sliding window over the network on the same windows", "1.1", f"{window['prediction']:.2f}"),
+        ("memory of 8 validated images over that of 2", "1.0", f"{found[-1]['ratio']:.2f}"),
+    ]

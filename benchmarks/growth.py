@@ -1,0 +1,126 @@
+"""How time and memory grow with classes, prototypes, crop, batch, and the number of unlabeled images.
+
+A slope is that of a straight line through the logarithms: 1 is proportional.
+"""
+
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from measure import Row, compare
+from method import inputs, ours
+from PIL import Image
+
+# images, crop, C, K: one of them at a time
+START = {"images": 2, "crop": 257, "classes": 21, "prototypes": 4}
+GROWTH = {
+    "classes": (2, 10, 100, 1000),
+    "prototypes": (1, 4, 16, 32),
+    "crop": (129, 257, 513, 1025),
+    "images": (1, 2, 4, 8),
+}
+NAMES = (10**2, 10**3, 10**4, 10**5, 10**6)
+
+
+def measure(repeats: int) -> list[Row]:
+    """Rows of the prototype head's step as in `method.py`, D = 512, and of starting with many unlabeled images."""
+    found = []
+    for axis, values in GROWTH.items():
+        for value in values:
+            size = START | {axis: value}
+            features, labels, bank = inputs(size["images"], 512, size["crop"], size["classes"], size["prototypes"])
+            step = {f"{value}": lambda f=features, y=labels, b=bank: ours(f, y, b)}
+            found += compare(f"prototype head, {axis}", step, repeats)
+    for number in NAMES:
+        with tempfile.TemporaryDirectory() as root:
+            write_pool(Path(root), number)
+            found.append(start(root, number))
+    return [row | {"ratio": None} for row in found]
+
+
+def write_pool(root: Path, number: int) -> None:
+    """A folder data set of four labeled images and `number` unlabeled ones, all links to one file."""
+    for part in ("images/train", "images/val", "labels/train", "labels/val", "unlabeled"):
+        (root / part).mkdir(parents=True)
+    (root / "classes.txt").write_text("0 ground 0 0 0\n1 figure 255 0 0\n")
+    Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)).save(root / "image.png")
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 2).save(root / "mask.png")
+    for i in range(4):
+        for part, kind in (("images/train", "image"), ("images/val", "image"), ("labels/train", "mask"),
+                           ("labels/val", "mask")):  # fmt: skip
+            (root / part / f"{i}.png").symlink_to(root / f"{kind}.png")
+    for i in range(number):
+        os.symlink(root / "image.png", root / "unlabeled" / f"street_{i:07}.png")
+
+
+def start(root: str, number: int) -> Row:
+    """Time and memory until the first batch of such a pool, in a process of its own."""
+    output = subprocess.run([sys.executable, __file__, root], capture_output=True, text=True, check=True).stdout
+    seconds, mebibytes, worker = map(float, output.split()[-3:])
+    row = {"case": "start with unlabeled images", "version": f"{number}", "milliseconds": 1000 * seconds}
+    return row | {"quartiles": None, "ratio": None, "mebibytes": mebibytes, "worker_mebibytes": worker}
+
+
+def first_batch(root: str) -> tuple[float, float, float]:
+    """Seconds to the first batch, memory that names took, and memory of the worker's own."""
+    import time
+
+    from pcr_seg.data.datamodule import SegmentationData
+    from pcr_seg.data.sources import folder
+
+    before, started = resident_mebibytes("self"), time.perf_counter()
+    data = SegmentationData(folder(root), 4, crop_size=64, batch_size=2, num_workers=1)
+    sampler = data.train_dataloader()["unlabeled"].sampler
+    next(iter(sampler))
+    seconds, after = time.perf_counter() - started, resident_mebibytes("self")
+    batches = iter(data.train_dataloader()["unlabeled"])
+    for _ in range(8):
+        next(batches)
+    [worker] = batches._workers
+    return seconds, after - before, resident_mebibytes(worker.pid, "Private_Dirty")
+
+
+def resident_mebibytes(process: int | str, kind: str = "Rss") -> float:
+    """Memory of a process: all of it, or what it shares with no other; without /proc this process's peak."""
+    rollup = Path(f"/proc/{process}/smaps_rollup")
+    if not rollup.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    lines = rollup.read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{kind}:")) / 2**10
+
+
+def slopes(found: list[Row]) -> list[tuple[str, float, float]]:
+    """(case, slope of time, slope of memory) from the first to the last size of each case."""
+    result = []
+    for case, group in groupby(found, key=lambda row: row["case"]):
+        first, *_, last = group
+        grown = 2 * math.log(int(last["version"]) / int(first["version"]))
+        grown /= 1 if case.endswith("crop") else 2  # a crop grows in two directions
+        slope = [math.log(last[key] / max(first[key], 1e-3)) / grown for key in ("milliseconds", "mebibytes")]
+        result.append((case, *slope))
+    return result
+
+
+def targets(found: list[Row]) -> list[tuple[str, str, str]]:
+    """What the project sets itself, and what came out."""
+    steepest = max(max(time, memory) for _, time, memory in slopes(found))
+    pool = [row for row in found if row["case"].startswith("start")]
+    result = [("steepest slope of time or memory", "1", f"{steepest:.2f}")]
+    if int(pool[-1]["version"]) == 10**6:
+        worker = pool[-1]["worker_mebibytes"] - pool[0]["worker_mebibytes"]
+        result += [
+            ("10^6 unlabeled images: seconds to start", "3 s", f"{pool[-1]['milliseconds'] / 1000:.1f} s"),
+            ("10^6 unlabeled images: memory", "300 MiB", f"{pool[-1]['mebibytes']:.0f} MiB"),
+            ("10^6 unlabeled images: further memory of a worker", "0", f"{worker:.0f} MiB"),
+        ]
+    return result
+
+
+if __name__ == "__main__":
+    print(*first_batch(sys.argv[1]))

@@ -1,0 +1,105 @@
+"""Time and memory of functions, side by side in one process."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pcr_seg.run import git_commit
+
+Row = dict  # case, version, milliseconds, quartiles, ratio to the case's first version, mebibytes or None
+
+
+def compare(case: str, versions: dict[str, Callable[[], object]], repeats: int, *, memory: bool = True) -> list[Row]:
+    """A row for each version of doing the same; the first is the one the others are measured against.
+
+    Each round runs every version once, so that a busier or slower moment of the machine meets all of them alike.
+    """
+    peaks = {name: peak_mebibytes(function) if memory else None for name, function in versions.items()}  # and warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in versions}
+    for _ in range(repeats):
+        for name, function in versions.items():
+            seconds[name].append(timed(function))
+    return rows(case, seconds, peaks)
+
+
+def rows(case: str, seconds: dict[str, list[float]], peaks: dict[str, float | None] | None = None) -> list[Row]:
+    """Rows from the seconds of each version, round by round; ratios are the median of the rounds' ratios."""
+    first = next(iter(seconds.values()))
+    return [
+        {
+            "case": case,
+            "version": name,
+            "milliseconds": 1000 * statistics.median(own),
+            "quartiles": [1000 * value for value in quartiles(own)],
+            "ratio": statistics.median(mine / reference for mine, reference in zip(own, first, strict=True)),
+            "mebibytes": (peaks or {}).get(name),
+        }
+        for name, own in seconds.items()
+    ]
+
+
+def quartiles(values: list[float]) -> tuple[float, float]:
+    """The first and the third; of a single value itself."""
+    if len(values) < 2:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def peak_mebibytes(function: Callable[[], object]) -> float:
+    """Most tensor memory that one call holds at once beyond what was there before it."""
+    peak = MemoryPeak()
+    peak.start()
+    result = function()  # kept until the end: what a version returns is part of its memory
+    peak.stop()
+    del result
+    return peak.mebibytes
+
+
+class MemoryPeak:
+    """Peak of the tensors allocated on the CPU between `start` and `stop`, from the profiler's allocation events."""
+
+    def start(self) -> None:
+        """Begin to record."""
+        self.profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self.profiler.__enter__()
+
+    def stop(self) -> None:
+        """End, and compute `mebibytes`."""
+        self.profiler.__exit__(None, None, None)
+        events = [e for e in self.profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+        sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        self.mebibytes = max(accumulate(sizes), default=0) / 2**20
+
+
+def machine() -> dict:
+    """What the figures were measured on and with."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
+    packages = ("torch", "torchvision", "lightning", "timm", "albumentations", "opencv-python-headless", "pillow")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "busy": round(os.getloadavg()[0], 1),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git_commit(),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }

@@ -1,0 +1,149 @@
+"""What the project does, done the usual or the literal way: what its figures are compared with.
+
+Each function states in plain operations what the paper or common training code describes. They are slow on purpose
+and share nothing with `pcr_seg`.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+IGNORE_INDEX = 255
+MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+
+
+# --- the method ---
+
+
+def prototype_step(
+    features: Tensor, labels: Tensor, points: Tensor, prototypes: Tensor, temperature: float, momentum: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The prototype head as the paper words it: loss, gradient of the features, and the moved prototypes.
+
+    Features (B, D, h, w) are upsampled to the size of the labels (B, H, W), normalised, and picked at points (N, 2);
+    logits and update go class by class.
+    """
+    upsampled = F.interpolate(features, labels.shape[-2:], mode="bilinear", align_corners=True)
+    unit = F.normalize(upsampled, dim=1)
+    rows, columns = points.unbind(1)
+    picked, labels = unit[:, :, rows, columns].transpose(1, 2).flatten(0, 1), labels[:, rows, columns].flatten()
+    similarities = [picked @ F.normalize(of_class, dim=1).T for of_class in prototypes]
+    logits = torch.stack([of_class.max(dim=1).values for of_class in similarities], dim=1) / temperature
+    loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
+    [gradient] = torch.autograd.grad(loss, features)
+    raw = upsampled.detach()[:, :, rows, columns].transpose(1, 2).flatten(0, 1)
+    return loss.detach(), gradient, bank_update(prototypes, raw, labels, momentum)
+
+
+def bank_update(prototypes: Tensor, features: Tensor, labels: Tensor, momentum: float) -> Tensor:
+    """Prototypes (C, K, D), moved one by one to the mean of the features (N, D) of their class that are nearest."""
+    moved, unit = prototypes.clone(), F.normalize(features, dim=1)
+    for c, of_class in enumerate(prototypes):
+        members = labels == c
+        if not members.any():
+            continue
+        nearest = (unit[members] @ F.normalize(of_class, dim=1).T).argmax(dim=1)
+        for k in range(len(of_class)):
+            if (nearest == k).any():
+                moved[c, k] = momentum * of_class[k] + (1 - momentum) * features[members][nearest == k].mean(dim=0)
+    return moved
+
+
+def dense_logits(prototypes: Tensor, features: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
+    """The prototype head at every pixel: upsample and normalise the features, compare, take the best of each class."""
+    unit = F.normalize(F.interpolate(features, size, mode="bilinear", align_corners=True), dim=1)
+    cosines = torch.einsum("bdhw,ckd->bckhw", unit, F.normalize(prototypes, dim=2))
+    return cosines.max(dim=2).values / temperature
+
+
+def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Class and probability of the best class, out of all probabilities."""
+    confidence, labels = logits.softmax(dim=1).max(dim=1)
+    return labels, confidence
+
+
+def consistency_loss(logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:
+    """Cross-entropy of the confident pixels over all, by one-hot targets."""
+    targets = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)
+    loss = -(targets * logits.softmax(dim=1).log()).sum(dim=1)
+    return (loss * (confidence >= threshold)).sum() / labels.numel()
+
+
+def ohem_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, min_kept: int) -> Tensor:
+    """Hard pixels by sorting the probabilities of the true class."""
+    probability = logits.softmax(dim=1).gather(1, labels.masked_fill(labels == IGNORE_INDEX, 0)[:, None])[:, 0]
+    probability = probability.detach().masked_fill(labels == IGNORE_INDEX, 1.0)
+    limit = max(threshold, probability.flatten().sort().values[min_kept - 1].item())
+    kept = labels.masked_fill(probability > limit, IGNORE_INDEX)
+    return F.cross_entropy(logits, kept, ignore_index=IGNORE_INDEX)
+
+
+def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """Average tensor by tensor."""
+    with torch.no_grad():
+        for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+            ours.mul_(decay).add_((1 - decay) * theirs)
+        for ours, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+            ours.copy_(theirs)
+
+
+# --- data ---
+
+
+def training_view(image: Image.Image, mask: Image.Image, crop_size: int, generator: np.random.Generator) -> tuple:
+    """Resize the whole image, mirror, pad, crop, convert: the transform of most published training code."""
+    factor = generator.uniform(0.5, 1) if generator.random() < 0.5 else generator.uniform(1, 2)
+    size = tuple(int(side * factor) for side in image.size)
+    image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
+    if generator.random() < 0.5:
+        image, mask = (part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for part in (image, mask))
+    image, mask = np.asarray(image), np.asarray(mask)
+    missing = [max(crop_size - side, 0) for side in mask.shape]
+    around = [(side // 2, side - side // 2) for side in missing]
+    image, mask = np.pad(image, [*around, (0, 0)], mode="edge"), np.pad(mask, around, constant_values=IGNORE_INDEX)
+    top, left = (int(generator.integers(side - crop_size + 1)) for side in mask.shape)
+    place = (slice(top, top + crop_size), slice(left, left + crop_size))
+    pixels = torch.from_numpy(image[place].transpose(2, 0, 1).copy()).float()
+    pixels = (pixels - MEAN[:, None, None]) / STD[:, None, None]
+    return pixels, torch.from_numpy(mask[place].copy()).long()
+
+
+def whole_image_view(image: np.ndarray, mask: np.ndarray, factor: float, crop_size: int) -> np.ndarray:
+    """Resize the whole image and its mask, then cut the crop at the top left."""
+    image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    mask = cv2.resize(mask, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    return image[:crop_size, :crop_size], mask[:crop_size, :crop_size]
+
+
+def normalize(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (3, H, W) float, in the image's own layout."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1).float()
+    return pixels.sub_(MEAN[:, None, None]).div_(STD[:, None, None])
+
+
+# --- evaluation ---
+
+
+def sliding_window(predict: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int) -> Tensor:
+    """One window of the image (1, 3, H, W) at a time, logits averaged where windows overlap."""
+    height, width = image.shape[-2:]
+    total, count = torch.zeros(1), torch.zeros(height, width)
+    for row in [*range(0, height - window, stride), height - window]:
+        for column in [*range(0, width - window, stride), width - window]:
+            logits = predict(image[..., row : row + window, column : column + window])
+            total = total + F.pad(logits, (column, width - window - column, row, height - window - row))
+            count[row : row + window, column : column + window] += 1
+    return total / count
+
+
+def confusion_matrix(logits: Tensor, truth: Tensor) -> Tensor:
+    """(C, C) counts [truth, prediction]: the ignored pixels are dropped first."""
+    predicted, num_classes = logits.argmax(dim=1), logits.shape[1]
+    known = truth != IGNORE_INDEX
+    pairs = truth[known] * num_classes + predicted[known]
+    return torch.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)

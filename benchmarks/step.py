@@ -1,0 +1,148 @@
+"""A whole training step against its floor: what its network passes alone cost, and against a supervised step.
+
+The step is the Trainer's, with its hooks, losses, bank, teacher and logging; its batch is in memory already.
+"""
+
+import copy
+import tempfile
+import time
+
+import lightning.pytorch as L
+import torch
+from hydra import compose, initialize_config_dir
+from lightning.pytorch.loggers import CSVLogger
+from measure import MemoryPeak, Row, rows, timed
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
+
+from pcr_seg.config import CONF, build
+from pcr_seg.method import cross_entropy, jittered_grid, sample_features
+from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.run import build_module
+
+CLASSES = [str(c) for c in range(11)]
+PAPER_DECODER = ["model=deeplab", "model.pooled_norm=false"]  # that norm needs more than one image
+# backbone, crop, output stride, labeled images (and as many unlabeled ones), further settings
+CASES = (
+    ("mobilenetv2", 161, 16, 4, ()),
+    ("mobilenetv2", 321, 16, 2, ()),
+    ("mobilenetv2", 321, 8, 2, ()),
+    ("resnet50", 321, 16, 1, PAPER_DECODER),
+    ("resnet50", 321, 8, 1, PAPER_DECODER),
+)
+
+
+def measure(repeats: int) -> list[Row]:
+    """Rows of floor, step, the prototypes' share of it, and the supervised step, for each network."""
+    found = []
+    for backbone, crop, stride, images, further in CASES:
+        overrides = (f"backbone={backbone}", f"backbone.output_stride={stride}", *further)
+        case = f"{backbone}, stride {stride}, {images} + {images} x {crop} x {crop}"
+        pcr, supervised = make_module(*overrides), make_module(*overrides, "method=supervised")
+        batch = make_batch(images, crop)
+        clock = run(pcr, batch, repeats, {"floor": Floor(pcr), "prototypes": lambda m, b: prototypes_alone(m, b)})
+        alone = run(supervised, {"labeled": batch["labeled"]}, repeats, {})
+        seconds = {"floor": clock.others["floor"], "step": clock.steps}
+        seconds |= {"of it, prototypes": clock.others["prototypes"], "supervised step": alone.steps}
+        found += rows(case, seconds, {"step": clock.peak.mebibytes, "supervised step": alone.peak.mebibytes})
+    return found
+
+
+def make_module(*overrides: str) -> SemiSupervisedSegmentation:
+    """The module that `train.py` makes for a small data set, with random weights and a filled bank."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = ["dataset=camvid", "output=.", "method.burn_in_epochs=0", *overrides, "backbone.weights=null"]
+        config = compose("train", settings)
+    module = build_module(OmegaConf.to_container(config, resolve=True), CLASSES)
+    module.bank.prototypes.uniform_()
+    module.bank.is_initialized.fill_(True)
+    return module
+
+
+def make_batch(images: int, crop: int) -> dict:
+    """What the loaders return, of noise."""
+    generator = torch.Generator().manual_seed(0)
+    image, weak = torch.randn(2, images, 3, crop, crop, generator=generator)
+    mask = torch.randint(len(CLASSES), (images, crop, crop), generator=generator)
+    unlabeled = {"weak": weak, "strong": weak[:, None], "valid": torch.ones_like(mask, dtype=torch.bool)}
+    return {"labeled": {"image": image, "mask": mask}, "unlabeled": unlabeled}
+
+
+def run(module: SemiSupervisedSegmentation, batch: dict, repeats: int, others: dict) -> "Clock":
+    """Train on the same batch under a trainer; return the clock that watched it."""
+    clock = Clock(repeats, others)
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        limits = {"max_steps": clock.total, "limit_val_batches": 0, "log_every_n_steps": 10}
+        trainer = L.Trainer(accelerator="cpu", logger=CSVLogger(folder), callbacks=[clock], **limits, **quiet)
+        trainer.fit(module, {name: DataLoader([part] * clock.total, batch_size=None) for name, part in batch.items()})
+    return clock
+
+
+class Clock(L.Callback):
+    """Times the trainer's steps, from a batch's start to the next one's; between them, other functions."""
+
+    def __init__(self, repeats: int, others: dict) -> None:
+        self.total = repeats + 3  # one to warm up, one for the memory, and one that no other follows
+        self.functions, self.others = others, {name: [] for name in others}
+        self.steps, self.peak, self.started = [], MemoryPeak(), None
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
+        """End the step before, run the other functions, and start a step."""
+        now, last = time.perf_counter(), self.total - 1
+        if 1 < batch_idx < last:
+            self.steps.append(now - self.started)
+        if batch_idx == last:
+            self.peak.stop()
+        for name, function in self.functions.items() if batch_idx < last - 1 else ():
+            seconds = timed(lambda function=function: function(module, batch))
+            if batch_idx > 0:
+                self.others[name].append(seconds)
+        if batch_idx == last - 1:
+            self.peak.start()
+        self.started = time.perf_counter()
+
+
+class Floor:
+    """What no mean teacher can do without: its forward, the student's forward and backward, the optimizer's step."""
+
+    def __init__(self, module: SemiSupervisedSegmentation) -> None:
+        self.student, self.teacher = copy.deepcopy(module.student), copy.deepcopy(module.teacher)
+        self.optimizer = build(OmegaConf.create({"_target_": "torch.optim.AdamW"}), self.student.parameters())
+
+    def __call__(self, module: SemiSupervisedSegmentation, batch: dict) -> None:
+        """One such step on copies of the module's networks."""
+        with torch.no_grad():
+            self.teacher(batch["unlabeled"]["weak"])
+        logits = self.student(torch.cat([batch["labeled"]["image"], batch["unlabeled"]["strong"][:, 0]])).logits
+        self.optimizer.zero_grad()
+        logits.backward(torch.ones_like(logits))
+        self.optimizer.step()
+
+
+def prototypes_alone(module: SemiSupervisedSegmentation, batch: dict) -> None:
+    """What the prototype head does in a step: sampling, loss, its backward to the features, and the bank's update."""
+    mask = batch["labeled"]["mask"].repeat(2, 1, 1)
+    size, small = mask.shape[-2:], -(-mask.shape[-1] // 4)
+    features = torch.rand(len(mask), module.student.feature_dim, small, small)
+    features = features.to(memory_format=torch.channels_last).requires_grad_()
+    points = jittered_grid(*size, module.grid_cells)
+    sampled, wanted = sample_features(features, points, size), mask[:, points[:, 0], points[:, 1]]
+    torch.autograd.grad(cross_entropy(module.bank(sampled).transpose(1, 2), wanted), features)
+    module.bank.update(sampled.detach().flatten(0, 1), wanted.flatten())
+
+
+def targets(found: list[Row]) -> list[tuple[str, str, str]]:
+    """What the project sets itself, and what came out."""
+    by_version = {name: [row for row in found if row["version"] == name] for name in {r["version"] for r in found}}
+    over_floor = max(row["ratio"] for row in by_version["step"])
+    pairs = zip(by_version["step"], by_version["supervised step"], strict=True)
+    over_supervised = max(row["milliseconds"] / alone["milliseconds"] for row, alone in pairs)
+    of_resnet = [row["ratio"] for row in by_version["of it, prototypes"] if row["case"].startswith("resnet50")]
+    result = [
+        ("step over its floor", "1.08", f"{over_floor:.2f}"),
+        ("step over a supervised step on the same labels", "2.5", f"{over_supervised:.2f}"),
+    ]
+    if of_resnet:
+        result.append(("prototypes' share of a resnet50 step", "3 %", f"{100 * max(of_resnet):.1f} %"))
+    return result

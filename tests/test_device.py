@@ -1,0 +1,127 @@
+"""Nothing in a training step waits for the device: proven on tensors without values, which no step could read back.
+
+A fake tensor has a shape and a device but no numbers. Reading one (`.item()`, `if tensor`) and a shape that depends on
+one (`nonzero`, masks as indices) are errors.
+"""
+
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+from test_module import make_batch, make_module
+from torch import nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pcr_seg.data.datamodule import SegmentationData
+from pcr_seg.data.sources import Source
+from pcr_seg.method import PrototypeBank, ema_update
+
+OHEM = ["method.supervised_loss._target_=pcr_seg.method.ohem_cross_entropy"]
+
+
+def fake_like(tensor: torch.Tensor) -> torch.Tensor:
+    """Shape, layout and type of a tensor, without its numbers."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
+
+def fake(module: nn.Module) -> None:
+    """Replace every parameter and buffer by a fake one."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    empty = fake_like(tensor)
+                    tensors[name] = nn.Parameter(empty, tensor.requires_grad) if name in part._parameters else empty
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["method=supervised"],
+        ["method=consistency"],
+        ["method=unimatch"],
+        ["method.gate=both"],
+        ["method.normalizer=u2pl", "method.bank_labels=teacher"],
+        ["method.teacher_bn=forward", "method.bank_features=teacher"],
+        ["model.auxiliary=true", *OHEM],
+    ],
+)
+def test_a_step_reads_nothing_back(tmp_path: Path, overrides: list[str]) -> None:
+    views = 2 if "method=unimatch" in overrides else 1
+    module, (labeled, unlabeled) = make_module(tmp_path, "method.burn_in_epochs=0", *overrides), make_batch()
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
+    with FakeTensorMode():
+        fake(module)
+        labeled, unlabeled = ({name: fake_like(value) for name, value in part.items()} for part in (labeled, unlabeled))
+        unlabeled["strong"] = unlabeled["strong"].repeat(1, views, 1, 1, 1)
+        loss = module.training_step({"labeled": labeled, "unlabeled": unlabeled}, 0)
+        loss.backward()
+        ema_update(module.teacher, module.student, 0.9)
+    assert isinstance(loss, FakeTensor) and isinstance(module.bank.prototypes, FakeTensor)
+    assert any(parameter.grad is not None for parameter in module.student.parameters())
+
+
+def test_a_value_that_is_read_back_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def update_if_any(bank: PrototypeBank, features: torch.Tensor, labels: torch.Tensor) -> None:
+        if (labels != 255).any():
+            bank.assigned = features
+
+    monkeypatch.setattr(PrototypeBank, "update", update_if_any)
+    with pytest.raises(DataDependentOutputException):
+        test_a_step_reads_nothing_back(tmp_path, [])
+    monkeypatch.setattr(PrototypeBank, "update", lambda bank, features, labels: features[labels != 255])
+    with pytest.raises(DynamicOutputShapeException):
+        test_a_step_reads_nothing_back(tmp_path, [])
+
+
+class Reads(TorchDispatchMode):
+    """Counts the values that are read back from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: object, types: object, args: tuple = (), kwargs: dict | None = None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+class CountReads(L.Callback):
+    """Notes the reads before each batch's start."""
+
+    def __init__(self) -> None:
+        self.reads, self.counts = Reads(), []
+
+    def on_train_batch_start(self, *_: object) -> None:
+        self.counts.append(self.reads.count)
+
+
+def test_logging_reads_nothing_between_its_intervals(tmp_path: Path, tiny_set: Source) -> None:
+    module = make_module(tmp_path, "optimizer=sgd", "method.burn_in_epochs=0")
+    del module.log, module.log_dict, module.log_losses  # the real ones
+    data = SegmentationData(tiny_set, 4, crop_size=32, batch_size=2, steps_per_epoch=7, num_workers=0)
+    counter = CountReads()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=L.loggers.CSVLogger(tmp_path),
+        log_every_n_steps=3,
+        limit_val_batches=0,
+        callbacks=[counter],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    with counter.reads:
+        trainer.fit(module, datamodule=data)
+    reads = [after - before for before, after in zip(counter.counts, counter.counts[1:], strict=False)]
+    assert [count > 0 for count in reads] == [False, False, True] * 2  # none but where the logger writes its row
