@@ -23,9 +23,10 @@ ALLOWED = {
     "data.transforms": {"data.sources"},
     "data.datamodule": {"data.sources", "data.splits", "data.transforms"},
     "panels": {"module", "visualize", "data.sources", "data.transforms"},
+    "diagnosis": {"inference", "method", "module", "data.datamodule"},
     "config": {"data.published", "data.splits"},
     "run": {
-        "config", "method", "module", "inference", "models.official", "panels", "visualize",
+        "config", "method", "module", "inference", "models.official", "panels", "visualize", "diagnosis",
         "data.sources", "data.splits", "data.datamodule", "data.transforms",
     },
     "export": {"inference", "run"},
