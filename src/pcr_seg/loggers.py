@@ -107,7 +107,11 @@ def validation_to_tensorboard(
 
 
 def finish_wandb(logger: WandbLogger, summary: dict, checkpoints: list[Path]) -> None:
-    """Add the run's summary, and checkpoints (best.ckpt, last.ckpt) as versions of one artifact, each by its name."""
+    """Add the run's summary, and checkpoints (best.ckpt, last.ckpt) as versions of one artifact, each by its name.
+
+    Lines over labels need their two figures in the history: a summary has one value and no axis.
+    """
+    logger.experiment.log({name: summary[name] for name in ("num_labeled", "miou_last")})
     logger.experiment.summary.update(summary)
     for path in checkpoints:
         artifact = wandb.Artifact(f"checkpoint-{logger.experiment.id}", "model", metadata=summary)

@@ -157,7 +157,7 @@ def fit(cfg: DictConfig) -> dict:
         checkpoints = [output / f"checkpoints/{name}.ckpt" for name in ("best", "last")]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                finish_wandb(logger, summary, checkpoints if cfg.get("upload_checkpoints") else [])
+                finish_wandb(logger, summary, checkpoints if cfg.upload_checkpoints else [])
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
     return summary
