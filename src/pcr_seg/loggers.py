@@ -43,15 +43,18 @@ class LogPanels(L.Callback):
         loggers = [x for x in trainer.loggers if isinstance(x, WandbLogger | TensorBoardLogger)]
         if not (trainer.is_global_zero and loggers and module.bank.is_initialized):
             return
-        views, step = gallery(module, self.source), trainer.global_step
-        captions = [f"{self.source.classes[v.label]} {v.number}: {v.usage:.0%}, cosine {v.cosine:.2f}" for v in views]
+        step, named = trainer.global_step, {}
+        for view in gallery(module, self.source):
+            named[f"{self.source.classes[view.label]} {view.number}"] = view
         for logger in loggers:
             if isinstance(logger, WandbLogger):
-                images = [wandb.Image(v.crops, caption=text) for v, text in zip(views, captions, strict=True)]
+                captions = {name: f"{name}: {view.usage:.0%}, cosine {view.cosine:.2f}" for name, view in named.items()}
+                images = [wandb.Image(view.crops, caption=captions[name]) for name, view in named.items()]
                 logger.experiment.log({"prototypes/gallery": images, "trainer/global_step": step})
             else:
-                picture = visualize.panel([[np.asarray(v.crops) for v in views]], captions, cell=views[0].crops.width)
-                logger.experiment.add_image("prototypes/gallery", np.asarray(picture), step, dataformats="HWC")
+                for name, view in named.items():
+                    picture = np.asarray(view.crops)
+                    logger.experiment.add_image(f"prototypes/gallery/{name}", picture, step, dataformats="HWC")
 
 
 def validation_to_wandb(logger: WandbLogger, module: SemiSupervisedSegmentation, source: Source, step: int) -> None:
