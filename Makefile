@@ -1,18 +1,22 @@
 # make demo    supervised and PCR on the generated set, side by side
 # make test    the tests
 # make bench   time and memory, side by side with the usual ways (a quiet machine, a quarter of an hour)
-# Both make the virtual environment .venv first, if it is not there or pyproject.toml is newer.
+# make dashboards [PROJECT=ENTITY/PROJECT]    pushes the W&B dashboards (needs a key: wandb login)
+# All make the virtual environment .venv first, if it is not there or pyproject.toml is newer.
 # A CPU-only build of PyTorch: make demo TORCH="torch torchvision --extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench lint format clean
+.PHONY: demo bench dashboards test lint format clean
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/python train.py -m method=supervised,pcr hydra.sweep.dir=runs/demo
 	$(BIN)/python report.py runs='runs/demo/*' output=runs/demo/report
+
+dashboards: $(VENV)/installed
+	$(BIN)/python dashboards/workspaces.py $(PROJECT)
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --nbmake tests notebooks

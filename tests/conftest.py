@@ -1,5 +1,6 @@
 """What the tests share: one thread, the generated data set, and composed configurations."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,18 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """A dozen generated training images of 48 pixels, three to validate on, four without masks."""
     return synthetic(str(tmp_path_factory.mktemp("tiny")), num_train=12, num_val=3, num_unlabeled=4, size=48)
+
+
+SUMMARY = {
+    "dataset": "camvid", "split": "1_8", "split_family": "u2pl", "method": "pcr", "backbone": "mobilenetv2", "seed": 0,
+    "num_labeled": 46, "num_unlabeled": 321, "iterations": 800, "miou_last": 0.5, "miou_best": 0.55,
+    "miou_prototype_last": None, "iou": {"sky": 0.9, "sign": None}, "iou_prototype": None, "seconds": 100.0,
+    "images_per_second": 9.0, "peak_memory_mib": 1000, "versions": {"torch": "2"}, "git_commit": "abc",
+}  # fmt: skip
+
+
+def write_run(folder: Path, **changes) -> Path:
+    """A run folder that holds a summary and nothing else."""
+    folder.mkdir(parents=True)
+    (folder / "summary.json").write_text(json.dumps(SUMMARY | changes))
+    return folder

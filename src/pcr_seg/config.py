@@ -98,6 +98,7 @@ OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
 OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)
+OmegaConf.register_new_resolver("parent_name", lambda path: Path(path).parent.name, replace=True)
 OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
 
 

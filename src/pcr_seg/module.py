@@ -480,6 +480,17 @@ class SemiSupervisedSegmentation(L.LightningModule):
         logits = self.protocol(predict, images).split(self.student.num_classes, dim=1)
         return dict(zip(HEADS, logits, strict=False))
 
+    @property
+    def prototype_usage(self) -> Tensor:
+        """(C, K): share of each class's features that chose each of its prototypes in this epoch."""
+        return self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def on_validation_epoch_start(self) -> None:
+        """Count from zero; afterwards the counts stay for whoever wants to show them."""
+        for matrix in self.confusion.values():
+            matrix.reset()
+        self.pseudo_counts.zero_()
+
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Count the pixels of one image: both heads' hits, and the pseudo-labels that would train."""
         with torch.autocast(self.device.type, enabled=False):  # scores are fp32's, whatever training computes in
@@ -497,14 +508,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """Log mIoU of both heads over the whole set, IoU of each class, and the state of bank and pseudo-labels."""
         self.validated_at = self.trainer.global_step
         headline, details = {}, {}
-        for head, suffix in HEADS.items():
-            if suffix and not self.bank.is_initialized:
-                continue
-            iou = iou_per_class(self.confusion[head].compute()[:-1, :-1])
-            headline[f"val/miou{suffix}"] = iou.nanmean()
-            details |= {f"val/iou{suffix}/{name}": value for name, value in zip(self.class_names, iou, strict=True)}
+        for head, counts in self.confusion_counts().items():
+            iou = iou_per_class(counts)
+            headline[f"val/miou{HEADS[head]}"] = iou.nanmean()
+            names = [f"val/iou{HEADS[head]}/{name}" for name in self.class_names]
+            details |= dict(zip(names, iou, strict=True))
         if self.bank.is_initialized:
-            share = self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
+            share = self.prototype_usage
             entropy = torch.special.entr(share).sum(dim=1).mean() / math.log(max(share.shape[1], 2))
             details |= {"prototypes/usage_entropy": entropy, "prototypes/dead": (share == 0).float().sum()}
         counts = self.pseudo_counts
@@ -514,9 +524,11 @@ class SemiSupervisedSegmentation(L.LightningModule):
         # Every rank holds the same values by now; sync_dist only tells the trainer so.
         self.log_dict(headline | details, sync_dist=True)
         self.log("mIoU", headline["val/miou"], prog_bar=True, logger=False, sync_dist=True)
-        for matrix in self.confusion.values():
-            matrix.reset()
-        counts.zero_()
+
+    def confusion_counts(self) -> dict[str, Tensor]:
+        """Pixels (C, C) of [truth, prediction] in the newest validation, over all ranks, for each head there was."""
+        counted = {head: matrix.compute() for head, matrix in self.confusion.items() if matrix.update_called}
+        return {head: counts[:-1, :-1] for head, counts in counted.items()}  # the last class collects ignored pixels
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Store the metadata; plain values only, so that checkpoints load with weights_only."""

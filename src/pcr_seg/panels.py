@@ -1,64 +1,52 @@
-"""What a person sees of a training: the bar, and pictures of predictions for loggers and the run folder."""
+"""Pictures of a module: predictions for a few images, and what each prototype stands for."""
 
-import lightning.pytorch as L
+import json
+from pathlib import Path
+from typing import NamedTuple
+
 import numpy as np
 import torch
-import wandb
-from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pcr_seg import visualize
-from pcr_seg.data.sources import Sample, Source, read_image, read_mask
+from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, read_image, read_mask
 from pcr_seg.data.transforms import normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 
-NUM_IMAGES = 4
+NUM_IMAGES = 4  # in a panel
+NUM_CROPS = 4  # of a prototype
+GALLERY_IMAGES = 32  # searched for the pixels nearest to each prototype
+CROP = 72  # side of one of a prototype's crops, in pixels of the picture
 
 
-class ProgressBar(RichProgressBar):
-    """Rich's bar with losses and mIoU, which are fetched from the device every tenth batch only."""
+class PrototypeView(NamedTuple):
+    """What one prototype stands for."""
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
-        """The trainer's own, and the newest losses under their short names."""
-        logged = {key: value for key, value in trainer.callback_metrics.items() if key.endswith("_loss")}
-        losses = {key.removeprefix("train/").removesuffix("_loss"): value.item() for key, value in logged.items()}
-        return super().get_metrics(trainer, pl_module) | losses
-
-    def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.training or trainer.fit_loop.epoch_loop.batch_idx % 10 == 0:
-            super()._update_metrics(trainer, pl_module)
+    label: int
+    number: int  # among the prototypes of its class
+    usage: float  # share of its class's features that chose it in the last epoch
+    cosine: float  # mean over the crops' centers
+    crops: Image.Image  # the surroundings of the nearest pixels of several images
 
 
-class LogPanels(L.Callback):
-    """Sends a few validation images and their masks to W&B and TensorBoard, where one of them logs."""
+def save_pictures(module: SemiSupervisedSegmentation, source: Source, output: Path) -> None:
+    """Leave in a run folder what report.py shows of it: panel.png, prototypes/CLASS_NUMBER.jpg and details.json.
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def on_validation_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
-        """Log after each validation of a training."""
-        if not trainer.is_global_zero:
-            return
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                log_wandb(logger, module, self.source, trainer.global_step)
-            elif isinstance(logger, TensorBoardLogger):
-                panel = np.asarray(example_panel(module, self.source))
-                logger.experiment.add_image("val/images", panel, trainer.global_step, dataformats="HWC")
-
-
-def log_wandb(logger: WandbLogger, module: SemiSupervisedSegmentation, source: Source, step: int) -> None:
-    """Log images with truth and predictions as masks that can be toggled."""
-    names = dict(enumerate(source.classes))
-    images = []
-    for sample in examples(source):
-        masks = {"truth": read_mask(sample)}
-        masks |= {head: logits.argmax(dim=0).cpu().numpy() for head, logits in predict(module, sample).items()}
-        masks = {name: {"mask_data": mask, "class_labels": names} for name, mask in masks.items()}
-        images.append(wandb.Image(read_image(sample.image), masks=masks, caption=sample.name))
-    logger.experiment.log({"val/images": images, "trainer/global_step": step})
+    details.json: `classes`, `palette`, `confusion` (pixels of [truth][prediction] for each head) and `prototypes`.
+    """
+    example_panel(module, source).save(output / "panel.png")
+    views = gallery(module, source)
+    for view in views:
+        (output / "prototypes").mkdir(exist_ok=True)
+        view.crops.save(output / f"prototypes/{view.label}_{view.number}.jpg", quality=85)
+    details = {
+        "classes": source.classes,
+        "palette": source.palette,
+        "confusion": {head: counts.tolist() for head, counts in module.confusion_counts().items()},
+        "prototypes": [{key: value for key, value in view._asdict().items() if key != "crops"} for view in views],
+    }
+    (output / "details.json").write_text(json.dumps(details) + "\n")
 
 
 def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.Image:
@@ -70,7 +58,7 @@ def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.I
         logits = predict(module, sample)
         confidence = logits["linear"].softmax(dim=0).amax(dim=0).cpu().numpy()
         row = [image, visualize.colorize(truth, source.palette)]
-        row += [visualize.colorize(x.argmax(dim=0).byte().cpu().numpy(), source.palette) for x in logits.values()]
+        row += [visualize.colorize(class_ids(x), source.palette) for x in logits.values()]
         if "prototype" in logits:
             row.append(visualize.colorize(assignment(module, image), prototypes))
         rows.append([*row, visualize.heat(confidence)])
@@ -80,9 +68,14 @@ def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.I
     return visualize.panel(rows, titles, legend=list(zip(source.classes, source.palette, strict=True)))
 
 
+def spread(samples: tuple[Sample, ...], most: int) -> tuple[Sample, ...]:
+    """Up to `most` samples from all over a set: neighbours are often alike."""
+    return samples[:: max(1, len(samples) // most)][:most]
+
+
 def examples(source: Source) -> tuple[Sample, ...]:
-    """A few validation images, spread over the set: neighbours are often alike."""
-    return source.val[:: max(1, len(source.val) // NUM_IMAGES)][:NUM_IMAGES]
+    """The validation images of panels."""
+    return spread(source.val, NUM_IMAGES)
 
 
 @torch.inference_mode()
@@ -92,10 +85,65 @@ def predict(module: SemiSupervisedSegmentation, sample: Sample) -> dict[str, Ten
     return {head: values[0] for head, values in logits.items()}
 
 
+def class_ids(logits: Tensor, threshold: float = 0.0) -> np.ndarray:
+    """Class ids (H, W) uint8 of logits (C, H, W); 255 where the confidence is below the threshold."""
+    confidence, best = logits.softmax(dim=0).max(dim=0)
+    return best.byte().masked_fill(confidence < threshold, IGNORE_INDEX).cpu().numpy()
+
+
 @torch.inference_mode()
+def feature_cosines(module: SemiSupervisedSegmentation, image: np.ndarray) -> Tensor:
+    """Cosine (h, w, C, K) of each feature of one image (H, W, 3) with each prototype."""
+    features = module.network(normalize(image)[None].to(module.device)).features[0]
+    return module.bank.cosines(features.permute(1, 2, 0))
+
+
 def assignment(module: SemiSupervisedSegmentation, image: np.ndarray) -> np.ndarray:
     """Index c * K + k of the nearest prototype for each pixel, at the features' resolution, enlarged to (H, W)."""
-    features = module.network(normalize(image)[None].to(module.device)).features[0]
-    nearest = module.bank.cosines(features.permute(1, 2, 0)).flatten(2).argmax(dim=2)
+    nearest = feature_cosines(module, image).flatten(2).argmax(dim=2)
     small = Image.fromarray(nearest.cpu().numpy().astype(np.int32), mode="I")
     return np.asarray(small.resize(image.shape[1::-1], Image.Resampling.NEAREST))
+
+
+def gallery(module: SemiSupervisedSegmentation, source: Source) -> list[PrototypeView]:
+    """For each living prototype the pixels nearest to it, one in each of its best validation images.
+
+    Validation images, because a prototype's own material, a few labeled images, would always look convincing.
+    Nothing without a bank.
+    """
+    if not module.bank.is_initialized:
+        return []
+    samples = spread(source.val, GALLERY_IMAGES)
+    found = [best_pixels(module, read_image(sample.image)) for sample in samples]
+    cosines, places = (torch.stack(parts).cpu() for parts in zip(*found, strict=True))  # (N, C, K), (N, C, K, 2)
+    views = []
+    for label, number in module.bank.prototypes.ne(0).any(dim=-1).nonzero().tolist():
+        score, best = cosines[:, label, number].topk(min(NUM_CROPS, len(samples)), dim=0)
+        crops = [crop(read_image(samples[i].image), *places[i, label, number].tolist()) for i in best.tolist()]
+        rows = [crops[:2], crops[2:]] if len(crops) == NUM_CROPS else [crops]
+        usage, cosine = module.prototype_usage[label, number].item(), score.mean().item()
+        views.append(PrototypeView(label, number, round(usage, 4), round(cosine, 4), visualize.grid(rows, gap=2)))
+    return views
+
+
+def best_pixels(module: SemiSupervisedSegmentation, image: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Largest cosine (C, K) of an image's features with each prototype, and its place (C, K, 2) as shares of 0..1."""
+    cosines = feature_cosines(module, image)
+    height, width = cosines.shape[:2]
+    best, index = cosines.flatten(0, 1).max(dim=0)
+    rows, columns = index // width, index % width  # of the feature map, whose corners are the image's corners
+    return best, torch.stack([rows / max(height - 1, 1), columns / max(width - 1, 1)], dim=-1)
+
+
+def crop(image: np.ndarray, row: float, column: float) -> Image.Image:
+    """The surroundings, a third of the shorter side, of the place at these shares of height and width, marked."""
+    height, width = image.shape[:2]
+    side = max(8, min(height, width) // 3)
+    y, x = row * (height - 1), column * (width - 1)
+    top, left = (max(0, min(round(at - side / 2), size - side)) for at, size in ((y, height), (x, width)))
+    picture = Image.fromarray(image[top : top + side, left : left + side]).resize((CROP, CROP))
+    center = [(at + 0.5) * CROP / side for at in (x - left, y - top)]
+    draw = ImageDraw.Draw(picture)
+    draw.circle(center, 4, outline="black")
+    draw.circle(center, 3, outline="white")
+    return picture

@@ -20,7 +20,7 @@ import torch
 import wandb
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
@@ -34,10 +34,11 @@ from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
 from pcr_seg.data.transforms import normalize
 from pcr_seg.diagnosis import Diagnosis
+from pcr_seg.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.method import jittered_grid
 from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
-from pcr_seg.panels import LogPanels, ProgressBar, example_panel
+from pcr_seg.panels import save_pictures
 
 # What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
 TRUSTED = re.compile(
@@ -155,7 +156,11 @@ def fit(cfg: DictConfig) -> dict:
             shutil.copy(output / "checkpoints/last.ckpt", output / "checkpoints/best.ckpt")
         module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        example_panel(module, source).save(output / "panel.png")
+        save_pictures(module, source, output)
+        checkpoints = [output / f"checkpoints/{name}.ckpt" for name in ("best", "last")]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                finish_wandb(logger, summary, checkpoints if cfg.upload_checkpoints else [])
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
     return summary
@@ -283,10 +288,15 @@ class TrainTimer(L.Callback):
 
     def on_validation_start(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
         """Pause at a validation inside of an epoch."""
-        self.on_train_epoch_end(trainer, module)
+        self.pause()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
-        """Stop, unless a validation has."""
+        """Stop, unless a validation has, and log the speed so far."""
+        self.pause()
+        module.log("train/images_per_second", images_per_second(trainer, trainer.datamodule, module))
+
+    def pause(self) -> None:
+        """Add what has passed since the start."""
         if self.started is not None:
             self.seconds, self.started = self.seconds + time.perf_counter() - self.started, None
 
@@ -324,6 +334,7 @@ def print_summary(summary: dict, output: Path) -> None:
     console.print(f"best epoch (chosen on val) {percent(summary['miou_best'])} · {summary['seconds']:.0f} s")
     for line in (
         f"run folder: {output} (pictures in panel.png)",
+        f"python report.py runs={output}",
         f"python eval.py checkpoint={output}/checkpoints/last.ckpt",
         f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
     ):

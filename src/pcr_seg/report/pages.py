@@ -1,0 +1,172 @@
+"""Self-contained HTML pages, one for a run and one for a comparison: no network, no script, light and dark."""
+
+import base64
+import json
+import re
+import shlex
+from collections.abc import Sequence
+from io import StringIO
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from pcr_seg.report import plots
+from pcr_seg.report.tables import (
+    COSTS,
+    LINE,
+    WORDS,
+    aggregate,
+    class_gains,
+    heading,
+    one_run_each,
+    paired,
+    read,
+    side_by_side,
+    tables,
+    words,
+)
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+    lstrip_blocks=True,
+)  # fmt: skip
+TEMPLATES.globals |= {"WORDS": WORDS}
+
+
+def run_page(folder: Path) -> str:
+    """The page of one run, from nothing but its folder; what an older run has not left is left out."""
+    details = folder / "details.json"
+    details = json.loads(details.read_text(encoding="utf-8")) if details.is_file() else {}
+    config = folder / "config.yaml"
+    curves = plots.metrics(folder)
+    return TEMPLATES.get_template("run.html").render(
+        summary=read(folder),
+        command=command(folder),
+        charts={
+            title: chart({key.rsplit("/", 1)[-1]: curves[key] for key in keys}, title)
+            for title, keys in plots.charts(curves).items()
+        },
+        last={key: values.iloc[-1] for key, values in curves.items() if not key.startswith("val/iou")},
+        details=details,
+        panel=picture(folder / "panel.png"),
+        prototypes=[view | {"crops": picture(folder / f"prototypes/{view['label']}_{view['number']}.jpg")}
+                    for view in details.get("prototypes", [])],
+        config=config.read_text(encoding="utf-8") if config.is_file() else None,
+    )  # fmt: skip
+
+
+def sweep_page(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
+    """The page of several runs, from the rows of `compare`."""
+    table = aggregate(runs)
+    by_method = {method: plots.metrics(folder) for method, folder in one_run_each(runs).items()}
+    keys = sorted({key for curves in by_method.values() for key in curves})
+    first_baseline = next((name for name in runs.method.unique() if f"gain_over_{name}" in runs), None)
+    return TEMPLATES.get_template("sweep.html").render(
+        runs=runs,
+        tables={title: part.drop(columns=["iterations", *COSTS.values()], errors="ignore")
+                for title, part in tables(runs).items()},
+        plots={heading(*names): labels_chart(lines) for names, lines in plots.sections_of(table)},
+        paired=paired(runs),
+        side_by_side=side_by_side(runs),
+        baseline=first_baseline,
+        class_gains=class_gains(runs, first_baseline) if first_baseline else {},
+        costs={title: part[[c for c in ("labeled", "method", "n", "iterations", *COSTS.values()) if c in part]]
+               for title, part in tables(runs).items()},
+        diagnosis=diagnosis(runs),
+        curves_of=", ".join(f"{method}: {folder}" for method, folder in one_run_each(runs).items()),
+        charts={key: chart({method: curves.get(key) for method, curves in by_method.items()}, key)
+                for some in plots.charts(keys).values() for key in some},
+        left_out=left_out,
+    )  # fmt: skip
+
+
+def diagnosis(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The last value of everything that says why a method works, in words; losses and scores stand elsewhere."""
+    last = []
+    for folder in runs.folder:
+        curves = plots.metrics(folder)
+        named = {key: values.iloc[-1] for key, values in curves.items()}
+        last.append(
+            {k: v for k, v in named.items() if not re.fullmatch(r"val/m?iou.*|train/(.+_loss|lr|images_.+)", k)}
+        )
+    figures = pd.DataFrame(last, index=runs.index)
+    parts = {}
+    for names, line in runs.groupby(LINE, sort=False):
+        row = {"labeled": str(names[3]), "method": names[5]}
+        row |= {key: words(values) for key, values in figures.loc[line.index].items()}
+        parts.setdefault(heading(*names[:3]), []).append(row)
+    parts = {title: pd.DataFrame(rows) for title, rows in parts.items()}
+    return {
+        title: part.loc[:, (part != "-").any()]
+        for title, part in parts.items()
+        if (part.iloc[:, 2:] != "-").any(axis=None)
+    }
+
+
+def command(folder: Path) -> str | None:
+    """What to type to train this run again, as the user would: splits without Hydra's quotes."""
+    file = folder / ".hydra/overrides.yaml"
+    if not file.is_file():
+        return None
+    overrides = [
+        re.sub(r"^(split(?:\.labeled)?)='([^']*)'$", r"\1=\2", str(x)) for x in yaml.safe_load(file.read_text()) or []
+    ]
+    return shlex.join(["python", "train.py", *overrides])
+
+
+def chart(curves: dict[str, pd.Series | None], title: str) -> Markup:
+    """Curves as SVG; the legend only where there are several."""
+    figure = Figure(figsize=(4.2, 2.6), layout="constrained")
+    axes = figure.subplots()
+    plots.draw_curves(axes, curves)
+    if title == "mIoU" or title.startswith("val/miou"):
+        axes.set_ylabel("%")
+    if len(curves) > 1:
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize="small", handlelength=1.2)
+    return svg(figure, title)
+
+
+def labels_chart(lines: pd.DataFrame) -> Markup:
+    """One section of `plots.miou_over_labels` as SVG, the legend above."""
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    plots.draw_section(figure.subplots(), lines)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize="small")
+    return svg(figure, "mIoU over labeled images")
+
+
+def svg(figure: Figure, title: str) -> Markup:
+    """A figure as inline SVG: in the page's font and colors, with the values of points shown on hover."""
+    file = StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    colors = {"#000000": "currentColor", "#e6e6e6": "var(--line)", "#404040": "currentColor"}
+    colors |= {to_hex(f"C{number}"): f"var(--c{number}, {to_hex(f'C{number}')})" for number in range(10)}
+    for color, themed in colors.items():
+        text = text.replace(color, themed)
+    height = figure.get_figheight() * 72
+    hits = []
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            line = handle[0] if isinstance(handle, tuple) else handle  # of an errorbar: its line
+            places = axes.transData.transform(line.get_xydata()) * 72 / figure.dpi
+            for (x, y), (at, value) in zip(places, line.get_xydata(), strict=True):
+                words = escape(f"{label}: {value:.4g} at {at:.4g}")
+                hits.append(f'<circle cx="{x:.1f}" cy="{height - y:.1f}" r="5"><title>{words}</title></circle>')
+    start, end = text.index("<svg"), text.rindex("</svg>")
+    label = f'<svg role="img" aria-label="{escape(title)}"'
+    return Markup(text[start:end].replace("<svg", label, 1) + f'<g class="hits">{"".join(hits)}</g></svg>')
+
+
+def picture(file: Path) -> str | None:
+    """An image file as a data URI."""
+    if not file.is_file():
+        return None
+    kind = "png" if file.suffix == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"

@@ -1,0 +1,75 @@
+"""The report command: what runs reached, on the terminal and in a folder of files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pcr_seg.report import pages, plots
+from pcr_seg.report.tables import (
+    COSTS,
+    MEASURES,
+    PUBLISHED_MEASURES,
+    WORDS,
+    aggregate,
+    collect,
+    compare,
+    markdown,
+    one_run_each,
+    paired,
+    side_by_side,
+    tables,
+)
+
+# A narrow terminal does without these columns, in this order.
+DISPENSABLE = (
+    *reversed(COSTS.values()), "iterations", "split", *reversed([*MEASURES.values(), *PUBLISHED_MEASURES.values()]),
+)  # fmt: skip
+
+
+def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("supervised", "consistency")) -> None:
+    """Print what the runs under a glob reached, and write it to the folder `output` as tables, plots and a page.
+
+    report.html is the page of the run where there is one only, and that of the comparison otherwise.
+    """
+    runs, left_out = collect(pattern)
+    runs = compare(runs, baselines)
+    table, parts = aggregate(runs), tables(runs) | side_by_side(runs)
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    sections = [f"## {title}\n\n{markdown(part)}" for title, part in (parts | paired(runs)).items()]
+    text = "\n\n".join(["# mIoU in %, mean ± std over seeds", *sections, *left_out]) + "\n"
+    (output / "report.md").write_text(text, encoding="utf-8")
+    table.round(4).to_csv(output / "report.csv", index=False)
+    runs.drop(columns=["iou", "finished"]).round(4).to_csv(output / "runs.csv", index=False)
+    plots.miou_over_labels(table).savefig(output / "report.png")
+    plots.curves(one_run_each(runs)).savefig(output / "curves.png")
+    page = pages.run_page(runs.folder[0]) if len(runs) == 1 else pages.sweep_page(runs, left_out)
+    (output / "report.html").write_text(page, encoding="utf-8")
+    console = Console(highlight=False, markup=False)
+    console.print("mIoU in %, mean ± std over seeds")
+    for title, part in parts.items():
+        show(console, title, part)
+    files = "report.html, report.md, report.csv, report.png, runs.csv, curves.png"
+    for line in ["", *left_out, f"Written to {output}: {files}"]:
+        console.print(line, soft_wrap=True)
+
+
+def show(console: Console, title: str, table: pd.DataFrame) -> None:
+    """Print a table of words; a terminal too narrow for it loses columns, never parts of words."""
+    widths = {name: max(map(len, [*fill(name, 13).split("\n"), *table[name]])) for name in table}
+    for name in DISPENSABLE:
+        if sum(widths.values()) + 2 * len(widths) - 2 > console.width:
+            widths.pop(name, None)
+    grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in widths:
+        grid.add_column(fill(name, 13), justify="left" if name in WORDS else "right", no_wrap=True)
+    for line in table[list(widths)].to_numpy():
+        grid.add_row(*line)
+    note = " (all columns in report.md)" if len(widths) < len(table.columns) else ""
+    console.print(f"\n{title}{note}\n", style="bold")
+    console.print(grid)

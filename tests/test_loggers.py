@@ -1,0 +1,28 @@
+"""What TensorBoard shows, and one W&B run for each job; tests/test_dashboards.py reads a W&B run back."""
+
+from pathlib import Path
+
+import pytest
+from conftest import small_config
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pcr_seg import run
+
+
+def test_tensorboard_shows_scalars_and_pictures_beside_the_csv_file(tmp_path: Path) -> None:
+    run.fit(small_config(tmp_path, "logger=tensorboard"))
+    [events] = (tmp_path / "run/tensorboard").glob("events*")
+    shown = EventAccumulator(str(events)).Reload().Tags()
+    logged = set((tmp_path / "run/metrics.csv").read_text().splitlines()[0].split(",")) - {"step"}
+    assert logged <= set(shown["scalars"])
+    prototypes = {tag for tag in shown["images"] if tag.startswith("prototypes/gallery/")}
+    assert len(prototypes) == 5 * 4 and "prototypes/gallery/stripes 3" in prototypes
+    assert {*shown["images"]} - prototypes == {"val/images", "val/confusion_linear", "val/confusion_prototype"}
+
+
+def test_each_job_is_its_own_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for job in range(2):
+        run.fit(small_config(tmp_path / str(job), "logger=wandb", "trainer.max_epochs=1"))
+    runs = [path.name for job in range(2) for path in (tmp_path / f"{job}/run/wandb").glob("offline-run-*")]
+    assert len({name.rsplit("-", 1)[1] for name in runs}) == 2

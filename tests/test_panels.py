@@ -1,0 +1,68 @@
+"""Where the gallery finds a prototype, and what counts as a pseudo-label."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from omegaconf import OmegaConf
+
+from pcr_seg.data.sources import Source, read_image
+from pcr_seg.data.transforms import normalize
+from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.panels import assignment, best_pixels, class_ids, crop, feature_cosines, gallery, spread
+from pcr_seg.run import build_module
+
+
+def make_module(tmp_path: Path, source: Source) -> SemiSupervisedSegmentation:
+    """A random network whose prototype (class 2, number 1) is the feature at row 3, column 4 of the second image."""
+    torch.manual_seed(0)
+    config = OmegaConf.to_container(small_config(tmp_path), resolve=True)
+    module = build_module(config, list(source.classes)).eval()
+    prototypes = torch.zeros_like(module.bank.prototypes)
+    prototypes[2, 1] = 1.0
+    module.bank.prototypes = prototypes
+    module.bank.is_initialized.fill_(True)
+    with torch.inference_mode():
+        features = module.network(normalize(read_image(source.val[1].image))[None]).features[0]
+    module.bank.prototypes[2, 1] = features[:, 3, 4]
+    return module
+
+
+def test_gallery_finds_the_pixel_that_a_prototype_is(tmp_path: Path, tiny_set: Source) -> None:
+    module = make_module(tmp_path, tiny_set)
+    image = read_image(tiny_set.val[1].image)
+    cosines, places = best_pixels(module, image)
+    height, width = feature_cosines(module, image).shape[:2]
+    assert cosines[2, 1].item() == pytest.approx(1)
+    torch.testing.assert_close(places[2, 1], torch.tensor([3 / (height - 1), 4 / (width - 1)]))
+    module.assigned[2] = torch.tensor([0.0, 3.0, 1.0, 0.0])
+    [view] = gallery(module, tiny_set)
+    assert (view.label, view.number, view.usage) == (2, 1, 0.75), "zero prototypes have seen no data: not shown"
+    first = np.asarray(view.crops)[:72, :72]
+    np.testing.assert_array_equal(first, np.asarray(crop(image, 3 / (height - 1), 4 / (width - 1))))
+    assert (assignment(module, image)[3 * 48 // height, 4 * 48 // width]) == 2 * 4 + 1
+    module.bank.is_initialized.fill_(False)
+    assert gallery(module, tiny_set) == []
+
+
+def test_crops_stay_inside_and_mark_their_place() -> None:
+    image = np.full((60, 90, 3), 128, np.uint8)
+    for row, column in ((0, 0), (1, 1), (0.5, 0.5), (1, 0)):
+        marked = np.asarray(crop(image, row, column))
+        assert marked.shape == (72, 72, 3)
+        rows, columns = np.nonzero((marked != 128).any(axis=-1))
+        wanted = [2 if at == 0 else 70 if at == 1 else 36 for at in (row, column)]
+        assert abs(rows.mean() - wanted[0]) < 4 and abs(columns.mean() - wanted[1]) < 4
+
+
+def test_unsure_pixels_are_no_pseudo_labels() -> None:
+    logits = torch.tensor([[[5.0, 0.1]], [[0.0, 0.0]]])
+    assert class_ids(logits).tolist() == [[0, 0]]
+    assert class_ids(logits, threshold=0.9).tolist() == [[0, 255]]
+
+
+def test_examples_come_from_all_over_the_set(tiny_set: Source) -> None:
+    assert spread(tiny_set.train, 4) == tiny_set.train[::3]
+    assert spread(tiny_set.val, 4) == tiny_set.val
