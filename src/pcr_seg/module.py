@@ -84,7 +84,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         bank_init: "kmeans" clusters the labeled images' features; "random" draws them (A7).
         bank_labels: pseudo-labels that move the bank: the two heads' mean ("ensemble") or the teacher's (A5).
         bank_features: features that move it: the "student"'s in training mode or the "teacher"'s (A6).
-        pseudo_labels: of the teacher's "linear" head, or of the mean of both heads' probabilities ("ensemble").
+        pseudo_labels: of the teacher's "linear" head, or of both heads' probabilities multiplied ("ensemble"): their mean is
+            rarely confident, since cosines differ by little.
         threshold: least confidence of a pseudo-label that trains.
         class_thresholds: the threshold falls for a class in proportion to the teacher's average confidence in it.
         gate: which pseudo-labels train: those above the "threshold", those of low "entropy", or "both" (A2).
@@ -260,12 +261,11 @@ class SemiSupervisedSegmentation(L.LightningModule):
         return PseudoLabeled(unlabeled["strong"], labels, confidence)
 
     def label(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> the teacher's logits (B, C, H, W), with one head or both; their labels and confidence."""
+        """(B, 3, H, W) -> the teacher's logits (B, C, H, W), of one head or both; their labels and confidence."""
         output, size = self.teacher(images), images.shape[-2:]
         logits = upsample(output.logits, size)
         if self.pseudo_labels == "ensemble":
-            heads = logits, self.bank.dense_logits(output.features, size)
-            logits = torch.logaddexp(*(head.log_softmax(dim=1) for head in heads))
+            logits = logits + self.bank.dense_logits(output.features, size)  # softmax of a sum: the product
         return logits, *pseudo_label(logits)
 
     def agreement(
