@@ -84,8 +84,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         bank_init: "kmeans" clusters the labeled images' features; "random" draws them (A7).
         bank_labels: pseudo-labels that move the bank: the two heads' mean ("ensemble") or the teacher's (A5).
         bank_features: features that move it: the "student"'s in training mode or the "teacher"'s (A6).
-        pseudo_labels: of the teacher's "linear" head, or of both heads' probabilities multiplied ("ensemble"): their mean is
-            rarely confident, since cosines differ by little.
+        pseudo_labels: of the teacher's "linear" head, or of both heads' probabilities multiplied ("ensemble"): their
+            mean is rarely confident, since cosines differ by little.
         threshold: least confidence of a pseudo-label that trains.
         class_thresholds: the threshold falls for a class in proportion to the teacher's average confidence in it.
         gate: which pseudo-labels train: those above the "threshold", those of low "entropy", or "both" (A2).
