@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from pcr_seg import visualize
-from pcr_seg.data.sources import Sample, Source, read_image, read_mask
+from pcr_seg.data.files import Sample, read_image, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.data.transforms import normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 
@@ -51,7 +52,8 @@ def log_wandb(logger: WandbLogger, module: SemiSupervisedSegmentation, source: S
         masks = {"truth": read_mask(sample)}
         masks |= {head: logits.argmax(dim=0).cpu().numpy() for head, logits in predict(module, sample).items()}
         masks = {name: {"mask_data": mask, "class_labels": names} for name, mask in masks.items()}
-        images.append(wandb.Image(read_image(sample.image), masks=masks, caption=sample.name))
+        image = visualize.rgb(read_image(sample.image, sample.format))
+        images.append(wandb.Image(image, masks=masks, caption=sample.name))
     logger.experiment.log({"val/images": images, "trainer/global_step": step})
 
 
@@ -60,10 +62,10 @@ def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.I
     prototypes = visualize.palette(module.bank.prototypes.shape[:2].numel())
     rows = []
     for sample in examples(source):
-        image, truth = read_image(sample.image), read_mask(sample)
+        image, truth = read_image(sample.image, sample.format), read_mask(sample)
         logits = predict(module, sample)
         confidence = logits["linear"].softmax(dim=0).amax(dim=0).cpu().numpy()
-        row = [image, visualize.colorize(truth, source.palette)]
+        row = [visualize.rgb(image), visualize.colorize(truth, source.palette)]
         row += [visualize.colorize(x.argmax(dim=0).byte().cpu().numpy(), source.palette) for x in logits.values()]
         if "prototype" in logits:
             row.append(visualize.colorize(assignment(module, image), prototypes))
@@ -82,7 +84,7 @@ def examples(source: Source) -> tuple[Sample, ...]:
 @torch.inference_mode()
 def predict(module: SemiSupervisedSegmentation, sample: Sample) -> dict[str, Tensor]:
     """Logits (C, H, W) of each head for one image."""
-    logits = module.predict_image(normalize(read_image(sample.image))[None].to(module.device))
+    logits = module.predict_image(normalize(read_image(sample.image, sample.format))[None].to(module.device))
     return {head: values[0] for head, values in logits.items()}
 
 

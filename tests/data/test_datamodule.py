@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 
 from pcr_seg.data import sources
 from pcr_seg.data.datamodule import BANK, LABELED, UNLABELED, SegmentationData, StreamSampler, Views, view_seed
-from pcr_seg.data.sources import Sample, Source, read_image, read_mask
+from pcr_seg.data.files import Sample, read_image, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.data.transforms import denormalize
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

@@ -1,17 +1,20 @@
 """Labeled and unlabeled streams, and the images to validate on."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, read_image, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, read_image, read_pair
+from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import make_split
-from pcr_seg.data.transforms import geometric, normalize, photometric, reseed
+from pcr_seg.data.transforms import geometric, normalize, photometric, recolor, reseed
 
 LABELED, UNLABELED, BANK = range(3)  # streams with random numbers of their own
 
@@ -29,6 +32,9 @@ class SegmentationData(L.LightningDataModule):
         scale: range of the random scale.
         pad_label: label of padding; 255 never trains, 0 repeats the reference code.
         steps_per_epoch: optimizer steps in an epoch; by default one pass over the unlabeled images, rounded.
+        on_error: what a file does that cannot be read during training: "raise" stops with its name, "skip" takes the
+            next image in its place, which follows from the position in the stream alone.
+        max_skipped: share of a stream's images; more bad ones stop the training all the same.
         num_workers: loader processes for each stream; by default half of the machine's processors, at most 8.
         seed: of the labeled draw, the order and the views. Sample and view at each position of the training follow
             from (seed, position) alone, so neither workers nor a restart change them.
@@ -49,6 +55,8 @@ class SegmentationData(L.LightningDataModule):
         scale: tuple[float, float] = (0.5, 2.0),
         pad_label: int = IGNORE_INDEX,
         steps_per_epoch: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: float = 0.05,
         num_workers: int | None = None,
         seed: int = 0,
         use_unlabeled: bool = True,
@@ -61,8 +69,11 @@ class SegmentationData(L.LightningDataModule):
         self.crop_size, self.batch_size, self.steps_per_epoch = crop_size, batch_size, steps_per_epoch
         self.scale, self.pad_label = tuple(scale), pad_label
         self.num_workers = num_workers if num_workers is not None else min(8, (os.cpu_count() or 1) // 2)
+        self.on_error, self.max_skipped = on_error, max_skipped
         self.seed, self.use_unlabeled = seed, use_unlabeled
         self.strong_color, self.strong_views = strong_color, strong_views
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"data.on_error={on_error}: choose raise or skip")
         if use_unlabeled and not self.split.unlabeled:
             raise ValueError(
                 f"split={labeled}: every image is labeled, so this method has none to learn from unlabeled; "
@@ -101,7 +112,16 @@ class SegmentationData(L.LightningDataModule):
         return self._loader(self._views(samples), sampler, drop_last=True)
 
     def _views(self, samples: tuple[Sample, ...]) -> "Views":
-        return Views(samples, self.crop_size, self.scale, self.pad_label, self.strong_color, self.strong_views)
+        return Views(
+            samples,
+            self.crop_size,
+            self.scale,
+            self.pad_label,
+            self.strong_color,
+            self.strong_views,
+            self.on_error,
+            self.max_skipped,
+        )
 
     def _loader(self, views: "Views", sampler: object, *, drop_last: bool) -> DataLoader:
         return DataLoader(
@@ -171,8 +191,9 @@ def view_seed(seed: int, stream: int, position: int) -> int:
 class Views(Dataset):
     """Random training views. An index is (index, seed of the view), as `StreamSampler` yields them.
 
-    A sample with a mask gives `image` (3, S, S) and `mask` (S, S); one without gives `weak` (3, S, S), `strong`
-    (V, 3, S, S), V views in other colors, and `valid` (S, S), False on padding; each gives its `name`.
+    A sample with a mask gives `image` (C, S, S) and `mask` (S, S); one without gives `weak` (C, S, S), `strong`
+    (V, C, S, S), V views in other colors, and `valid` (S, S), False on padding; each gives its `name`.
+    A file that turns bad is handled as `SegmentationData` says; `skipped` marks those of all processes.
     """
 
     def __init__(
@@ -183,19 +204,21 @@ class Views(Dataset):
         pad_label: int,
         strong_color: bool = False,
         strong_views: int = 1,
+        on_error: str = "raise",
+        max_skipped: float = 0.05,
     ) -> None:
         self.samples, self.strong_views = samples, strong_views
-        self.geometric = geometric(crop_size, scale, pad_label)
+        self.geometric = geometric(crop_size, scale, pad_label, samples[0].format.channels)
         self.photometric = photometric() if strong_color else None
+        self.on_error, self.max_skipped = on_error, max_skipped
+        self.skipped = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index_and_seed: tuple[int, int]) -> dict:
         index, seed = index_and_seed
-        sample = self.samples[index]
-        image = read_image(sample.image)
-        mask = read_mask(sample) if sample.mask else np.zeros(image.shape[:2], np.uint8)
+        sample, image, mask = self._read(index)
         reseed(self.geometric, seed)
         view = self.geometric(image=image, mask=mask)
         weak, mask = normalize(view["image"]), torch.from_numpy(view["mask"]).long()
@@ -204,12 +227,36 @@ class Views(Dataset):
         strong = [weak] * self.strong_views
         if self.photometric:
             reseed(self.photometric, seed + 1)
-            strong = [normalize(self.photometric(image=view["image"])["image"]) for _ in strong]
+            strong = [normalize(recolor(self.photometric, view["image"])) for _ in strong]
         return {"weak": weak, "strong": torch.stack(strong), "valid": mask != IGNORE_INDEX, "name": sample.name}
+
+    def _read(self, index: int) -> tuple[Sample, np.ndarray, np.ndarray]:
+        """The sample at `index`, or with on_error=skip the next one that can be read, with its image and mask."""
+        while True:
+            sample = self.samples[index]
+            try:
+                if sample.mask:
+                    return sample, *read_pair(sample)
+                image = read_image(sample.image, sample.format)
+                return sample, image, np.zeros(image.shape[:2], np.uint8)
+            except (DataError, OSError) as error:
+                if self.on_error == "raise":
+                    raise
+                self._skip(index, error)
+            index = (index + 1) % len(self.samples)
+
+    def _skip(self, index: int, error: Exception) -> None:
+        if not self.skipped[index]:
+            self.skipped[index] = True
+            warnings.warn(f"{error}; skipped", stacklevel=2)
+        count, total = int(self.skipped.sum()), len(self.samples)
+        if count > self.max_skipped * total or count == total:
+            message = f"{error}; {count} of {total} files are bad by now, more than data.max_skipped={self.max_skipped}"
+            raise DataError(f"{message} allows") from None
 
 
 class WholeImages(Dataset):
-    """Images (3, H, W) of any size with their masks (H, W) and names."""
+    """Images (C, H, W) of any size with their masks (H, W) and names."""
 
     def __init__(self, samples: tuple[Sample, ...]) -> None:
         self.samples = samples
@@ -219,5 +266,5 @@ class WholeImages(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
-        mask = torch.from_numpy(read_mask(sample)).long()
-        return {"image": normalize(read_image(sample.image)), "mask": mask, "name": sample.name}
+        image, mask = read_pair(sample)
+        return {"image": normalize(image), "mask": torch.from_numpy(mask).long(), "name": sample.name}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcr_seg.data.sources import IGNORE_INDEX
+from pcr_seg.data.files import IGNORE_INDEX
 
 MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB in 0..255
 STD = (58.395, 57.12, 57.375)
@@ -23,7 +23,15 @@ STD = (58.395, 57.12, 57.375)
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; OpenCV's own threads fight with them
 
 
-def geometric(crop_size: int, scale: tuple[float, float] = (0.5, 2.0), pad_label: int = IGNORE_INDEX) -> A.Compose:
+def mean_and_std(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """ImageNet's for RGB; their average for grey, and for a fourth channel."""
+    order = {1: [3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]
+    return tuple(np.array([*values, sum(values) / 3], np.float32)[order] for values in (MEAN, STD))
+
+
+def geometric(
+    crop_size: int, scale: tuple[float, float] = (0.5, 2.0), pad_label: int = IGNORE_INDEX, channels: int = 3
+) -> A.Compose:
     """Weak view of image and mask: random scale, horizontal flip, padding to the crop, random crop.
 
     Shrinking and enlarging are equally likely, each uniform in its range. Padding is the mean color, evenly
@@ -33,8 +41,9 @@ def geometric(crop_size: int, scale: tuple[float, float] = (0.5, 2.0), pad_label
         crop_size: side of the square result in pixels.
         scale: smallest (at most 1) and largest (at least 1) factor.
         pad_label: label of padded pixels; 255 keeps them out of every loss, 0 repeats the reference code.
+        channels: of the images.
     """
-    mean_color = tuple(round(value) for value in MEAN)
+    mean_color = tuple(round(float(value)) for value in mean_and_std(channels)[0])
     return A.Compose(
         [
             A.OneOf(
@@ -62,6 +71,13 @@ def photometric() -> A.Compose:
     )
 
 
+def recolor(transform: A.Compose, image: np.ndarray) -> np.ndarray:
+    """Apply `photometric` to (H, W, C): to grey as RGB, and to the first three of four channels."""
+    grey = image.shape[2] == 1
+    changed = transform(image=np.repeat(image, 3, axis=2) if grey else np.ascontiguousarray(image[..., :3]))["image"]
+    return changed[..., :1] if grey else np.concatenate([changed, image[..., 3:]], axis=2)
+
+
 def reseed(transform: A.Compose, seed: int) -> None:
     """Make the next view follow from `seed` alone.
 
@@ -72,12 +88,14 @@ def reseed(transform: A.Compose, seed: int) -> None:
 
 
 def normalize(image: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 RGB -> (3, H, W) float with ImageNet's mean 0 and deviation 1."""
+    """(H, W, C) uint8 -> (C, H, W) float with ImageNet's mean 0 and deviation 1."""
+    mean, std = map(torch.from_numpy, mean_and_std(image.shape[2]))
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()
-    return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def denormalize(image: Tensor) -> np.ndarray:
-    """(3, H, W) normalized -> (H, W, 3) uint8 RGB: the inverse of `normalize`."""
-    pixels = image.detach().cpu().float().permute(1, 2, 0).numpy() * STD + MEAN
+    """(C, H, W) normalized -> (H, W, C) uint8: the inverse of `normalize`."""
+    mean, std = mean_and_std(len(image))
+    pixels = image.detach().cpu().float().permute(1, 2, 0).numpy() * std + mean
     return pixels.round().clip(0, 255).astype(np.uint8)
