@@ -51,12 +51,8 @@ def run_check(cfg: DictConfig, dataset: str) -> None:
     for file in write(report, Path(cfg.output)):
         console.print(f"written: {file}", soft_wrap=True, highlight=False)
     errors = num_errors(report)
-    after = f"next: python prepare.py suggest {dataset}"
-    if errors:
-        after = (
-            f"{errors} errors; correct them and check again" if errors > 1 else "1 error; correct it and check again"
-        )
-    console.print(after, soft_wrap=True, highlight=False)
+    again, next_command = f"errors: {errors}; correct them and check again", f"python prepare.py suggest {dataset}"
+    console.print(again if errors else f"next: {next_command}", soft_wrap=True, highlight=False)
     sys.exit(min(errors, 1))
 
 

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from test_sources import save
 
 from pcr_seg.data import splits

@@ -89,6 +89,46 @@ def test_folder_with_test_images_and_without_unlabeled(tmp_path):
     assert source.unlabeled == ()
 
 
+def test_unlabeled_images_anywhere(tmp_path):
+    root = make_folder(tmp_path / "set")
+    for place in ("day1/photos/x.jpg", "day2/photos/x.jpg", "day2/photos/deep/y.PNG", "day2/photos/.thumbs/y.png"):
+        save(tmp_path / "more" / place, colors())
+
+    def found(*places: str) -> list[str]:
+        return names(folder(root, unlabeled=[str(tmp_path / place) for place in places]).unlabeled)
+
+    assert names(folder(root, unlabeled=str(tmp_path / "more/day1/photos")).unlabeled) == ["photos/x"]
+    assert found("more/day2/photos/*.jpg") == ["photos/x"]
+    assert found("more/*/photos/*.jpg") == ["more/day1/photos/x", "more/day2/photos/x"]
+    assert found("more/day2/**/*") == ["day2/photos/deep/y", "day2/photos/x"]
+    assert found("more/day1/photos", "more/day2/photos") == ["day1/photos/x", "day2/photos/deep/y", "day2/photos/x"]
+    assert found("more", "more/day1") == ["more/day1/photos/x", "more/day2/photos/deep/y", "more/day2/photos/x"]
+    assert all(sample.mask is None for sample in folder(root, unlabeled=str(tmp_path / "more")).unlabeled)
+    with pytest.raises(ValueError, match=r"dataset\.unlabeled=.*day3: no images there; give a folder, or a glob"):
+        found("more/day1", "more/day3")
+
+
+def test_masks_of_any_suffix_belong_to_their_image(tmp_path):
+    make_folder(tmp_path)
+    for mask in ("a.TIF", "b.PNG", "city/deep/c.bmp", "d.v1.png", "d.v1.jpg"):
+        save(tmp_path / "labels/train" / mask, np.zeros((4, 6)))
+    found = [sample.mask.relative_to(tmp_path / "labels/train").as_posix() for sample in folder(tmp_path).train]
+    assert found == ["a.TIF", "b.PNG", "city/deep/c.bmp", "d.v1.png"]
+
+
+@pytest.mark.parametrize("options", [{"channels": 2}, {"masks": "rgb"}])
+def test_choices(tmp_path, options):
+    with pytest.raises(ValueError, match=r"dataset\.channels=.*masks=.*: choose 1, 3 or 4, and ids or colors"):
+        folder(make_folder(tmp_path), **options)
+
+
+@pytest.mark.parametrize("name", [" a.png", "a\nb.png", "#a.png"])
+def test_names_that_a_list_could_not_hold(tmp_path, name):
+    save(make_folder(tmp_path) / "images/train" / name, colors())
+    with pytest.raises(ValueError, match=r"a name that no split list can hold; remove"):
+        folder(tmp_path)
+
+
 @pytest.mark.parametrize("reader", [folder, camvid, voc, voc_aug, cityscapes])
 def test_missing_root(tmp_path, reader):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*: no .*; set dataset\.root to the folder") as error:

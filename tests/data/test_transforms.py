@@ -168,3 +168,26 @@ def test_photometric_moves_nothing(axis: int) -> None:
         gray = image.astype(int).sum(-1)
         # Blur softens an edge on both sides alike, so the middle between dark and bright stays where it was.
         assert ((gray > (gray.min() + gray.max()) / 2) == bright).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_of_other_channel_counts(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    transform = transforms.geometric(32, (0.5, 2.0), 255, channels)
+    transforms.reseed(transform, 0)
+    view = transform(image=image, mask=np.zeros((20, 30), np.uint8))
+    assert view["image"].shape == (32, 32, channels)
+    normalized = transforms.normalize(view["image"])
+    padding = normalized[:, torch.from_numpy(view["mask"] == 255)]
+    assert padding.numel() and padding.abs().max() < 0.01
+    assert (transforms.denormalize(normalized) == view["image"]).all()
+    color = transforms.photometric()
+    transforms.reseed(color, 3)
+    changed = transforms.recolor(color, view["image"])
+    assert changed.shape == view["image"].shape and (changed != view["image"]).any()
+    assert (changed[..., 3:] == view["image"][..., 3:]).all()  # the fourth keeps its values
+
+
+def test_grey_is_normalized_as_the_average_of_the_colors() -> None:
+    grey = np.full((1, 1, 1), 100, np.uint8)
+    assert_close(transforms.normalize(grey).item(), (100 - sum(transforms.MEAN) / 3) / (sum(transforms.STD) / 3))

@@ -4,6 +4,7 @@ Weak is geometric: scale, flip, pad, crop (the paper's training transform, metho
 `augmentation.py`). Strong adds color to the weak view; the published method has none and relies on CutMix.
 """
 
+import math
 import os
 import random
 
@@ -44,8 +45,11 @@ def geometric(
         channels: of the images.
     """
     mean_color = tuple(round(float(value)) for value in mean_and_std(channels)[0])
+    padding = {"border_mode": cv2.BORDER_CONSTANT, "fill": mean_color, "fill_mask": pad_label}
+    at_least = math.ceil(1 / scale[0])  # a smaller side would shrink to nothing
     return A.Compose(
         [
+            A.PadIfNeeded(at_least, at_least, **padding),
             A.OneOf(
                 [
                     A.RandomScale(scale_limit=(scale[0] - 1, 0), p=1),
@@ -54,7 +58,7 @@ def geometric(
                 p=1,
             ),
             A.HorizontalFlip(p=0.5),
-            A.PadIfNeeded(crop_size, crop_size, border_mode=cv2.BORDER_CONSTANT, fill=mean_color, fill_mask=pad_label),
+            A.PadIfNeeded(crop_size, crop_size, **padding),
             A.RandomCrop(crop_size, crop_size),
         ]
     )
