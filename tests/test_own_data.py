@@ -78,11 +78,14 @@ def test_channels_from_training_to_prediction(tiny_set: Source, tmp_path: Path, 
 def test_a_binary_problem_in_black_and_white(tiny_set: Source, tmp_path: Path) -> None:
     data = own_copy(tiny_set, tmp_path / "set")
     convert(data, "labels/*/*.png", lambda mask: mask.point(lambda label: 255 * (label > 0)))
-    (data / "classes.txt").write_text("0 background 0 0 0\n1 object 255 255 255\n")
+    name = "../../object [/]"  # neither a path nor rich's markup
+    (data / "classes.txt").write_text(f"0 background 0 0 0\n1 {name} 255 255 255\n")
     with pytest.raises(ValueError, match=r"no mask shows a second class, and 255 is ignored; .* dataset\.masks=colors"):
         train(tmp_path / "ids", data)
     summary = train(tmp_path / "colors", data, "dataset.masks=colors")
-    assert set(summary["iou"]) == {"background", "object"} and None not in summary["iou"].values()
+    assert set(summary["iou"]) == {"background", name} and None not in summary["iou"].values()
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "colors"}
+    assert {path.name for path in (tmp_path / "colors").iterdir()} == {"run"}
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from timm.layers import convert_sync_batchnorm
@@ -323,7 +324,7 @@ def score_table(title: str, scores: dict, miou: float, miou_prototype: float | N
         columns["prototype head"] = (scores["iou_prototype"], miou_prototype)
     table = Table("IoU", *columns, title=title)
     for name in scores["iou"]:
-        table.add_row(name, *(percent(iou[name]) for iou, _ in columns.values()))
+        table.add_row(escape(name), *(percent(iou[name]) for iou, _ in columns.values()))
     table.add_section()
     table.add_row("mIoU", *(percent(mean) for _, mean in columns.values()), style="bold")
     return table

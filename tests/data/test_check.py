@@ -106,6 +106,7 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "class ids": lambda root: (root / "classes.txt").write_text("0 ground 0 0 0\n2 cat 1 1 1\n"),
     "not text": lambda root: (root / "classes.txt").write_bytes(b"0 gr\xfcn 0 0 0\n"),
     "same name": lambda root: save(root / "images/train/a.bmp", pixels(9)),
+    "name of train": lambda root: save(root / "unlabeled/a.png", pixels(9)),
     "odd name": lambda root: save(root / "images/train/#1.png", pixels(9)),
     "empty": lambda root: (root / IMAGE).write_bytes(b""),
     "unreadable": lambda root: (root / IMAGE).write_bytes((root / IMAGE).read_bytes()[:-9]),

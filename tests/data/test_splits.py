@@ -207,6 +207,16 @@ def test_lists_that_do_not_fit(root, text, message):
     assert one_line(error)
 
 
+@pytest.mark.parametrize("name", ["../val/v0", "/etc/passwd", "../../../t000", "images/train/t000", "t000/../t001"])
+def test_names_in_a_list_are_no_paths(root, tmp_path, name):
+    (tmp_path / "mine.txt").write_text(f"{name}\n")
+    with pytest.raises(ValueError, match=r"mine\.txt: 1 of 1 names are not images for training, first"):
+        make_split(folder(root), tmp_path / "mine.txt")
+    (tmp_path / "mine.txt").write_bytes(b"t\xff\n")
+    with pytest.raises(ValueError, match=r"mine\.txt: not a text file in UTF-8 \(byte 1\); save it as one"):
+        make_split(folder(root), tmp_path / "mine.txt")
+
+
 def test_missing_list(root):
     with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such list; correct the path"):
         make_split(folder(root), "gone.txt")

@@ -246,13 +246,14 @@ class Views(Dataset):
             index = (index + 1) % len(self.samples)
 
     def _skip(self, index: int, error: Exception) -> None:
-        if not self.skipped[index]:
-            self.skipped[index] = True
-            warnings.warn(f"{error}; skipped", stacklevel=2)
+        known = bool(self.skipped[index])
+        self.skipped[index] = True
         count, total = int(self.skipped.sum()), len(self.samples)
         if count > self.max_skipped * total or count == total:
             message = f"{error}; {count} of {total} files are bad by now, more than data.max_skipped={self.max_skipped}"
             raise DataError(f"{message} allows") from None
+        if not known:
+            warnings.warn(f"{error}; skipped, {count} of {total} by now", stacklevel=2)
 
 
 class WholeImages(Dataset):

@@ -191,10 +191,10 @@ def folder(
         further = _images(Path(root, "unlabeled")) if Path(root, "unlabeled").is_dir() else {}
     if twice := [sample for sample in train if sample.name in further]:  # lists hold names only
         message = (
-            f"{further[twice[0].name]}: same name as {twice[0].image}; rename it, or move these images into a"
-            " sub-folder of unlabeled/, which becomes part of their names"
+            f"{further[twice[0].name]}: same name as {twice[0].image}; rename it, or move it into a sub-folder, which"
+            " becomes part of its name"
         )
-        raise DataError(message, "same name")
+        raise DataError(message, "name of train")
     samples = tuple(Sample(key, path, format=format) for key, path in further.items())
     name = name or Path(root).resolve().name
     return Source(name, tuple(classes), tuple(classes.values()), train, samples, val, test)
@@ -207,9 +207,9 @@ def _gather(places: list[str]) -> dict[str, Path]:
         if not paths:
             message = f"dataset.unlabeled={place}: no images there; give a folder, or a glob in quotes"
             raise DataError(message, "no unlabeled images")
-    parents = [start.resolve().parent for start, _ in found]
-    paths = {path.resolve() for _, paths in found for path in paths}  # of places that overlap, each image once
-    return _named(sorted(paths), Path(os.path.commonpath(parents)))
+    starts = [os.path.dirname(os.path.abspath(start)) for start, _ in found]
+    paths = {Path(os.path.abspath(path)) for _, paths in found for path in paths}  # of places that overlap, once
+    return _named(sorted(paths), Path(os.path.commonpath(starts)))
 
 
 def camvid(root: Path | str) -> Source:

@@ -45,8 +45,8 @@ class TimmBackbone(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        options = {"output_stride": output_stride, "in_chans": in_channels} | (options or {})
-        self.net = create(name, weights, features_only=True, **options)
+        maps = {"features_only": True, "output_stride": output_stride, "in_chans": in_channels}
+        self.net = create(name, weights, **maps, **options or {})
         self.in_channels = in_channels
         for block, dilation in zip(self.net.layer4 if multi_grid else (), multi_grid or (), strict=True):
             block.conv2.dilation = block.conv2.padding = (dilation, dilation)
