@@ -16,7 +16,6 @@ from PIL import Image, ImageOps
 
 IGNORE_INDEX = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # nothing else is ever opened: some of Pillow's readers run programs
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}  # Pillow's modes of one channel with more than 8 bits
@@ -64,8 +63,8 @@ def _reading(path: Path | str, missing: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: {missing}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        limit = Image.MAX_IMAGE_PIXELS // 10**6
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # from the half of it on, Pillow warns
         message = f"{path}: over {limit} million pixels, or a file made to look so; cut it into tiles, or remove it"
         raise DataError(message, "too many pixels") from None
     except Exception as error:  # Pillow's readers meet damage with nearly every exception there is
@@ -84,23 +83,21 @@ def _orientation(image: Image.Image) -> int:
 
 def _verify(content: bytes) -> None:
     """Raise if a PNG's checksums do not fit: Pillow skips those of the pixels, and labels would change unnoticed."""
-    position, end = len(PNG_SIGNATURE), len(content)
-    while content.startswith(PNG_SIGNATURE) and position < end:
+    if not content.startswith(PNG_SIGNATURE):
+        return
+    position, name = len(PNG_SIGNATURE), b""
+    while name != b"IEND":
         length = int.from_bytes(content[position : position + 4], "big")
         name, stop = content[position + 4 : position + 8], position + 8 + length
-        if stop + 4 > end:
+        if stop + 4 > len(content):
             raise OSError("file is truncated")
         if zlib.crc32(content[position + 4 : stop]) != int.from_bytes(content[stop : stop + 4], "big"):
             raise OSError("wrong checksum: the file was damaged")
-        if name == b"IEND":
-            return
         position = stop + 4
-    if content.startswith(PNG_SIGNATURE):
-        raise OSError("file is truncated")
 
 
 def _decode(path: Path | str) -> Image.Image:
-    """Return the decoded image, upright; `format` and `info` are the file's."""
+    """Return the decoded image, upright; `format` and `n_frames` are the file's."""
     content = Path(path).read_bytes()
     _verify(content)
     image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -109,7 +106,7 @@ def _decode(path: Path | str) -> Image.Image:
     if upright:
         return image
     turned = ImageOps.exif_transpose(image)
-    turned.format = image.format
+    turned.format, turned.n_frames = image.format, getattr(image, "n_frames", 1)
     return turned
 
 
