@@ -40,10 +40,9 @@ def write_sample(folder: Path, size: tuple[int, int], num_classes: int, channels
 @given(sizes, st.integers(1, 97), st.integers(2, 255), st.sampled_from([1, 3, 4]), st.booleans(), st.integers(0, 99))
 @example((1, 1), 1, 2, 3, False, 0)
 @example((1, 1), 64, 255, 1, True, 1)
-@example((1, 7), 16, 2, 3, False, 4)  # these shrink, one pixel to none if nothing is done about it
-@example((7, 1), 16, 2, 3, False, 5)
-@example((1, 1), 16, 2, 3, False, 6)
-@example((1, 1), 16, 2, 3, False, 7)
+@example((1, 7), 16, 2, 3, False, 2)  # these shrink, one pixel to none if nothing is done about it
+@example((7, 1), 16, 2, 3, False, 3)
+@example((1, 1), 16, 2, 3, False, 8)
 @example((5000, 10), 65, 255, 3, False, 2)
 @example((10, 5000), 33, 2, 4, True, 3)
 def test_a_view_of_anything(tmp_path_factory, size, crop, num_classes, channels, ignored, seed) -> None:
