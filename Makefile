@@ -1,5 +1,6 @@
 # make demo    supervised and PCR on the generated set, side by side
 # make test    the tests
+# make test-faults   kills, faults and fuzzing, which take minutes
 # make bench   time and memory, side by side with the usual ways (a quiet machine, a quarter of an hour)
 # make dashboards [PROJECT=ENTITY/PROJECT]    pushes the W&B dashboards (needs a key: wandb login)
 # All make the virtual environment .venv first, if it is not there or pyproject.toml is newer.
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo bench dashboards test lint format clean
+.PHONY: demo test test-faults bench dashboards lint format clean
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
@@ -23,6 +24,9 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py
+
+test-faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m faults -rP tests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,29 +1,75 @@
-"""Put a data set into place: downloaded or unpacked, merged, counted, with its published split lists.
+"""Put a data set into place, examine one, or get settings suggested.
 
 python prepare.py dataset=voc_aug                            # downloads VOC 2012 and SBD, 3.4 GB; serves voc as well
 python prepare.py dataset=cityscapes dataset.root=FOLDER     # unpacks the zip files that you downloaded into FOLDER
-python prepare.py dataset=folder dataset.root=FOLDER         # looks at your own images and masks
+python prepare.py check dataset=folder dataset.root=FOLDER   # decodes your images and masks and reports what is wrong
+python prepare.py suggest dataset=folder dataset.root=FOLDER # crop, batch and epochs for them, as a command
 """
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
 
 import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
 
 from pcr_seg.config import build, command_line, one_line_errors
+from pcr_seg.data.check import check, num_errors, show, write
 from pcr_seg.data.prepare import prepare
+from pcr_seg.data.suggest import suggest
+
+ACTIONS = ("prepare", "check", "suggest")
 
 
 @hydra.main(config_path="conf", config_name="prepare", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
+    overrides = HydraConfig.get().overrides.task
+    dataset = shlex.join(override for override in overrides if override.startswith("dataset"))
     with one_line_errors():
-        reader = cfg.dataset._target_.rpartition(".")[2]
-        print(prepare(reader, Path(cfg.dataset.root), partial(build, cfg.dataset), Path(cfg.lists)))
+        if cfg.action not in ACTIONS:
+            raise ValueError(f"action={cfg.action}: choose one of {', '.join(ACTIONS)}")
+        {"prepare": run_prepare, "check": run_check, "suggest": run_suggest}[cfg.action](cfg, dataset)
+
+
+def run_prepare(cfg: DictConfig, dataset: str) -> None:
+    """Bring files into place."""
+    reader = cfg.dataset._target_.rpartition(".")[2]
+    print(prepare(reader, Path(cfg.dataset.root), partial(build, cfg.dataset), Path(cfg.lists)))
+
+
+def run_check(cfg: DictConfig, dataset: str) -> None:
+    """Examine, report, say what comes next; exit with 1 if training would fail."""
+    console = Console()
+    report = check(build(cfg.dataset))
+    show(report, console)
+    for file in write(report, Path(cfg.output)):
+        console.print(f"written: {file}", soft_wrap=True, highlight=False)
+    errors = num_errors(report)
+    again, next_command = f"errors: {errors}; correct them and check again", f"python prepare.py suggest {dataset}"
+    console.print(again if errors else f"next: {next_command}", soft_wrap=True, highlight=False)
+    sys.exit(min(errors, 1))
+
+
+def run_suggest(cfg: DictConfig, dataset: str) -> None:
+    """Show the settings with their reasons, and the command to copy."""
+    console = Console()
+    gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
+    suggestion = suggest(build(cfg.dataset), gpu_gib)
+    table = Table("setting", "because")
+    for (key, value), reason in zip(suggestion.overrides.items(), suggestion.reasons, strict=True):
+        table.add_row(f"{key}={value}", reason)
+    console.print(table)
+    words = " ".join(f"{key}={value}" for key, value in suggestion.overrides.items())
+    console.print(f"python train.py {dataset} {words}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line(sys.argv[1:])
+    words = [f"action={word}" if word in ACTIONS else word for word in sys.argv[1:]]
+    sys.argv[1:] = command_line(words)
     main()

@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from pcr_seg import method
 from pcr_seg.data.datamodule import memory_mapped
-from pcr_seg.data.sources import read_image
+from pcr_seg.data.files import read_image
 from pcr_seg.data.transforms import View, normalize, show
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank
 

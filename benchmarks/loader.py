@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pcr_seg.data.datamodule import SegmentationData, Views
-from pcr_seg.data.sources import Sample, Source
+from pcr_seg.data.files import Sample
+from pcr_seg.data.sources import Source
 
 # name, height, width, image suffix, options to save it, crop, files, images in a round
 KINDS = (

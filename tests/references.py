@@ -166,7 +166,10 @@ def ema(teacher: nn.Module, student: nn.Module, decay: float, rule: str = "copy"
 
 def geometric(image, mask, crop_size, scale, pad_label, generator) -> tuple[np.ndarray, np.ndarray]:
     """The same draws, but the whole image is scaled, then cropped, mirrored and padded."""
-    factor = generator.uniform(scale[0], 1) if generator.random() < 0.5 else generator.uniform(1, scale[1])
+    if scale[0] < 1 < scale[1]:
+        factor = generator.uniform(scale[0], 1) if generator.random() < 0.5 else generator.uniform(1, scale[1])
+    else:
+        factor = generator.uniform(*scale)
     size = [max(1, int(side * factor)) for side in mask.shape]
     starts = [int(generator.integers(max(side - crop_size, 0) + 1)) for side in size]
     place = tuple(slice(start, start + crop_size) for start in starts)

@@ -8,7 +8,8 @@ import torch
 from conftest import small_config
 from omegaconf import OmegaConf
 
-from pcr_seg.data.sources import Source, read_image
+from pcr_seg.data.files import read_image
+from pcr_seg.data.sources import Source
 from pcr_seg.data.transforms import normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.panels import assignment, best_pixels, class_ids, crop, feature_cosines, gallery, spread

@@ -234,7 +234,7 @@ def break_separation(folder: Path) -> None:
         (break_root, "broken"),
         (break_mask_size, r"labels/val/.*mask is 5x5.*resize"),
         (break_mask_values, r"labels/val/.*77"),
-        (break_mask_mode, r"labels/train/.*RGB.*convert"),
+        (break_mask_mode, r"labels/train/.*has the color .*classes"),
         (break_image, r"images/train/.*"),
         (break_mask, r"train_00.*mask"),
         (break_separation, r"val_0000"),

@@ -89,7 +89,10 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, MissingMandatoryValue) as error:
-        sys.exit(f"error: {str(error).splitlines()[0].removeprefix(RESOLVING)}")
+        lines = str(error).splitlines() or [type(error).__name__]
+        # A loader's process sends its traceback as the message; what happened is its last line, behind the type.
+        line = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]
+        sys.exit(f"error: {line.removeprefix(RESOLVING)}")
 
 
 RESOLVING = "ValueError raised while resolving interpolation: "

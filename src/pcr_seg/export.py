@@ -22,7 +22,7 @@ class LinearPredictor(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) normalized -> logits (B, C, H, W)."""
+        """(B, channels, H, W) normalized -> logits (B, C, H, W)."""
         return predict_heads(self.network, None, image)
 
 
@@ -32,12 +32,13 @@ def export(cfg: DictConfig) -> Path:
         raise ValueError(f"format={cfg.format}: choose onnx or pt2")
     predictor = LinearPredictor(load_module(cfg.checkpoint, student=cfg.eval.student).network).eval()
     predictor.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
+    channels = predictor.network.backbone.in_channels
     output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
     dynamic = {"image": {axis: torch.export.Dim(name, min=2 if axis == 0 else 32) for axis, name in
                          ((0, "batch"), (2, "height"), (3, "width"))}}  # fmt: skip
     program = torch.export.export(
         predictor,
-        (torch.randn(2, 3, 128, 160),),
+        (torch.randn(2, channels, 128, 160),),
         dynamic_shapes=dynamic,
         prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
     )
@@ -48,7 +49,7 @@ def export(cfg: DictConfig) -> Path:
         exported = torch.export.load(partial).module()
     else:
         exported = export_onnx(program, partial)
-    for shape in ((2, 3, 128, 160), (3, 3, 97, 131), (2, 3, 224, 161)):
+    for shape in ((2, channels, 128, 160), (3, channels, 97, 131), (2, channels, 224, 161)):
         image = torch.randn(shape)
         with torch.inference_mode():
             difference = (exported(image) - predictor(image)).abs().max().item()

@@ -1,5 +1,6 @@
 """What a person sees while a training runs: the bar, and pictures and diagrams in W&B and TensorBoard."""
 
+import math
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -9,7 +10,8 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from pcr_seg import visualize
-from pcr_seg.data.sources import Source, read_image, read_mask
+from pcr_seg.data.files import read_image, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.inference import iou_per_class
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.panels import class_ids, example_panel, examples, gallery, predict
@@ -71,11 +73,13 @@ def validation_to_wandb(logger: WandbLogger, module: SemiSupervisedSegmentation,
         masks = {"truth": read_mask(sample)} | {head: class_ids(x) for head, x in logits.items()}
         masks["pseudo_labels"] = class_ids(logits["linear"], module.threshold)
         masks = {name: {"mask_data": mask, "class_labels": names} for name, mask in masks.items()}
-        images.append(wandb.Image(read_image(sample.image), masks=masks, caption=sample.name))
+        image = visualize.rgb(read_image(sample.image, sample.format))
+        images.append(wandb.Image(image, masks=masks, caption=sample.name))
     content = {"val/images": images, "trainer/global_step": step}
 
     counts = module.confusion_counts()
     iou = {head: iou_per_class(matrix).tolist() for head, matrix in counts.items()}
+    iou = {head: [None if math.isnan(x) else x for x in values] for head, values in iou.items()}  # classes not seen
     table = wandb.Table(["class", *iou], [list(row) for row in zip(source.classes, *iou.values(), strict=True)])
     content["val/iou_table"] = table
     for head, matrix in counts.items():

@@ -10,7 +10,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pcr_seg import visualize
-from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, read_image, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, Sample, read_image, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.data.transforms import normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 
@@ -54,10 +55,10 @@ def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.I
     prototypes = visualize.palette(module.bank.prototypes.shape[:2].numel())
     rows = []
     for sample in examples(source):
-        image, truth = read_image(sample.image), read_mask(sample)
+        image, truth = read_image(sample.image, sample.format), read_mask(sample)
         logits = predict(module, sample)
         confidence = logits["linear"].softmax(dim=0).amax(dim=0).cpu().numpy()
-        row = [image, visualize.colorize(truth, source.palette)]
+        row = [visualize.rgb(image), visualize.colorize(truth, source.palette)]
         row += [visualize.colorize(class_ids(x), source.palette) for x in logits.values()]
         if "prototype" in logits:
             row.append(visualize.colorize(assignment(module, image), prototypes))
@@ -81,7 +82,7 @@ def examples(source: Source) -> tuple[Sample, ...]:
 @torch.inference_mode()
 def predict(module: SemiSupervisedSegmentation, sample: Sample) -> dict[str, Tensor]:
     """Logits (C, H, W) of each head for one image."""
-    logits = module.predict_image(normalize(read_image(sample.image))[None].to(module.device))
+    logits = module.predict_image(normalize(read_image(sample.image, sample.format))[None].to(module.device))
     return {head: values[0] for head, values in logits.items()}
 
 
@@ -114,12 +115,13 @@ def gallery(module: SemiSupervisedSegmentation, source: Source) -> list[Prototyp
     if not module.bank.is_initialized:
         return []
     samples = spread(source.val, GALLERY_IMAGES)
-    found = [best_pixels(module, read_image(sample.image)) for sample in samples]
+    found = [best_pixels(module, read_image(sample.image, sample.format)) for sample in samples]
     cosines, places = (torch.stack(parts).cpu() for parts in zip(*found, strict=True))  # (N, C, K), (N, C, K, 2)
     views = []
     for label, number in module.bank.prototypes.ne(0).any(dim=-1).nonzero().tolist():
         score, best = cosines[:, label, number].topk(min(NUM_CROPS, len(samples)), dim=0)
-        crops = [crop(read_image(samples[i].image), *places[i, label, number].tolist()) for i in best.tolist()]
+        shown = {i: visualize.rgb(read_image(samples[i].image, samples[i].format)) for i in best.tolist()}
+        crops = [crop(image, *places[i, label, number].tolist()) for i, image in shown.items()]
         rows = [crops[:2], crops[2:]] if len(crops) == NUM_CROPS else [crops]
         usage, cosine = module.prototype_usage[label, number].item(), score.mean().item()
         views.append(PrototypeView(label, number, round(usage, 4), round(cosine, 4), visualize.grid(rows, gap=2)))

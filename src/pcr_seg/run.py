@@ -24,6 +24,7 @@ from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from timm.layers import convert_sync_batchnorm
@@ -32,6 +33,7 @@ from pcr_seg import visualize
 from pcr_seg.config import build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
+from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.transforms import normalize
 from pcr_seg.diagnosis import Diagnosis
 from pcr_seg.loggers import LogPanels, ProgressBar, finish_wandb
@@ -57,7 +59,8 @@ for expected in (r".*in eval mode at the start of training", r"(Experiment logs|
 def build_module(config: dict, class_names: list[str]) -> SemiSupervisedSegmentation:
     """Make the module that a resolved configuration describes."""
     config = OmegaConf.create(config)
-    student = build(config.model, build(config.backbone), len(class_names))
+    backbone = build(config.backbone, in_channels=config.dataset.get("channels", 3))
+    student = build(config.model, backbone, len(class_names))
     return build(config.method, student, instantiate(config.optimizer), class_names, instantiate(config.protocol))
 
 
@@ -348,7 +351,7 @@ def score_table(title: str, scores: dict, miou: float, miou_prototype: float | N
         columns["prototype head"] = (scores["iou_prototype"], miou_prototype)
     table = Table("IoU", *columns, title=title)
     for name in scores["iou"]:
-        table.add_row(name, *(percent(iou[name]) for iou, _ in columns.values()))
+        table.add_row(escape(name), *(percent(iou[name]) for iou, _ in columns.values()))
     table.add_section()
     table.add_row("mIoU", *(percent(mean) for _, mean in columns.values()), style="bold")
     return table
@@ -375,7 +378,9 @@ def evaluate(cfg: DictConfig) -> dict:
     samples = getattr(source, cfg.subset)
     if not samples:
         raise ValueError(f"subset={cfg.subset}: {source.name} has no such images; choose another subset")
-    splits.check_samples(samples, len(source.classes))
+    if (channels := samples[0].format.channels) != module.student.backbone.in_channels:
+        raise ValueError(f"dataset.channels={channels}: the checkpoint takes {module.student.backbone.in_channels}")
+    splits.check_samples(samples)
     trainer = L.Trainer(accelerator=cfg.device, devices=1, logger=False, enable_model_summary=False,
                         callbacks=[ProgressBar()])  # fmt: skip
     trainer.validate(module, eval_loader(samples, cfg.num_workers), verbose=False)
@@ -412,19 +417,21 @@ def predict(cfg: DictConfig) -> list[Path]:
     """Write index PNG, color PNG, overlay and confidence map for each image; return the index PNGs."""
     module = load_module(cfg.checkpoint, student=cfg.eval.student, protocol=cfg.get("protocol"))
     images = find_images(str(cfg.images))
+    dataset = module.metadata["config"]["dataset"]
+    image_format = Format(dataset.get("channels", 3), dataset.get("max_value"))
     device = torch.device("cuda" if cfg.device in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
     module.to(device)
     colors, written = module.metadata["palette"], []
     folders = {kind: Path(cfg.output) / kind for kind in ("index", "color", "overlay", "confidence")}
     for name, path in track(images.items(), description="predict"):
-        image = sources.read_image(path)
+        image = read_image(path, image_format)
         logits = module.predict_image(normalize(image)[None].to(device))["linear"][0]
         confidence, labels = logits.softmax(dim=0).max(dim=0)
         labels, confidence = labels.byte().cpu().numpy(), confidence.cpu().numpy()
         pictures = {
             "index": labels,
             "color": visualize.colorize(labels, colors),
-            "overlay": visualize.overlay(image, labels, colors),
+            "overlay": visualize.overlay(visualize.rgb(image), labels, colors),
             "confidence": (confidence * 255).round().astype(np.uint8),
         }
         for kind, picture in pictures.items():
@@ -441,13 +448,8 @@ def find_images(pattern: str) -> dict[str, Path]:
     path = Path(pattern)
     if path.is_file():
         return {path.stem: path}
-    start = path if path.is_dir() else Path(re.split(r"[*?\[]", pattern)[0] + "x").parent
-    found = path.rglob("*") if path.is_dir() else start.glob(str(path.relative_to(start)))
-    images = {
-        str(file.relative_to(start).with_suffix("")): file
-        for file in sorted(found)
-        if file.suffix.lower() in sources.IMAGE_SUFFIXES
-    }
+    start, found = sources.find_images(pattern)
+    images = {str(file.relative_to(start).with_suffix("")): file for file in found}
     if not images:
         raise ValueError(f"images={pattern}: no image there; give a file, a folder or a quoted glob")
     return images

@@ -54,6 +54,11 @@ def colorize(mask: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     return table[mask]
 
 
+def rgb(image: np.ndarray) -> np.ndarray:
+    """(H, W, C) uint8 as (H, W, 3): grey repeated, a fourth channel left out."""
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, palette: Sequence[Color], alpha: float = 0.5) -> np.ndarray:
     """Lay a painted mask over its image, (H, W, 3) uint8; ignored pixels keep the image: nothing is claimed there."""
     mixed = np.rint((1 - alpha) * image + alpha * colorize(mask, palette)).astype(np.uint8)

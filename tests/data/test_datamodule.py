@@ -30,7 +30,8 @@ from pcr_seg.data.datamodule import (
     memory_mapped,
     view_seed,
 )
-from pcr_seg.data.sources import Sample, Source, read_image, read_mask
+from pcr_seg.data.files import Sample, read_image, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.data.transforms import denormalize
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -247,6 +248,52 @@ def test_masks_of_unlabeled_images_are_never_opened(tiny_set: Source, tmp_path: 
         list(data.train_dataloader()["labeled"])
 
 
+def copy_of(tiny_set: Source, root: Path) -> Source:
+    shutil.copytree(tiny_set.train[0].image.parents[2], root)
+    return sources.folder(root)
+
+
+def test_a_file_that_turns_bad_is_named(tiny_set: Source, tmp_path: Path) -> None:
+    data = make(copy_of(tiny_set, tmp_path / "set"))
+    bad = data.split.unlabeled[3].image
+    bad.write_bytes(bad.read_bytes()[:99])
+    with pytest.raises(ValueError, match=rf"^{bad}: not readable as an image \(.*\); replace or remove it$"):
+        list(data.train_dataloader()["unlabeled"])
+    with pytest.raises(ValueError, match=r"data\.on_error=ignore: choose raise or skip"):
+        make(tiny_set, on_error="ignore")
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_file_is_skipped_counted_and_replaced_by_the_next(tiny_set, tmp_path, num_workers, recwarn) -> None:
+    source = copy_of(tiny_set, tmp_path / "set")
+    options = {"on_error": "skip", "max_skipped": 0.2, "num_workers": num_workers, "steps_per_epoch": 12}
+    before = names(batches(make(source, **options).train_dataloader()["unlabeled"], 0))
+    data = make(source, **options)
+    first, second = data.split.unlabeled[4:6]
+    first.image.unlink()
+    second.image.write_bytes(b"")
+    loader = data.train_dataloader()["unlabeled"]
+    after = names(batches(loader, 0))
+    instead = {sample.name: data.split.unlabeled[6].name for sample in (first, second)}
+    assert set(instead) <= set(before)
+    assert after == [instead.get(name, name) for name in before] == names(batches(loader, 0))
+    assert int(loader.dataset.skipped.sum()) == 2
+    if num_workers == 0:
+        assert [str(w.message).partition(": ")[0] for w in recwarn] == [str(s.image) for s in (first, second)]
+    data.split.unlabeled[9].image.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"3 of 12 files are bad by now, more than data\.max_skipped=0\.2 allows"):
+        batches(loader, 0)
+
+
+def test_where_every_file_is_bad_the_search_ends(tiny_set: Source, tmp_path: Path) -> None:
+    data = make(copy_of(tiny_set, tmp_path / "set"), on_error="skip", max_skipped=1.0)
+    for sample in data.split.labeled:
+        sample.mask.unlink()
+    with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="4 of 4 files are bad by now"):
+        batches(data.train_dataloader()["labeled"], 0)
+
+
 @pytest.mark.parametrize("strong_color", [False, True])
 def test_valid_is_false_exactly_on_padding(tiny_set: Source, strong_color: bool) -> None:
     options = {"crop_size": 64, "scale": (1, 1), "strong_color": strong_color}
@@ -359,13 +406,14 @@ def test_a_cache_changes_nothing_and_is_read_instead_of_the_files(tiny_set: Sour
     assert len(files) == 4 + 4 + 12 and all(file.suffix == ".npy" for file in files)  # images, masks, unlabeled images
 
     sample = source.train[0]
-    memory_mapped(sample.image, lambda: pytest.fail("was read again"), tmp_path / "cache")
+    memory_mapped(sample.image, lambda: pytest.fail("was read again"), tmp_path / "cache", sample)
     pixels = read_image(sample.image)[::-1]
     Image.fromarray(pixels).save(sample.image)
     os.utime(sample.image, ns=(0, 0))
-    assert (memory_mapped(sample.image, lambda: read_image(sample.image), tmp_path / "cache") == pixels).all()
+    assert (memory_mapped(sample.image, lambda: read_image(sample.image), tmp_path / "cache", sample) == pixels).all()
     label_map = np.zeros(256, np.uint8)
-    mapped = memory_mapped(sample.mask, lambda: label_map[read_mask(sample)], tmp_path / "cache", label_map)
+    other = sample._replace(label_map=label_map)
+    mapped = memory_mapped(sample.mask, lambda: read_mask(other), tmp_path / "cache", other)
     assert not mapped.any() and len(list((tmp_path / "cache").iterdir())) == len(files) + 2
 
 

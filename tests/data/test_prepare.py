@@ -18,6 +18,7 @@ from scipy.io import savemat
 from test_published import LISTS, needs_lists, serving
 
 from pcr_seg.data import sources
+from pcr_seg.data.files import read_mask
 from pcr_seg.data.prepare import SBD, VOC, Archive, Counts, cityscapes, download, prepare, unpack, verify, voc
 from pcr_seg.data.published import MIRROR
 from pcr_seg.data.synthetic import synthetic
@@ -140,7 +141,7 @@ def test_voc_and_sbd_become_one_data_set(tmp_path, archives):
         np.testing.assert_array_equal(np.array(mask), expected)
     assert (root / "ImageSets/Segmentation/train_aug.txt").read_text().split() == sorted([*TRAIN, *AUG])
     assert [sample.name for sample in source.train] == sorted([*TRAIN, *AUG])
-    np.testing.assert_array_equal(sources.read_mask(source.val[0]), voc_mask(VAL[0]))
+    np.testing.assert_array_equal(read_mask(source.val[0]), voc_mask(VAL[0]))
     classic = sources.voc(root)
     assert [sample.name for sample in classic.train] == TRAIN
     assert [sample.name for sample in classic.unlabeled] == sorted(AUG)
@@ -327,7 +328,7 @@ def test_cityscapes_is_unpacked_as_far_as_it_is_read(zips):
     }
     assert set(snapshot(zips)) == expected | {LEFT, FINE}
     assert [sample.name for sample in source.train] == STREETS["train"]
-    assert sorted({*sources.read_mask(source.val[0]).ravel().tolist()}) == [0, 1, 18, 255]  # trainIds, from labelIds
+    assert sorted({*read_mask(source.val[0]).ravel().tolist()}) == [0, 1, 18, 255]  # trainIds, from labelIds
 
 
 def test_cityscapes_goes_on_and_does_nothing_twice(zips):
@@ -390,7 +391,7 @@ def test_the_generated_set_is_made(tmp_path):
     assert prepare("synthetic", tmp_path, read, tmp_path / "splits") == expected
     mask = read().val[0].mask
     Image.new("RGB", (16, 16)).save(mask)
-    with pytest.raises(ValueError, match=r"mask is RGB \(3 channels\), expected one"):
+    with pytest.raises(ValueError, match=r"mask has the color \(0, 0, 0\), which no class has"):
         prepare("folder", tmp_path, read, tmp_path / "splits")
 
 

@@ -122,6 +122,11 @@ def test_a_download_that_breaks_off_is_refused(mirror, tmp_path, part):
     fails(tmp_path / "lists", part, rf"the connection ended after {size} of {size + 7} bytes; download it by hand to")
 
 
+def test_a_download_without_end_is_given_up(mirror, tmp_path, monkeypatch):
+    monkeypatch.setattr("pcr_seg.data.published.LARGEST", 3)
+    fails(tmp_path / "lists", "labeled", r"what came is larger than any list; download it by hand to")
+
+
 def test_a_list_that_is_not_there(mirror, tmp_path):
     (tmp_path / "mirror" / PLACE / "unlabeled.txt").unlink()
     fails(tmp_path / "lists", "unlabeled", r"HTTP Error 404: File not found; download it by hand to")

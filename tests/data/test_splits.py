@@ -207,6 +207,16 @@ def test_lists_that_do_not_fit(root, text, message):
     assert one_line(error)
 
 
+@pytest.mark.parametrize("name", ["../val/v0", "/etc/passwd", "../../../t000", "images/train/t000", "t000/../t001"])
+def test_names_in_a_list_are_no_paths(root, tmp_path, name):
+    (tmp_path / "mine.txt").write_text(f"{name}\n")
+    with pytest.raises(ValueError, match=r"mine\.txt: 1 of 1 names are not images for training, first"):
+        make_split(folder(root), tmp_path / "mine.txt")
+    (tmp_path / "mine.txt").write_bytes(b"t\xff\n")
+    with pytest.raises(ValueError, match=r"mine\.txt: not a text file in UTF-8 \(byte 1\); save it as one"):
+        make_split(folder(root), tmp_path / "mine.txt")
+
+
 def test_missing_list(root):
     with pytest.raises(FileNotFoundError, match=r"gone\.txt: no such list; correct the path"):
         make_split(folder(root), "gone.txt")
@@ -383,9 +393,9 @@ def test_check_names_wrong_label_values(root, part):
     )
 
 
-def test_check_refuses_rgb_masks(root):
-    Image.new("RGB", (8, 6)).save(root / "labels/train/t001.png")
-    fails(root, r"labels/train/t001\.png: mask is RGB \(3 channels\), expected one .*; convert it with")
+def test_check_refuses_masks_in_unknown_colors(root):
+    Image.new("RGB", (8, 6), (9, 9, 9)).save(root / "labels/train/t001.png")
+    fails(root, r"labels/train/t001\.png: mask has the color \(9, 9, 9\), which no class has; add it to classes\.txt")
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
@@ -460,14 +470,17 @@ def test_check_looks_at_the_test_images_when_asked(root):
     check(source, make_split(source, "full"))
     fails(root, r"labels/test/x0\.png: label values \[7\] are not in 0\.\.2", subset="test")
     with pytest.raises(ValueError, match=r"x0\.png: label values \[7\]"):
-        check_samples(source.test, 3)
-    assert check_samples(source.val, 3) == [0b111, 0b111]
+        check_samples(source.test)
+    assert check_samples(source.val) == [0b111, 0b111]
 
 
-def test_black_and_white_masks_get_a_warning(tmp_path):
+def test_black_and_white_masks_are_refused(tmp_path):
     source = make_folder(tmp_path, [[0]] * 3, num_classes=2)
     for part in ("train", "val"):
         for path in (tmp_path / "labels" / part).iterdir():
             Image.fromarray(np.resize(np.array([0, 255], np.uint8), (6, 8))).save(path)
-    with pytest.warns(UserWarning, match=r"no mask shows a second class; 255 is ignored, so write 0/255"):
+    with pytest.raises(ValueError, match=r"no mask shows a second class, and 255 is ignored; write 0/255 .* as 0/1"):
         check(source, make_split(source, "full"))
+    (tmp_path / "classes.txt").write_text("0 background 0 0 0\n1 cell 255 255 255\n")
+    source = folder(tmp_path, masks="colors")
+    check(source, make_split(source, "full"))

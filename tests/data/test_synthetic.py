@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pcr_seg.data import sources
-from pcr_seg.data.sources import Source, read_image, read_mask
+from pcr_seg.data.files import read_image, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.data.synthetic import CLASSES, NUM_APPEARANCES, draw_appearances, draw_image, synthetic, write
 
 SMALL = {"num_train": 4, "num_val": 2, "num_unlabeled": 2, "size": 32}

@@ -115,7 +115,7 @@ def test_image_is_interpolated_but_labels_are_not() -> None:
         assert len(np.unique(blended)) > 5  # padding has three
 
 
-@pytest.mark.parametrize("scale", [(0.5, 2.0), (0.75, 1.33), [0.5, 1.0]])
+@pytest.mark.parametrize("scale", [(0.5, 2.0), (0.75, 1.33)])
 def test_half_of_the_views_shrink_and_half_enlarge(scale: tuple[float, float]) -> None:
     sizes = []
     for _, mask in views(noise(100, 100, 3), np.zeros((100, 100), np.uint8), 1500, 201, scale=scale):
@@ -127,8 +127,14 @@ def test_half_of_the_views_shrink_and_half_enlarge(scale: tuple[float, float]) -
     assert scale[0] - 0.01 <= sizes.min() and sizes.max() <= scale[1] + 0.01
     assert len(smaller) / 1500 == pytest.approx(0.5, abs=0.07)  # 3.4 standard deviations
     assert np.percentile(smaller, [25, 50, 75]) == pytest.approx(np.linspace(scale[0], 1, 5)[1:4], abs=0.04)
-    if scale[1] > 1:
-        assert np.percentile(larger, [25, 50, 75]) == pytest.approx(np.linspace(1, scale[1], 5)[1:4], abs=0.08)
+    assert np.percentile(larger, [25, 50, 75]) == pytest.approx(np.linspace(1, scale[1], 5)[1:4], abs=0.08)
+
+
+@pytest.mark.parametrize("scale", [[0.5, 1.0], (0.3, 0.6), (1.0, 1.0), (1.2, 2.0)])
+def test_a_range_on_one_side_of_1_is_uniform(scale: tuple[float, float]) -> None:
+    content = noise(100, 100, 3), np.zeros((100, 100), np.uint8)
+    sizes = np.array([(mask == 0).any(1).sum() / 100 for _, mask in views(*content, 1000, 221, scale=scale)])
+    assert np.percentile(sizes, [0, 25, 50, 75, 100]) == pytest.approx(np.linspace(*scale, 5), abs=0.05)
 
 
 def test_half_of_the_views_are_mirrored_and_none_stands_on_its_head() -> None:
@@ -195,3 +201,24 @@ def test_photometric_moves_nothing(axis: int) -> None:
         gray = image.astype(int).sum(-1)
         # Blur softens an edge on both sides alike, so the middle between dark and bright stays where it was.
         assert ((gray > (gray.min() + gray.max()) / 2) == bright).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_images_of_other_channel_counts(channels: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
+    shown, mask = next(views(image, np.zeros((20, 30), np.uint8), 1, 32))
+    assert shown.shape == (32, 32, channels)
+    normalized = transforms.normalize(shown)
+    padding = normalized[:, torch.from_numpy(mask == 255)]
+    assert padding.numel() and padding.abs().max() < 0.01
+    assert (transforms.denormalize(normalized) == shown).all()
+    color = transforms.photometric()
+    transforms.reseed(color, 3)
+    changed = transforms.recolor(color, shown)
+    assert changed.shape == shown.shape and (changed != shown).any()
+    assert (changed[..., 3:] == shown[..., 3:]).all()  # the fourth keeps its values
+
+
+def test_grey_is_normalized_as_the_average_of_the_colors() -> None:
+    grey = np.full((1, 1, 1), 100, np.uint8)
+    assert_close(transforms.normalize(grey).item(), (100 - sum(transforms.MEAN) / 3) / (sum(transforms.STD) / 3))

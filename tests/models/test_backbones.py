@@ -205,3 +205,17 @@ def test_the_shared_mobilenet_loads() -> None:
     assert all(torch.equal(value, state[key].to(value.dtype)) for key, value in network.net.state_dict().items())
     for feature_map in network(images(65, 65)):
         assert feature_map.isfinite().all() and 0.05 < feature_map.std() < 50
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_weights_for_rgb_serve_other_channel_counts(tmp_path: Path, channels: int) -> None:
+    rgb = perturbed(timm.create_model("test_resnet"))
+    torch.save(rgb.state_dict(), tmp_path / "rgb.pth")
+    network = tiny(weights=str(tmp_path / "rgb.pth"), in_channels=channels)
+    assert network.in_channels == channels
+    first = next(p for p in network.parameters() if p.ndim == 4)
+    original = next(p for p in rgb.parameters() if p.ndim == 4)
+    assert first.shape[1] == channels
+    expected = original.sum(1, keepdim=True) if channels == 1 else original[:, [0, 1, 2, 0]] * 3 / 4
+    assert_close(first, expected)
+    assert network(torch.randn(1, channels, 64, 64))[0].isfinite().all()

@@ -3,17 +3,20 @@
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import lightning.pytorch as L
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, read_image, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import make_split
-from pcr_seg.data.transforms import geometric, normalize, photometric, reseed
+from pcr_seg.data.transforms import geometric, normalize, photometric, recolor, reseed
 
 LABELED, UNLABELED, BANK = range(3)  # streams with random numbers of their own
 
@@ -31,6 +34,9 @@ class SegmentationData(L.LightningDataModule):
         scale: range of the random scale.
         pad_label: label of padding; 255 never trains, 0 repeats the reference code.
         steps_per_epoch: optimizer steps in an epoch; by default one pass over the unlabeled images, rounded.
+        on_error: what a file does that cannot be read during training: "raise" stops with its name, "skip" takes the
+            next image in its place, which follows from the position in the stream alone.
+        max_skipped: share of a stream's images; more bad ones stop the training all the same.
         num_workers: loader processes for each stream; by default half of the machine's processors, at most 8.
         seed: of the labeled draw, the order and the views. Sample and view at each position of the training follow
             from (seed, position) alone, so neither workers nor a restart change them.
@@ -53,6 +59,8 @@ class SegmentationData(L.LightningDataModule):
         scale: tuple[float, float] = (0.5, 2.0),
         pad_label: int = IGNORE_INDEX,
         steps_per_epoch: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: float = 0.05,
         num_workers: int | None = None,
         seed: int = 0,
         use_unlabeled: bool = True,
@@ -66,9 +74,12 @@ class SegmentationData(L.LightningDataModule):
         self.crop_size, self.batch_size, self.steps_per_epoch = crop_size, batch_size, steps_per_epoch
         self.scale, self.pad_label = tuple(scale), pad_label
         self.num_workers = num_workers if num_workers is not None else min(8, (os.cpu_count() or 1) // 2)
+        self.on_error, self.max_skipped = on_error, max_skipped
         self.seed, self.use_unlabeled = seed, use_unlabeled
         self.strong_color, self.strong_views = strong_color, strong_views
         self.cache = Path(cache) if cache else None
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"data.on_error={on_error}: choose raise or skip")
         if use_unlabeled and not self.split.unlabeled:
             raise ValueError(
                 f"split={labeled}: every image is labeled, so this method has none to learn from unlabeled; "
@@ -108,7 +119,15 @@ class SegmentationData(L.LightningDataModule):
 
     def _views(self, samples: tuple[Sample, ...]) -> "Views":
         return Views(
-            samples, self.crop_size, self.scale, self.pad_label, self.strong_color, self.strong_views, self.cache
+            samples,
+            self.crop_size,
+            self.scale,
+            self.pad_label,
+            self.strong_color,
+            self.strong_views,
+            self.cache,
+            self.on_error,
+            self.max_skipped,
         )
 
     def _loader(self, views: "Views", sampler: object, *, drop_last: bool) -> DataLoader:
@@ -179,8 +198,9 @@ def view_seed(seed: int, stream: int, position: int) -> int:
 class Views(Dataset):
     """Random training views. An index is (index, seed of the view), as `StreamSampler` yields them.
 
-    A sample with a mask gives `image` (3, S, S) and `mask` (S, S); one without gives `weak` (3, S, S), `strong`
-    (V, 3, S, S), V views in other colors, and `valid` (S, S), False on padding. Each has its `name` and the `seed`.
+    A sample with a mask gives `image` (C, S, S) and `mask` (S, S); one without gives `weak` (C, S, S), `strong`
+    (V, C, S, S), V views in other colors, and `valid` (S, S), False on padding. Each has its `name` and the `seed`.
+    A file that turns bad is handled as `SegmentationData` says; `skipped` marks those of all processes.
     """
 
     def __init__(
@@ -192,22 +212,21 @@ class Views(Dataset):
         strong_color: bool = False,
         strong_views: int = 1,
         cache: Path | None = None,
+        on_error: str = "raise",
+        max_skipped: float = 0.05,
     ) -> None:
         self.samples, self.strong_views, self.cache = samples, strong_views, cache
         self.crop_size, self.scale, self.pad_label = crop_size, scale, pad_label
         self.photometric = photometric() if strong_color else None
+        self.on_error, self.max_skipped = on_error, max_skipped
+        self.skipped = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index_and_seed: tuple[int, int]) -> dict:
         index, seed = index_and_seed
-        sample = self.samples[index]
-        image = self._pixels(sample.image, lambda: read_image(sample.image))
-        if sample.mask:
-            mask = self._pixels(sample.mask, lambda: read_mask(sample), sample.label_map)
-        else:
-            mask = np.zeros(image.shape[:2], np.uint8)
+        sample, image, mask = self._read(index)
         generator = np.random.default_rng(seed)
         shown, mask = geometric(image, mask, self.crop_size, self.scale, self.pad_label, generator=generator)
         weak, mask = normalize(shown), torch.from_numpy(mask).long()
@@ -216,36 +235,43 @@ class Views(Dataset):
         strong = [weak] * self.strong_views
         if self.photometric:
             reseed(self.photometric, seed + 1)
-            strong = [normalize(self.photometric(image=shown)["image"]) for _ in strong]
+            strong = [normalize(recolor(self.photometric, shown)) for _ in strong]
         valid = mask != IGNORE_INDEX
         return {"weak": weak, "strong": torch.stack(strong), "valid": valid, "name": sample.name, "seed": seed}
 
-    def _pixels(self, path: Path, read: Callable[[], np.ndarray], label_map: np.ndarray | None = None) -> np.ndarray:
-        return read() if self.cache is None else memory_mapped(path, read, self.cache, label_map)
+    def _read(self, index: int) -> tuple[Sample, np.ndarray, np.ndarray]:
+        """The sample at `index`, or with on_error=skip the next one that can be read, with its image and mask."""
+        while True:
+            sample = self.samples[index]
+            try:
+                return sample, *self._pixels(sample)
+            except (DataError, OSError) as error:
+                if self.on_error == "raise":
+                    raise
+                self._skip(index, error)
+            index = (index + 1) % len(self.samples)
 
+    def _pixels(self, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        image = memory_mapped(sample.image, lambda: read_image(sample.image, sample.format), self.cache, sample)
+        if not sample.mask:
+            return image, np.zeros(image.shape[:2], np.uint8)
+        mask = memory_mapped(sample.mask, lambda: read_mask(sample), self.cache, sample)
+        check_sizes(sample, image.shape[:2], mask.shape)
+        return image, mask
 
-def memory_mapped(
-    path: Path, read: Callable[[], np.ndarray], cache: Path, label_map: np.ndarray | None = None
-) -> np.ndarray:
-    """What `read` makes of the file `path`, kept as a .npy file in `cache`: later reads load only the rows they use.
-
-    A file that was changed, or is read with another `label_map`, is read anew. Processes may share the folder: a .npy
-    appears there when it is complete.
-    """
-    stat = path.stat()
-    identity = (str(path.resolve()), stat.st_mtime_ns, stat.st_size, label_map is not None and label_map.tolist())
-    key = hashlib.sha256(repr(identity).encode()).hexdigest()
-    file = cache / f"{key}.npy"
-    if not file.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache, suffix=".part", delete=False) as part:
-            np.save(part, read())
-        os.replace(part.name, file)
-    return np.load(file, mmap_mode="r")
+    def _skip(self, index: int, error: Exception) -> None:
+        known = bool(self.skipped[index])
+        self.skipped[index] = True
+        count, total = int(self.skipped.sum()), len(self.samples)
+        if count > self.max_skipped * total or count == total:
+            message = f"{error}; {count} of {total} files are bad by now, more than data.max_skipped={self.max_skipped}"
+            raise DataError(f"{message} allows") from None
+        if not known:
+            warnings.warn(f"{error}; skipped, {count} of {total} by now", stacklevel=2)
 
 
 class WholeImages(Dataset):
-    """Images (3, H, W) of any size with their masks (H, W) and names."""
+    """Images (C, H, W) of any size with their masks (H, W) and names."""
 
     def __init__(self, samples: tuple[Sample, ...]) -> None:
         self.samples = samples
@@ -255,5 +281,25 @@ class WholeImages(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
-        mask = torch.from_numpy(read_mask(sample)).long()
-        return {"image": normalize(read_image(sample.image)), "mask": mask, "name": sample.name}
+        image, mask = check_sizes(sample)
+        return {"image": normalize(image), "mask": torch.from_numpy(mask).long(), "name": sample.name}
+
+
+def memory_mapped(path: Path, read: Callable[[], np.ndarray], cache: Path | None, sample: Sample) -> np.ndarray:
+    """What `read` makes of the file `path`, kept as a .npy file in `cache`: later reads load only the rows they use.
+
+    A file that was changed, or is read in another way, is read anew; without a cache it always is. Processes may share
+    the folder: a .npy appears there when it is complete.
+    """
+    if cache is None:
+        return read()
+    stat, label_map = path.stat(), sample.label_map
+    way = (sample.format, None if label_map is None else label_map.tolist())
+    key = hashlib.sha256(repr((str(path.resolve()), stat.st_mtime_ns, stat.st_size, way)).encode()).hexdigest()
+    file = cache / f"{key}.npy"
+    if not file.is_file():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache, suffix=".part", delete=False) as part:
+            np.save(part, read())
+        os.replace(part.name, file)
+    return np.load(file, mmap_mode="r")

@@ -28,8 +28,9 @@ from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from pcr_seg.data import sources
+from pcr_seg.data.files import Sample, read_mask
 from pcr_seg.data.published import NUM_TRAIN, fetch_all, one_line, write_file
-from pcr_seg.data.sources import Sample, Source, read_mask
+from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import check_samples
 
 
@@ -87,7 +88,7 @@ def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) ->
     elif reader in LAYOUTS and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set dataset.root to one that holds {LAYOUTS[reader]}")
     source = read()
-    check_samples([*source.train, *source.val, *source.test], len(source.classes))
+    check_samples([*source.train, *source.val, *source.test])
     num_lists = fetch_all(source.name, lists)
     parts = ", ".join(f"{len(getattr(source, part))} {part}" for part in ("train", "unlabeled", "val", "test"))
     return f"{source.name} is ready in {root}: {parts} images, {num_lists} published splits"

@@ -21,6 +21,7 @@ REPOSITORIES = {
     ),
     "cps": "https://raw.githubusercontent.com/LiheYoung/UniMatch/main/splits",
 }
+LARGEST = 1 << 24  # bytes; a list has some hundred thousand
 MIRROR = "PCR_SEG_SPLITS_URL"  # environment variable: address of a folder that holds u2pl/ and cps/
 # Training images of the published data sets; fractions are of these.
 NUM_TRAIN = {"voc": 1_464, "voc_aug": 10_582, "cityscapes": 2_975, "camvid": 367}
@@ -180,7 +181,11 @@ def _read(file: str, timeout: float) -> bytes:
     with urllib.request.urlopen(address(file), timeout=timeout) as response:
         length = int(response.headers.get("Content-Length", 0))
         with wrap_file(response, length, description=file, transient=True, disable=quiet) as stream:
-            content = b"".join(iter(lambda: stream.read(1 << 16), b""))
+            content = b""
+        while len(content) <= LARGEST and (chunk := stream.read(1 << 16)):
+            content += chunk
+    if len(content) > LARGEST:
+        raise ValueError("what came is larger than any list")
     if len(content) < length:
         raise ConnectionError(f"the connection ended after {len(content)} of {length} bytes")
     return content

@@ -1,21 +1,20 @@
-"""Data sets as lists of files: where images and masks lie, and how one of each is read.
+"""Data sets as lists of files: where images and masks lie, and how they are coded.
 
 A `Source` is made from file names alone; `pcr_seg.data.splits.check` looks into the files. What is wrong is
 raised as one line with file and remedy: FileNotFoundError if something is missing, otherwise ValueError.
 """
 
+import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
-IGNORE_INDEX = 255
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, DataError, Format, Sample
+
+Color = tuple[int, int, int]
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -41,15 +40,6 @@ CITYSCAPES_CLASSES = {  # cityscapesScripts' labels.py, in trainId order: name -
 }  # fmt: skip
 
 
-class Sample(NamedTuple):
-    """One image. `mask` is None where there is none; `label_map` (256,) uint8 is applied to the raw mask."""
-
-    name: str
-    image: Path
-    mask: Path | None = None
-    label_map: np.ndarray | None = None
-
-
 @dataclass(frozen=True)
 class Source:
     """A data set, sorted by name; `train` can be labeled, `unlabeled` are further images without masks."""
@@ -63,64 +53,6 @@ class Source:
     test: tuple[Sample, ...]
 
 
-@contextmanager
-def _open(path: Path | str, missing: str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(str(path)) as image:
-            yield image
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: {missing}") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
-        reason = error if Path(path).stat().st_size else "it is empty"
-        raise ValueError(f"{path}: not readable as an image ({reason}); replace or remove it") from None
-
-
-def _orientation(image: Image.Image) -> int:
-    # Pillow decodes a whole PNG in search of a late EXIF chunk; one before the pixels is in `info` already.
-    return 1 if image.format == "PNG" and "exif" not in image.info else image.getexif().get(0x0112, 1)
-
-
-def read_image(path: Path | str) -> np.ndarray:
-    """Read an image as (H, W, 3) uint8 RGB, upright by its EXIF orientation; grey, RGBA, ... are converted.
-
-    Raises FileNotFoundError, or ValueError for a file that cannot be decoded or has over 8 bits a channel.
-    """
-    with _open(path, "no such image; correct the path") as image:
-        if image.mode[0] in "IF":  # no one scaling to 8 bits is right for all of these
-            raise ValueError(f"{path}: image has mode {image.mode}; scale it to 0..255 and save it with 8 bits")
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
-        if image.mode == "P":  # by way of RGBA, as Pillow warns about palettes with transparency
-            image = image.convert("RGBA")
-        return np.array(image.convert("RGB"))
-
-
-def image_size(path: Path | str) -> tuple[int, int]:
-    """Return (H, W) as `read_image` gives them, from the header where possible; raises like `read_image`."""
-    with _open(path, "no such image; correct the path") as image:
-        if _orientation(image) < 5:  # 5..8 lie on their side, which `size` knows for some formats only
-            return image.size[::-1]
-    return read_image(path).shape[:2]
-
-
-def read_mask(sample: Sample) -> np.ndarray:
-    """Read a mask as (H, W) uint8 class ids, 255 = ignored; of a palette image the indices, not the colors.
-
-    Raises FileNotFoundError, or ValueError if the sample has no mask or the file is not one 8-bit channel.
-    """
-    if sample.mask is None:
-        raise ValueError(f"{sample.image}: labeled, but it has no mask; add one, or use it as unlabeled")
-    with _open(sample.mask, f"no mask for {sample.image}; add it, or use the image as unlabeled") as image:
-        if image.mode not in ("L", "P", "1"):
-            raise ValueError(
-                f"{sample.mask}: mask is {image.mode} ({len(image.getbands())} channels), expected one 8-bit"
-                " channel of class ids; convert it with ids[(rgb == color).all(-1)] = id for each class, then"
-                " PIL.Image.fromarray(ids.astype('uint8')).save(FILE)"
-            )
-        mask = np.array(image, dtype=np.uint8)
-    return mask if sample.label_map is None else sample.label_map[mask]
-
-
 def read_list(path: Path | str) -> list[str]:
     """Read the names in a list: one per line, `#` lines skipped, a mask behind an image file ignored.
 
@@ -130,7 +62,7 @@ def read_list(path: Path | str) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such list; correct the path, or write one name per line there")
     suffixes = "|".join(map(re.escape, IMAGE_SUFFIXES))
-    lines = [line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.strip() for line in read_lines(path)]
     names = []
     for line in (line for line in lines if line and not line.startswith("#")):
         name = re.sub(rf"({suffixes})(\s.*)?$", "", line, count=1, flags=re.IGNORECASE)
@@ -140,63 +72,144 @@ def read_list(path: Path | str) -> list[str]:
     return names
 
 
-def _images(folder: Path) -> dict[str, Path]:
-    """Map names (relative paths without suffix) to the images below `folder`."""
+def read_lines(path: Path | str) -> list[str]:
+    """Lines of a UTF-8 text file; raises DataError if it is something else."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        message = f"{path}: not a text file in UTF-8 (byte {error.start}); save it as one"
+        raise DataError(message, "not text") from None
+
+
+def find_images(place: Path | str) -> tuple[Path, list[Path]]:
+    """Images below a folder, or of a glob, and where they start: their names are relative to that."""
+    path = Path(place)
+    start = path if path.is_dir() else Path(re.split(r"[*?\[]", str(place))[0] + "x").parent
+    found = path.rglob("*") if path.is_dir() else start.glob(str(path.relative_to(start)))
+    return start, sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not _hidden(start, file))
+
+
+def _hidden(start: Path, file: Path) -> bool:  # ._a.jpg, .thumbnails/
+    return any(part.startswith(".") for part in file.relative_to(start).parts)
+
+
+def _named(paths: Iterable[Path], start: Path) -> dict[str, Path]:
+    """Map names (relative paths without suffix) to files."""
+    named: dict[str, Path] = {}
+    for path in paths:
+        name = path.relative_to(start).with_suffix("").as_posix()
+        if name in named:
+            message = f"{path}: same name as {named[name]}; rename or remove one of them"
+            raise DataError(message, "same name")
+        if name.splitlines() != [name.strip()] or name.startswith("#"):
+            message = f"{str(path)!r}: a name that no split list can hold; remove #, blanks and line breaks at its ends"
+            raise DataError(message, "odd name")
+        named[name] = path
+    return dict(sorted(named.items()))
+
+
+def _require(folder: Path) -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; set dataset.root to the folder of the data set")
-    images: dict[str, Path] = {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if path.suffix.lower() in IMAGE_SUFFIXES and "/." not in f"/{name}":  # hidden: ._a.jpg, .thumbnails/
-            if name in images:
-                raise ValueError(f"{path}: same name as {images[name]}; rename or remove one of them")
-            images[name] = path
-    if not images:
-        raise ValueError(f"{folder}: no images in it; put {', '.join(IMAGE_SUFFIXES)} files there")
-    return dict(sorted(images.items()))
 
 
-def _pairs(images: Path, masks: Path, label_map: np.ndarray | None = None) -> tuple[Sample, ...]:
-    return tuple(Sample(key, path, masks / f"{key}.png", label_map) for key, path in _images(images).items())
+def _images(folder: Path) -> dict[str, Path]:
+    _require(folder)
+    start, paths = find_images(folder)
+    if not paths:
+        message = f"{folder}: no images in it; put {', '.join(IMAGE_SUFFIXES)} files there"
+        raise DataError(message, "no images")
+    return _named(paths, start)
 
 
-def _read_classes(path: Path) -> dict[str, tuple[int, int, int]]:
+def _pairs(images: Path, masks: Path, format: Format, label_map: np.ndarray | None = None) -> tuple[Sample, ...]:
+    start, paths = find_images(masks)
+    named = {path.relative_to(start).with_suffix("").as_posix(): path for path in paths if path.suffix != ".png"}
+    named |= {path.relative_to(start).with_suffix("").as_posix(): path for path in paths if path.suffix == ".png"}
+    return tuple(
+        Sample(key, path, named.get(key, masks / f"{key}.png"), label_map, format)
+        for key, path in _images(images).items()
+    )
+
+
+def _read_classes(path: Path) -> tuple[dict[str, Color], dict[Color, int]]:
+    """The color of each class by name, in the order of ids, and the id of each color, void's with it."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; write `id name R G B` into it for each class")
     rows = []
-    for line in path.read_text(encoding="utf-8-sig").splitlines():
+    for line in read_lines(path):
         if text := line.partition("#")[0].strip():
             match = re.fullmatch(r"(\d+)\s+(.+?)\s+(\d+)\s+(\d+)\s+(\d+)", text)
             color = tuple(map(int, match.groups()[2:])) if match else (256,)
-            if max(color) > 255:
-                raise ValueError(f"{path}: {text!r} is not `id name R G B` with R G B in 0..255; correct it")
+            if max(color) > 255 or not match[2].isprintable():
+                message = f"{path}: {text!r} is not `id name R G B` with R G B in 0..255; correct it"
+                raise DataError(message, "classes")
             rows.append((int(match[1]), match[2], color))
-    rows = sorted(row for row in rows if row[0] != IGNORE_INDEX)
-    ids, classes = [row[0] for row in rows], {name: color for _, name, color in rows}
-    if not rows or ids != list(range(len(rows))) or len(classes) < len(rows):
-        raise ValueError(f"{path}: ids {ids}; number the classes 0, 1, 2, ..., each id and each name once")
-    return classes
+    rows.sort()
+    ids = [row[0] for row in rows if row[0] != IGNORE_INDEX]
+    classes = {name: color for label, name, color in rows if label != IGNORE_INDEX}
+    if not ids or ids != list(range(len(ids))) or len(classes) < len(ids):
+        shown = f"{ids[:20]}..." if len(ids) > 20 else ids
+        message = f"{path}: ids {shown}; number the classes 0, 1, 2, ... up to 254, each id and each name once"
+        raise DataError(message, "class ids")
+    colors = {color: label for label, _, color in rows}
+    return classes, colors if len(colors) == len(rows) else {}
 
 
-def folder(root: Path | str, name: str | None = None) -> Source:
+def folder(
+    root: Path | str,
+    name: str | None = None,
+    *,
+    unlabeled: str | list[str] | None = None,
+    channels: int = 3,
+    max_value: int | None = None,
+    masks: str = "ids",
+) -> Source:
     """Read `images/{train,val[,test]}/NAME.jpg`, `labels/*/NAME.png`, `classes.txt`, `[unlabeled/NAME.jpg]`.
 
-    `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include sub-folders.
-    The data set is called `name`, or as its folder is, so that results of two folders never mix.
+    Args:
+        root: the folder. `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include
+            sub-folders.
+        name: of the data set; by default the folder's, so that results of two folders never mix.
+        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`.
+        channels: of the images: 1 (grey), 3 (RGB) or 4 (the file's own four).
+        max_value: what becomes 255 in images with more than 8 bits; by default 65535.
+        masks: "ids", where pixels are class ids (masks of three channels are looked up in the classes' colors), or
+            "colors", where grey values and palettes are colors as well.
     """
-    images, labels, unlabeled = Path(root, "images"), Path(root, "labels"), Path(root, "unlabeled")
-    train, val = (_pairs(images / subset, labels / subset) for subset in ("train", "val"))
-    test = _pairs(images / "test", labels / "test") if (images / "test").is_dir() else ()
-    further = _images(unlabeled) if unlabeled.is_dir() else {}
+    if channels not in (1, 3, 4) or masks not in ("ids", "colors"):
+        raise ValueError(f"dataset.channels={channels}, dataset.masks={masks}: choose 1, 3 or 4, and ids or colors")
+    images, labels = Path(root, "images"), Path(root, "labels")
+    _require(images / "train")
+    classes, colors = _read_classes(Path(root, "classes.txt"))
+    format = Format(channels, max_value, len(classes), colors, masks)
+    train, val = (_pairs(images / subset, labels / subset, format) for subset in ("train", "val"))
+    test = _pairs(images / "test", labels / "test", format) if (images / "test").is_dir() else ()
+    if unlabeled is not None:
+        further = _gather([unlabeled] if isinstance(unlabeled, str | Path) else list(unlabeled))
+    else:
+        further = _images(Path(root, "unlabeled")) if Path(root, "unlabeled").is_dir() else {}
     if twice := [sample for sample in train if sample.name in further]:  # lists hold names only
-        raise ValueError(
-            f"{further[twice[0].name]}: same name as {twice[0].image}; rename it, or move these images into a"
-            " sub-folder of unlabeled/, which becomes part of their names"
+        message = (
+            f"{further[twice[0].name]}: same name as {twice[0].image}; rename it, or move it into a sub-folder, which"
+            " becomes part of its name"
         )
-    classes = _read_classes(Path(root, "classes.txt"))
-    samples = tuple(Sample(key, path) for key, path in further.items())
+        raise DataError(message, "name of train")
+    samples = tuple(Sample(key, path, format=format) for key, path in further.items())
     name = name or Path(root).resolve().name
     return Source(name, tuple(classes), tuple(classes.values()), train, samples, val, test)
+
+
+def _gather(places: list[str]) -> dict[str, Path]:
+    """Images of several folders and globs; their names begin with their folder's, so that places never mix."""
+    found = [find_images(Path(place)) for place in places]
+    for place, (_, paths) in zip(places, found, strict=True):
+        if not paths:
+            message = f"dataset.unlabeled={place}: no images there; give a folder, or a glob in quotes"
+            raise DataError(message, "no unlabeled images")
+    starts = [os.path.dirname(os.path.abspath(start)) for start, _ in found]
+    paths = {Path(os.path.abspath(path)) for _, paths in found for path in paths}  # of places that overlap, once
+    return _named(sorted(paths), Path(os.path.commonpath(starts)))
 
 
 def camvid(root: Path | str) -> Source:
@@ -204,10 +217,11 @@ def camvid(root: Path | str) -> Source:
     root = Path(root)
     if (root / "images").is_dir():
         return folder(root, "camvid")
-    label_map = np.arange(256, dtype=np.uint8)  # 12 and more stay wrong, so that the check reports them
+    label_map = np.arange(256, dtype=np.uint8)  # 12 and more stay wrong, so that reading reports them
     label_map[11] = IGNORE_INDEX
-    train, val = (_pairs(root / s, root / f"{s}annot", label_map) for s in ("train", "val"))
-    test = _pairs(root / "test", root / "testannot", label_map) if (root / "test").is_dir() else ()
+    format = Format(num_classes=len(CAMVID_CLASSES))
+    train, val = (_pairs(root / s, root / f"{s}annot", format, label_map) for s in ("train", "val"))
+    test = _pairs(root / "test", root / "testannot", format, label_map) if (root / "test").is_dir() else ()
     return Source("camvid", tuple(CAMVID_CLASSES), tuple(CAMVID_CLASSES.values()), train, (), val, test)
 
 
@@ -222,6 +236,7 @@ def voc(root: Path | str, name: str = "voc") -> Source:
     if base is None:
         raise FileNotFoundError(f"{root}: no JPEGImages/ in it; set dataset.root to the folder VOC2012")
     lists, augmented = base / "ImageSets/Segmentation", base / "SegmentationClassAug"
+    format = Format(num_classes=len(VOC_CLASSES))
     if name == "voc_aug" and not augmented.is_dir():
         raise FileNotFoundError(f"{augmented}: no such folder; put the SBD masks there, or use dataset=voc")
     masked = {path.stem for path in augmented.glob("*.png")}
@@ -233,7 +248,7 @@ def voc(root: Path | str, name: str = "voc") -> Source:
 
     def sample(key: str) -> Sample:
         masks = base / "SegmentationClass" if key in official else augmented
-        return Sample(key, base / "JPEGImages" / f"{key}.jpg", masks / f"{key}.png")
+        return Sample(key, base / "JPEGImages" / f"{key}.jpg", masks / f"{key}.png", format=format)
 
     further = tuple(sample(key)._replace(mask=None) for key in sorted(train_aug - train))
     labeled, held_out = (tuple(map(sample, sorted(keys))) for keys in (train, val))
@@ -253,13 +268,14 @@ def cityscapes(root: Path | str) -> Source:
     root = Path(root)
     label_map = np.full(256, IGNORE_INDEX, dtype=np.uint8)
     label_map[[label_id for label_id, _ in CITYSCAPES_CLASSES.values()]] = range(len(CITYSCAPES_CLASSES))
+    format = Format(num_classes=len(CITYSCAPES_CLASSES))
 
     def sample(key: str, path: Path, masks: Path) -> Sample:
         stem = key.removesuffix("_leftImg8bit")
         name, mask = stem.rpartition("/")[2], masks / f"{stem}_gtFine_labelTrainIds.png"
         if mask.is_file():
-            return Sample(name, path, mask)
-        return Sample(name, path, masks / f"{stem}_gtFine_labelIds.png", label_map)
+            return Sample(name, path, mask, format=format)
+        return Sample(name, path, masks / f"{stem}_gtFine_labelIds.png", label_map, format)
 
     parts = ((_images(root / "leftImg8bit" / s), root / "gtFine" / s) for s in ("train", "val"))
     train, val = (tuple(sample(*item, masks) for item in images.items()) for images, masks in parts)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,15 @@ import numpy as np
 from rich import get_console
 from rich.progress import track
 
+from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, image_size, read_mask, read_pair
 from pcr_seg.data.published import fetch
-from pcr_seg.data.sources import IGNORE_INDEX, Sample, Source, image_size, read_image, read_list, read_mask
+from pcr_seg.data.sources import Source, read_list
 
 FAMILIES = ("u2pl", "cps", "drawn")
+ONE_CLASS = (
+    "{}: no mask shows a second class, and 255 is ignored; write 0/255 masks as 0/1, or give the classes the colors"
+    " 0 0 0 and 255 255 255 and set dataset.masks=colors"
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def make_split(
 
 
 def _unmasked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    return tuple(Sample(sample.name, sample.image) for sample in samples)
+    return tuple(sample._replace(mask=None, label_map=None) for sample in samples)
 
 
 def _from_list(source: Source, path: Path, origin: str, family: str, count: int | None = None) -> Split:
@@ -122,7 +126,8 @@ def _find(names: list[str], samples: Sequence[Sample], path: Path) -> tuple[Samp
     return tuple(known[name] for name in names)
 
 
-def _map(function: Callable[[Sample], Any], samples: Sequence[Sample], description: str) -> list[Any]:
+def in_threads(function: Callable[[Sample], Any], samples: Sequence[Sample], description: str) -> list[Any]:
+    """Call a function on each sample, several at a time, with a progress bar where there are many."""
     quiet = len(samples) <= 200 or not get_console().is_terminal  # a log would get blank lines from it
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(function, samples)
@@ -141,8 +146,7 @@ def _missing(classes: Sequence[str], shown: Sequence[int]) -> list[str]:
 
 def _draw(source: Source, train: list[Sample], count: int, seed: int) -> set[int]:
     """Indices of `count` samples: a few that show every class, then random ones."""
-    valid = (1 << len(source.classes)) - 1  # wrong values are for `check` to report
-    shown = _map(lambda sample: _shown(read_mask(sample)) & valid, train, "Reading masks for the draw")
+    shown = in_threads(lambda sample: _shown(read_mask(sample)), train, "Reading masks for the draw")
     order = np.random.default_rng(seed).permutation(len(train)).tolist()
     cover = [order[position] for position in _cover([shown[index] for index in order], count)]
     chosen = cover + [index for index in order if index not in cover][: count - len(cover)]
@@ -195,18 +199,23 @@ def check(source: Source, split: Split, subset: str = "val") -> None:
         if not samples:
             raise ValueError(f"{source.name}: the list of {title} images is empty; add images with masks")
     _check_complete(source, split)
-    shown = _map(partial(_check_pair, len(source.classes), True), split.labeled, "Checking labeled images")
-    shown += check_samples(held_out, len(source.classes))
-    _map(lambda sample: image_size(sample.image), split.unlabeled, "Checking unlabeled images")
+    shown = in_threads(lambda sample: _shown(read_pair(sample)[1]), split.labeled, "Checking labeled images")
+    shown += check_samples(held_out)
+    in_threads(lambda sample: image_size(sample.image, sample.format), split.unlabeled, "Checking unlabeled images")
     _check_overlap([*split.labeled, *split.unlabeled], held_out, subset)
     if len(_missing(source.classes, shown)) >= max(1, len(source.classes) - 1):
-        message = f"{source.name}: no mask shows a second class; 255 is ignored, so write 0/255 masks as 0/1"
-        warnings.warn(message, stacklevel=2)
+        raise DataError(ONE_CLASS.format(source.name), "one class")
 
 
-def check_samples(samples: Sequence[Sample], num_classes: int) -> list[int]:
+def check_samples(samples: Sequence[Sample]) -> list[int]:
     """Check images (header only) with their masks as `check` does; returns the classes in each as bits."""
-    return _map(partial(_check_pair, num_classes, False), samples, "Checking masks")
+    return in_threads(_check_mask, samples, "Checking masks")
+
+
+def _check_mask(sample: Sample) -> int:
+    mask = read_mask(sample)
+    check_sizes(sample, image_size(sample.image, sample.format), mask.shape)
+    return _shown(mask)
 
 
 def _check_complete(source: Source, split: Split) -> None:
@@ -220,23 +229,6 @@ def _check_complete(source: Source, split: Split) -> None:
         raise ValueError(f"{odd[0]}: {where} ({split.origin}; {extent}); correct labeled.txt and unlabeled.txt")
 
 
-def _check_pair(num_classes: int, decode: bool, sample: Sample) -> int:
-    height, width = read_image(sample.image).shape[:2] if decode else image_size(sample.image)
-    mask = read_mask(sample)
-    if mask.shape != (height, width):
-        raise ValueError(
-            f"{sample.mask}: mask is {mask.shape[1]}x{mask.shape[0]}, but {sample.image} is"
-            f" {width}x{height} (upright by its EXIF tag); resize the mask with nearest neighbour"
-        )
-    shown = _shown(mask)
-    if wrong := [value for value in range(num_classes, IGNORE_INDEX) if shown >> value & 1]:
-        raise ValueError(
-            f"{sample.mask}: label values {wrong} are not in 0..{num_classes - 1} or 255 (ignored); correct"
-            " the mask, or add the classes to the data set"
-        )
-    return shown
-
-
 def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: str) -> None:
     def size(sample: Sample) -> int:
         return sample.image.stat().st_size
@@ -245,13 +237,14 @@ def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: 
         return hashlib.sha256(sample.image.read_bytes()).digest()
 
     for key in (size, digest):  # equal files have equal sizes, so few have to be read
-        left, right = (_map(key, samples, "Comparing files") for samples in (train, held_out))
+        left, right = (in_threads(key, samples, "Comparing files") for samples in (train, held_out))
         shared = set(left) & set(right)
         train = [sample for sample, value in zip(train, left, strict=True) if value in shared]
         held_out = [sample for sample, value in zip(held_out, right, strict=True) if value in shared]
     if train:
         twin = next(sample for sample in held_out if digest(sample) == digest(train[0]))
-        raise ValueError(f"{twin.image}: {subset} image, but a copy of {train[0].image}; remove one of them")
+        message = f"{twin.image}: {subset} image, but a copy of {train[0].image}; remove one of them"
+        raise DataError(message, "copy in val")
 
 
 def write(split: Split, folder: Path) -> None:

@@ -16,13 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pcr_seg.data.sources import IGNORE_INDEX
+from pcr_seg.data.files import IGNORE_INDEX
 
 MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB in 0..255
 STD = (58.395, 57.12, 57.375)
-MEAN_COLOR = tuple(round(value) for value in MEAN)
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; OpenCV's own threads fight with them
+
+
+def mean_and_std(channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """ImageNet's for RGB; their average for grey, and for a fourth channel."""
+    order = {1: [3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]
+    return tuple(np.array([*values, sum(values) / 3], np.float32)[order] for values in (MEAN, STD))
 
 
 class View(NamedTuple):
@@ -39,17 +44,21 @@ def random_view(
 ) -> View:
     """Draw what a square crop of the randomly scaled and mirrored image would show.
 
-    Shrinking and enlarging are equally likely, each uniform in its range, and so is every position of the crop in the
-    scaled image; its edges are rounded to whole pixels of the image itself, which therefore need not be scaled whole.
+    A range around 1 shrinks and enlarges equally often, each uniformly; another range is uniform. Every position of
+    the crop in the scaled image is equally likely; its edges are rounded to whole pixels of the image itself, which
+    therefore need not be scaled whole.
 
     Args:
         height: of the image.
         width: of the image.
         crop_size: side of the crop in pixels; the view is smaller where the scaled image is.
-        scale: smallest (at most 1) and largest (at least 1) factor.
+        scale: smallest and largest factor.
         generator: of the draws.
     """
-    factor = generator.uniform(scale[0], 1) if generator.random() < 0.5 else generator.uniform(1, scale[1])
+    low, high = scale
+    if low < 1 < high:
+        low, high = (low, 1) if generator.random() < 0.5 else (1, high)
+    factor = generator.uniform(low, high)
     parts, size = [], []
     for side in (height, width):
         scaled = max(1, int(side * factor))
@@ -69,20 +78,22 @@ def geometric(
     *,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weak view of an image (H, W, 3) and its mask (H, W), square: random scale, mirror image, crop, padding.
+    """Weak view of an image (H, W, C) and its mask (H, W), square: random scale, mirror image, crop, padding.
 
     Padding is the mean color, evenly on both sides; its label `pad_label` is 255, which keeps it out of every loss, or
     0 as in the reference code. Only the part that is shown is resized: bilinear, the mask by nearest neighbour.
     """
     view = random_view(*image.shape[:2], crop_size, scale, generator)
+    mean_color = [round(float(value)) for value in mean_and_std(image.shape[2])[0]]
     return (
-        show(image, view, crop_size, cv2.INTER_LINEAR, MEAN_COLOR),
+        # OpenCV drops the axis of a single channel.
+        show(image, view, crop_size, cv2.INTER_LINEAR, mean_color).reshape(crop_size, crop_size, -1),
         show(mask, view, crop_size, cv2.INTER_NEAREST, pad_label),
     )
 
 
-def show(pixels: np.ndarray, view: View, crop_size: int, interpolation: int, fill: int | tuple) -> np.ndarray:
-    """Resize the part of `pixels` (H, W) or (H, W, 3) that a view shows, mirror it, and pad it to the crop."""
+def show(pixels: np.ndarray, view: View, crop_size: int, interpolation: int, fill: int | list) -> np.ndarray:
+    """Resize the part of `pixels` (H, W) or (H, W, C) that a view shows, mirror it, and pad it to the crop."""
     shown = cv2.resize(pixels[view.rows, view.columns], view.size[::-1], interpolation=interpolation)
     if view.mirrored:
         shown = cv2.flip(shown, 1)
@@ -102,6 +113,13 @@ def photometric() -> A.Compose:
     )
 
 
+def recolor(transform: A.Compose, image: np.ndarray) -> np.ndarray:
+    """Apply `photometric` to (H, W, C): to grey as RGB, and to the first three of four channels."""
+    grey = image.shape[2] == 1
+    changed = transform(image=np.repeat(image, 3, axis=2) if grey else np.ascontiguousarray(image[..., :3]))["image"]
+    return changed[..., :1] if grey else np.concatenate([changed, image[..., 3:]], axis=2)
+
+
 def reseed(transform: A.Compose, seed: int) -> None:
     """Make the next view follow from `seed` alone.
 
@@ -112,13 +130,15 @@ def reseed(transform: A.Compose, seed: int) -> None:
 
 
 def normalize(image: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 RGB -> (3, H, W) float with ImageNet's mean 0 and deviation 1."""
+    """(H, W, C) uint8 -> (C, H, W) float with ImageNet's mean 0 and deviation 1."""
+    mean, std = map(torch.from_numpy, mean_and_std(image.shape[2]))
     # Channel by channel from here on, as the batch will hold it: strided arithmetic takes twice as long.
     pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32, order="C"))
-    return pixels.sub_(torch.tensor(MEAN)[:, None, None]).div_(torch.tensor(STD)[:, None, None])
+    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
 def denormalize(image: Tensor) -> np.ndarray:
-    """(3, H, W) normalized -> (H, W, 3) uint8 RGB: the inverse of `normalize`."""
-    pixels = image.detach().cpu().float().permute(1, 2, 0).numpy() * STD + MEAN
+    """(C, H, W) normalized -> (H, W, C) uint8: the inverse of `normalize`."""
+    mean, std = mean_and_std(len(image))
+    pixels = image.detach().cpu().float().permute(1, 2, 0).numpy() * std + mean
     return pixels.round().clip(0, 255).astype(np.uint8)

@@ -6,6 +6,7 @@ from pathlib import Path
 import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 
@@ -23,8 +24,10 @@ class TimmBackbone(nn.Module):
             network has 4, 8, 16 at stride 8.
         ceil_mode: round the ResNet stem's max-pool up, as the reference network does.
         options: further arguments of timm's constructor.
+        in_channels: of the images; pretrained weights for RGB are summed or repeated to fit (timm's rule).
 
     Attributes:
+        in_channels: of the images.
         channels: of the three maps.
 
     Raises:
@@ -42,9 +45,12 @@ class TimmBackbone(nn.Module):
         multi_grid: list[int] | None = None,
         ceil_mode: bool = False,
         options: dict | None = None,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
-        self.net = create(name, weights, features_only=True, output_stride=output_stride, **options or {})
+        maps = {"features_only": True, "output_stride": output_stride, "in_chans": in_channels}
+        self.net = create(name, weights, **maps, **options or {})
+        self.in_channels = in_channels
         for block, dilation in zip(self.net.layer4 if multi_grid else (), multi_grid or (), strict=True):
             block.conv2.dilation = block.conv2.padding = (dilation, dilation)
         if ceil_mode:
@@ -57,7 +63,7 @@ class TimmBackbone(nn.Module):
         self.channels = [self.net.feature_info.channels()[level] for level in self._levels]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalized images -> [(B, c, H/4, W/4), (B, c', h, w), (B, c'', h, w)]."""
+        """(B, in_channels, H, W) normalized images -> [(B, c, H/4, W/4), (B, c', h, w), (B, c'', h, w)]."""
         maps = self.net(images)
         return [maps[level] for level in self._levels]
 
@@ -90,6 +96,11 @@ def load_file(model: nn.Module, path: Path) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = state.get("state_dict", state)
+        for name, own in model.state_dict().items():
+            if (
+                name in state and own.ndim == 4 and own.shape[1:2] != state[name].shape[1:2] == (3,)
+            ):  # first convolution
+                state[name] = adapt_input_conv(own.shape[1], state[name])
     except Exception as error:  # torch's own message advises to load the file unsafely
         raise ValueError(
             f"backbone.weights={path}: not a file of named tensors ({type(error).__name__}); save a state dict there"

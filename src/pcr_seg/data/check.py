@@ -1,0 +1,302 @@
+"""Examine a data set file by file: what training would refuse, what would harm it, and what it is like.
+
+Training itself looks at names, headers and the masks it uses (`splits.check`); here everything is decoded, also what
+only a later epoch would meet. A finding is an error (training fails, or its score means nothing), a warning, or a
+note (handled, but good to know). docs/data.md lists them all.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pcr_seg.data.files import (
+    IGNORE_INDEX,
+    IMAGE_SUFFIXES,
+    DataError,
+    Sample,
+    check_sizes,
+    read_header,
+    read_image,
+    read_mask,
+)
+from pcr_seg.data.sources import Source, find_images
+from pcr_seg.data.splits import ONE_CLASS, in_threads
+
+LEVELS = {"error": "red", "warning": "yellow", "note": "cyan"}
+PARTS = ("train", "unlabeled", "val", "test")  # in this order, as copies are counted against what came before
+SUFFIXES = {"JPEG": ".jpg .jpeg", "PNG": ".png", "BMP": ".bmp", "TIFF": ".tif .tiff", "WEBP": ".webp"}
+RARE = 0.005  # share of pixels below which a class is called rare
+
+
+class Finding(NamedTuple):
+    """Something to know about a file; `kind` is its row in docs/data.md."""
+
+    level: str
+    kind: str
+    file: str
+    what: str
+    remedy: str
+
+
+class Picture(NamedTuple):
+    """What is known of one sample; `counts` (256,) pixels of each label, `digest` and `brightest` of the image."""
+
+    sample: Sample
+    size: tuple[int, int] | None
+    coding: str
+    mask_coding: str
+    counts: np.ndarray | None
+    digest: bytes | None
+    brightest: int
+    findings: list[Finding]
+
+
+def check(source: Source) -> dict[str, Any]:
+    """Examine every file of a data set; returns the report as plain values (the JSON file)."""
+    parts = {
+        part: in_threads(examine, getattr(source, part), f"Examining {part}") for part in PARTS if getattr(source, part)
+    }
+    findings = [finding for pictures in parts.values() for picture in pictures for finding in picture.findings]
+    findings += [*copies(parts), *classes_missing(source, parts), *strangers(source), *unused_range(parts)]
+    findings.sort(key=lambda finding: (list(LEVELS).index(finding.level), finding.kind, finding.file))
+    return {
+        "dataset": source.name,
+        "classes": list(source.classes),
+        "parts": {part: describe(source, pictures) for part, pictures in parts.items()},
+        "findings": [finding._asdict() for finding in findings],
+    }
+
+
+def examine(sample: Sample) -> Picture:
+    """Decode one image and its mask."""
+    findings: list[Finding] = []
+    size = counts = digest = None
+    coding, mask_coding, brightest = "", "", 0
+    try:
+        header = read_header(sample.image)
+        coding = f"{header.format} {header.mode}{' 16 bits' if header.deep else ''}"
+        image = read_image(sample.image, sample.format)
+        size, brightest = image.shape[:2], int(image.max())
+        digest = hashlib.blake2b(image.tobytes() + bytes(str(image.shape), "ascii")).digest()
+        findings += odd_image(sample, header)
+    except (DataError, FileNotFoundError) as error:
+        findings.append(refused(error, sample.image))
+    try:
+        if sample.mask is not None:
+            mask = read_mask(sample)
+            header = read_header(sample.mask)
+            mask_coding = f"{header.format} {header.mode}"
+            counts = np.bincount(mask.ravel(), minlength=256)
+            if not counts[:IGNORE_INDEX].any():
+                what, remedy = "every pixel is 255, ignored", "remove image and mask, or use the image as unlabeled"
+                findings.append(Finding("warning", "all ignored", str(sample.mask), what, remedy))
+            if size:
+                check_sizes(sample, size, mask.shape)
+    except (DataError, FileNotFoundError) as error:
+        findings.append(refused(error, sample.mask))
+    return Picture(sample, size, coding, mask_coding, counts, digest, brightest, findings)
+
+
+def refused(error: Exception, file: Path) -> Finding:
+    """What training would say of a file."""
+    what, _, remedy = str(error).removeprefix(f"{file}: ").rpartition("; ")
+    return Finding("error", getattr(error, "kind", "missing mask"), str(file), what, remedy)
+
+
+def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
+    """What is read, but maybe not as it is meant."""
+    file, channels = str(sample.image), sample.format.channels
+    if sample.image.suffix.lower() not in SUFFIXES[header.format].split():
+        yield Finding("note", "suffix", file, f"is a {header.format} file by its content", "rename it")
+    if header.frames > 1:
+        remedy = "save the images you mean one by one"
+        yield Finding("warning", "frames", file, f"has {header.frames} frames, and the first is used", remedy)
+    if header.deep and header.mode[0] in "IF":
+        white = sample.format.max_value or 65_535
+        remedy = "set dataset.max_value to the value that is white, if it is another"
+        yield Finding("note", "16 bits", file, f"is scaled from 0..{white} to 8 bits", remedy)
+    elif header.deep:
+        what = f"is {header.mode} with 16 bits, and the upper 8 are read"
+        remedy = "scale it to 8 bits yourself if it is dark, as dataset.max_value is for one channel"
+        yield Finding("note", "16 bits in color", file, what, remedy)
+    elif channels == 3 and header.mode != "RGB":
+        remedy = "nothing to do, but dataset.channels=4 would keep four, and 1 take grey alone"
+        yield Finding("note", "converted", file, f"has mode {header.mode} and is read as RGB", remedy)
+    if sample.mask is not None and header.orientation in (2, 3, 4):
+        remedy = "see in a viewer that the mask is turned as well, or remove the tag"
+        yield Finding("warning", "turned", file, f"is turned by its EXIF tag ({header.orientation})", remedy)
+
+
+def copies(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
+    """Equal images, whatever their file names and formats."""
+    seen: dict[bytes, tuple[str, Path]] = {}
+    for part, pictures in parts.items():
+        for picture in pictures:
+            file = picture.sample.image
+            first_part, first = seen.setdefault(picture.digest or bytes(file), (part, file))
+            if first is file:
+                continue
+            leak = first_part in ("train", "unlabeled") and part in ("val", "test")
+            level, kind = ("error", "copy in val") if leak else ("warning", "copy")
+            yield Finding(level, kind, str(file), f"{part} image, but a copy of {first}", "remove one of them")
+
+
+def classes_missing(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]:
+    """Classes that a part with masks never shows, or hardly."""
+    totals = {part: total(pictures) for part, pictures in parts.items() if part != "unlabeled"}
+    everywhere = sum(totals.values())
+    if (everywhere > 0).sum() < min(2, len(source.classes)):
+        what, _, remedy = ONE_CLASS.format(source.name).removeprefix(f"{source.name}: ").rpartition("; ")
+        yield Finding("error", "one class", source.name, what, remedy)
+        return
+    for part, counts in totals.items():
+        for label, name in enumerate(source.classes):
+            share = counts[label] / max(counts.sum(), 1)
+            if share == 0:
+                what = f"class {label} ({name}) is on no {part} mask"
+                remedy = "add images that show it" if part == "train" else "move some there, or its IoU is left out"
+                yield Finding("warning", "class missing", f"{part} masks", what, remedy)
+            elif share < RARE and part == "train":
+                what, remedy = f"class {label} ({name}) has {share:.2%} of the pixels", "see docs/data.md, rare classes"
+                yield Finding("note", "rare class", f"{part} masks", what, remedy)
+
+
+def strangers(source: Source) -> Iterator[Finding]:
+    """Files of a `folder` data set that nothing reads."""
+    for part in ("train", "val", "test"):
+        for sample in getattr(source, part)[:1]:
+            folder = Path(str(sample.image.with_suffix("")).removesuffix(sample.name))
+            masks = folder.parents[1] / "labels" / part
+            if folder.name != part or folder.parent.name != "images" or not masks.is_dir():
+                continue
+            for file in sorted(folder.rglob("*")):
+                if file.is_file() and file.suffix.lower() not in IMAGE_SUFFIXES and not file.name.startswith("."):
+                    remedy = f"save it as one of {' '.join(IMAGE_SUFFIXES)}, or remove it"
+                    yield Finding("warning", "not read", str(file), "is not read as an image", remedy)
+            used = {sample.mask for sample in getattr(source, part)}
+            for file in find_images(masks)[1]:
+                if file not in used:
+                    remedy = "name it as its image, or remove it"
+                    yield Finding("warning", "mask alone", str(file), "belongs to no image", remedy)
+
+
+def unused_range(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
+    """Images of more than 8 bits, if they use so little of the range that training would see black."""
+    deep = [
+        picture for pictures in parts.values() for picture in pictures if picture.digest and "16 bits" in picture.coding
+    ]
+    if deep and max(picture.brightest for picture in deep) < 32:
+        remedy = "set dataset.max_value to the value that is white: 4095 for 12 bits, 1023 for 10"
+        what = "and all others of 16 bits use less than an eighth of their range"
+        yield Finding("warning", "dark", str(deep[0].sample.image), what, remedy)
+
+
+def total(pictures: Sequence[Picture]) -> np.ndarray:
+    """Pixels of each class in the masks, 255 apart."""
+    return sum((picture.counts[:IGNORE_INDEX] for picture in pictures if picture.counts is not None), np.zeros(255))
+
+
+def describe(source: Source, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """Numbers of one part."""
+    sizes = sorted((picture.size for picture in pictures if picture.size), key=lambda size: size[0] * size[1])
+    counts = total(pictures)[: len(source.classes)]
+    shows = [
+        sum(bool(picture.counts[label]) for picture in pictures if picture.counts is not None)
+        for label in range(len(source.classes))
+    ]
+    return {
+        "images": len(pictures),
+        "masks": sum(picture.counts is not None for picture in pictures),
+        "size_smallest": list(sizes[0]) if sizes else None,
+        "size_median": list(sizes[len(sizes) // 2]) if sizes else None,
+        "size_largest": list(sizes[-1]) if sizes else None,
+        "image_files": dict(Counter(picture.coding for picture in pictures if picture.coding)),
+        "mask_files": dict(Counter(picture.mask_coding for picture in pictures if picture.mask_coding)),
+        "class_share": [round(float(count / max(counts.sum(), 1)), 6) for count in counts],
+        "class_images": shows,
+    }
+
+
+# ------------------------------------------------------------------------------------------- report
+
+
+def grouped(findings: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Findings by (level, kind)."""
+    groups = defaultdict(list)
+    for finding in findings:
+        groups[finding["level"], finding["kind"]].append(finding)
+    return dict(groups)
+
+
+def tables(report: dict[str, Any]) -> dict[str, list[list[str]]]:
+    """The report as titled rows, the first of each the head; findings of a kind share a row."""
+    parts = report["parts"]
+
+    def size(part: dict, which: str) -> str:
+        height_width = part[f"size_{which}"]
+        return "x".join(map(str, reversed(height_width))) if height_width else "-"
+
+    def files(counts: dict[str, int]) -> str:
+        return ", ".join(f"{count} {coding}" for coding, count in counts.items())
+
+    images = [["", "images", "masks", "smallest", "median", "largest", "image files", "mask files"]]
+    for name, part in parts.items():
+        sizes = [size(part, which) for which in ("smallest", "median", "largest")]
+        codings = [files(part["image_files"]), files(part["mask_files"])]
+        images.append([name, str(part["images"]), str(part["masks"]), *sizes, *codings])
+    masked = {name: part for name, part in parts.items() if part["masks"]}
+    classes = [["class", *(f"{name} {column}" for name in masked for column in ("pixels", "images"))]]
+    for label, name in enumerate(report["classes"]):
+        cells = [(f"{p['class_share'][label]:.2%}", str(p["class_images"][label])) for p in masked.values()]
+        classes.append([f"{label} {name}", *(cell for pair in cells for cell in pair)])
+    found = [["level", "case", "files", "first", "what to do"]]
+    for (level, kind), group in grouped(report["findings"]).items():
+        first = group[0]
+        found.append([level, kind, str(len(group)), f"{first['file']}: {first['what']}", first["remedy"]])
+    return {"Images": images, "Classes": classes, "Findings": found}
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the report."""
+    for title, (head, *rows) in tables(report).items():
+        if not rows:
+            console.print(f"{title}: none")
+            continue
+        table = Table(*head, title=title)
+        for row in rows:
+            table.add_row(*map(escape, row), style=LEVELS.get(row[0]))
+        console.print(table)
+
+
+def write(report: dict[str, Any], output: Path) -> list[Path]:
+    """Write the report as `output`.json (everything) and `output`.md (up to twenty files of each finding)."""
+    lines = [f"# {report['dataset']}", ""]
+    for title, (head, *rows) in tables(report).items():
+        lines += [f"## {title}", ""]
+        if title == "Findings" or not rows:
+            continue
+        lines += [" | ".join(["", *row, ""]).strip() for row in (head, ["---"] * len(head), *rows)] + [""]
+    for (level, kind), group in grouped(report["findings"]).items():
+        lines += [f"### {level}: {kind} ({len(group)})", "", f"What to do: {group[0]['remedy']}.", ""]
+        lines += [f"- `{finding['file']}`: {finding['what']}" for finding in group[:20]]
+        lines += [f"- and {len(group) - 20} more, in the JSON file"] * (len(group) > 20) + [""]
+    if not report["findings"]:
+        lines += ["None.", ""]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    files = [Path(f"{output}.md"), Path(f"{output}.json")]
+    for file, text in zip(files, ("\n".join(lines), json.dumps(report, indent=2) + "\n"), strict=True):
+        file.write_text(text, encoding="utf-8")
+    return files
+
+
+def num_errors(report: dict[str, Any]) -> int:
+    """Findings with which training fails."""
+    return sum(finding["level"] == "error" for finding in report["findings"])

@@ -1,0 +1,302 @@
+"""One image or mask file as an array, or one line that names the file, says what is wrong, and what to do.
+
+Images become (H, W, C) uint8, upright by their EXIF orientation; masks (H, W) uint8 class ids, 255 = ignored.
+docs/data.md lists every case; `DataError.kind` is its row there.
+"""
+
+import io
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IGNORE_INDEX = 255
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # nothing else is ever opened: some of Pillow's readers run programs
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}  # Pillow's modes of one channel with more than 8 bits
+MISSING_IMAGE, MISSING_MASK = "no such image; correct the path", "no such mask; correct the path"
+
+
+class DataError(ValueError):
+    """A file that cannot be used, as `FILE: what is wrong; what to do`."""
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Format(NamedTuple):
+    """How the files of a data set are coded.
+
+    channels: of the images: 1 (grey), 3 (RGB) or 4 (the file's own four, such as RGB and infrared).
+    max_value: what becomes 255 where a channel has more than 8 bits; None: 65535, and floats are refused.
+    num_classes: masks hold 0..num_classes-1 and 255.
+    colors: (R, G, B) -> class id, for masks that are coded in colors; empty where there are none.
+    masks: "ids" looks only masks of three and more channels up in `colors`, "colors" all of them.
+    """
+
+    channels: int = 3
+    max_value: int | None = None
+    num_classes: int = IGNORE_INDEX
+    colors: dict[tuple[int, int, int], int] = {}  # noqa: RUF012  never changed
+    masks: str = "ids"
+
+
+class Sample(NamedTuple):
+    """One image. `mask` is None where there is none; `label_map` (256,) uint8 is applied to the raw mask."""
+
+    name: str
+    image: Path
+    mask: Path | None = None
+    label_map: np.ndarray | None = None
+    format: Format = Format()
+
+
+@contextmanager
+def _reading(path: Path | str, missing: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: {missing}") from None
+    except Image.DecompressionBombError:
+        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # from the half of it on, Pillow warns
+        message = f"{path}: over {limit} million pixels, or a file made to look so; cut it into tiles, or remove it"
+        raise DataError(message, "too many pixels") from None
+    except Exception as error:  # Pillow's readers meet damage with nearly every exception there is
+        if Path(path).is_file() and not Path(path).stat().st_size:
+            raise DataError(f"{path}: not readable as an image (it is empty); replace or remove it", "empty") from None
+        # Pillow speaks of its memory, not of the file: <_io.BytesIO object at 0x7f...>
+        reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
+        message = f"{path}: not readable as an image ({reason or type(error).__name__}); replace or remove it"
+        raise DataError(message, "unreadable") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow decodes a whole PNG in search of a late EXIF chunk; one before the pixels is in `info` already.
+    return 1 if image.format == "PNG" and "exif" not in image.info else image.getexif().get(0x0112, 1)
+
+
+def _verify(content: bytes) -> None:
+    """Raise if a PNG's checksums do not fit: Pillow skips those of the pixels, and labels would change unnoticed."""
+    if not content.startswith(PNG_SIGNATURE):
+        return
+    position, name = len(PNG_SIGNATURE), b""
+    while name != b"IEND":
+        length = int.from_bytes(content[position : position + 4], "big")
+        name, stop = content[position + 4 : position + 8], position + 8 + length
+        if stop + 4 > len(content):
+            raise OSError("file is truncated")
+        if zlib.crc32(content[position + 4 : stop]) != int.from_bytes(content[stop : stop + 4], "big"):
+            raise OSError("wrong checksum: the file was damaged")
+        position = stop + 4
+
+
+def _decode(path: Path | str) -> Image.Image:
+    """Return the decoded image, upright; `format` and `n_frames` are the file's."""
+    content = Path(path).read_bytes()
+    _verify(content)
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    upright = _orientation(image) == 1
+    image.load()
+    if upright:
+        return image
+    turned = ImageOps.exif_transpose(image)
+    turned.format, turned.n_frames = image.format, getattr(image, "n_frames", 1)
+    return turned
+
+
+def read_image(path: Path | str, format: Format = Format()) -> np.ndarray:  # noqa: B008  immutable
+    """Read an image as (H, W, C) uint8, upright by its EXIF orientation, with `format.channels` channels.
+
+    Grey, palette, RGBA and CMYK images become RGB; 16 bits are scaled to 8. With 4 channels the file's are taken
+    as they are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: it cannot be decoded, or into so many channels.
+    """
+    with _reading(path, MISSING_IMAGE):
+        image = _decode(path)
+        deep = np.array(image) if image.mode in DEEP else None
+        if deep is None and format.channels < 4:
+            if image.mode == "P":  # by way of RGBA, as Pillow warns about palettes with transparency
+                image = image.convert("RGBA")
+            pixels = np.array(image.convert("RGB" if format.channels == 3 else "L"))
+            return pixels if format.channels == 3 else pixels[..., None]
+    _check_bands(path, image, format)
+    if deep is None:
+        return np.array(image)
+    return np.repeat(_scaled(path, deep, format.max_value)[..., None], format.channels, axis=2)
+
+
+def _check_bands(path: Path | str, image: Image.Image, format: Format) -> None:
+    if format.channels == 4 and len(image.getbands()) != 4:
+        raise DataError(
+            f"{path}: image is {image.mode} ({len(image.getbands())} channels), but dataset.channels=4; save it with"
+            " four channels, or set dataset.channels=3",
+            "channels",
+        )
+
+
+def _scaled(path: Path | str, values: np.ndarray, max_value: int | None) -> np.ndarray:
+    """Scale one channel of more than 8 bits to uint8."""
+    if max_value is None and values.dtype.kind == "f":
+        raise DataError(
+            f"{path}: image has floating-point values; set dataset.max_value to the value that is white", "float"
+        )
+    top = max_value or 65_535
+    if not (values.min() >= 0 and values.max() <= top):  # so that NaN fails
+        raise DataError(
+            f"{path}: values {values.min()}..{values.max()} are not in 0..{top}; set dataset.max_value to the largest"
+            " value of the data set, or repair the file",
+            "range",
+        )
+    return np.rint(values * np.float32(255 / top)).astype(np.uint8)
+
+
+def image_size(path: Path | str, format: Format = Format()) -> tuple[int, int]:  # noqa: B008  immutable
+    """Return (H, W) as `read_image` gives them, from the header where possible; raises like `read_image`."""
+    with _reading(path, MISSING_IMAGE), Image.open(str(path), formats=FORMATS) as image:
+        upright = _orientation(image) < 5  # 5..8 lie on their side, which `size` knows for some formats only
+    _check_bands(path, image, format)
+    return image.size[::-1] if upright else read_image(path, format).shape[:2]
+
+
+class Header(NamedTuple):
+    """What a file says of itself: `orientation` as in EXIF (1 = upright), `deep` for over 8 bits a channel."""
+
+    format: str
+    mode: str
+    frames: int
+    orientation: int
+    deep: bool
+
+
+def read_header(path: Path | str) -> Header:
+    """Read what a file says of itself, without its pixels; raises like `read_image`."""
+    with _reading(path, MISSING_IMAGE), Image.open(str(path), formats=FORMATS) as image:
+        deep = image.mode in DEEP or ";16" in str(image.tile)
+        frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's preview is no animation
+        format = "JPEG" if image.format == "MPO" else image.format
+        return Header(format, image.mode, frames, _orientation(image), deep)
+
+
+def read_mask(sample: Sample) -> np.ndarray:
+    """Read a mask as (H, W) uint8 class ids, 255 = ignored.
+
+    One channel holds class ids (of a palette image the indices), three and more hold colors of `format.colors`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: the sample has no mask, the file cannot be decoded, or holds no class ids.
+    """
+    path, format = sample.mask, sample.format
+    if path is None:
+        message = f"{sample.image}: labeled, but it has no mask; add one, or use it as unlabeled"
+        raise DataError(message, "missing mask")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: {_missing_mask(sample)}")
+    with _reading(path, MISSING_MASK):
+        image = _decode(path)
+        frames, coded = getattr(image, "n_frames", 1), format.masks == "colors" or len(image.getbands()) > 2
+        colors = np.array(image.convert("RGB")) if coded and image.mode not in DEEP else None
+        values = np.array(image)
+    if image.format in ("JPEG", "MPO"):
+        raise DataError(f"{path}: mask is a JPEG, which changes labels; export it again as PNG", "JPEG mask")
+    if frames > 1:
+        raise DataError(f"{path}: mask has {frames} frames or pages; save the right one alone", "mask frames")
+    if colors is not None:
+        mask = _ids_of_colors(path, image, colors, format.colors)
+    elif image.mode in ("L", "LA", "P", "1") or (image.mode in DEEP and image.mode != "F"):
+        mask = values[..., 0] if image.mode == "LA" else values
+        if mask.min() < 0 or mask.max() > IGNORE_INDEX:
+            message = f"{path}: mask holds values {mask.min()}..{mask.max()}; class ids are 0..254, and 255 is ignored"
+            raise DataError(f"{message}: write these", "mask bits")
+        mask = mask.astype(np.uint8)
+        if image.mode == "P":
+            _check_palette(path, image, mask, format.colors)
+    else:
+        message = f"{path}: mask is {image.mode}, not class ids; save them as a PNG of one 8-bit channel"
+        raise DataError(message, "mask mode")
+    mask = mask if sample.label_map is None else sample.label_map[mask]
+    shown = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[:IGNORE_INDEX])
+    if wrong := [int(value) for value in shown if value >= format.num_classes]:
+        raise DataError(
+            f"{path}: label values {wrong} are not in 0..{format.num_classes - 1} or 255 (ignored); correct"
+            " the mask, or add the classes to the data set",
+            "label values",
+        )
+    return mask
+
+
+def _missing_mask(sample: Sample) -> str:
+    stem = sample.mask.stem.lower()
+    near = sorted(file.name for file in sample.mask.parent.glob("*") if file.stem.lower().startswith(stem))
+    if near:
+        return f"no mask for {sample.image}, but {near[0]} is there; rename it, masks are called as images are"
+    return f"no mask for {sample.image}; add it, or use the image as unlabeled"
+
+
+def _ids_of_colors(path: Path, image: Image.Image, rgb: np.ndarray, colors: dict) -> np.ndarray:
+    """Look (H, W, 3) colors up, all of them exactly."""
+    if not colors:
+        raise DataError(
+            f"{path}: mask is {image.mode} ({len(image.getbands())} channels), but the classes have no colors of their"
+            " own; give each another R G B in classes.txt, or save class ids as a PNG of one 8-bit channel",
+            "no colors",
+        )
+    keys = np.array(sorted((r << 16 | g << 8 | b, label) for (r, g, b), label in colors.items()))
+    packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    place = np.searchsorted(keys[:-1, 0], packed)  # of a color beyond the last: the last
+    unknown = keys[place, 0] != packed
+    if unknown.any():
+        raise DataError(
+            f"{path}: mask has the color {tuple(rgb[unknown][0].tolist())}, which no class has; add it to classes.txt"
+            " (as id 255 to ignore it), or save the mask without smoothing",
+            "mask colors",
+        )
+    return keys[place, 1].astype(np.uint8)
+
+
+def _check_palette(path: Path, image: Image.Image, mask: np.ndarray, colors: dict) -> None:
+    """Refuse a mask whose palette paints its indices in the colors of other classes."""
+    palette = np.array(image.getpalette()).reshape(-1, 3)
+    used = [index for index in np.unique(mask).tolist() if index < len(palette)]
+    painted = [tuple(palette[index].tolist()) for index in used]
+    named = [colors.get(color) for color in painted]
+    black = set(painted) == {(0, 0, 0)}  # as unused entries are, so it says nothing
+    if None not in named and len(set(named)) == len(named) and named != used and not black:
+        index, label = next(pair for pair in zip(used, named, strict=True) if pair[0] != pair[1])
+        raise DataError(
+            f"{path}: mask's palette gives index {index} the color of class {label}; set dataset.masks=colors if the"
+            " colors are right, or remove the palette if the indices are",
+            "palette",
+        )
+
+
+def read_pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Read a labeled image with its mask; raises like `read_image` and `read_mask`, and if their sizes differ."""
+    image, mask = read_image(sample.image, sample.format), read_mask(sample)
+    check_sizes(sample, image.shape[:2], mask.shape)
+    return image, mask
+
+
+def check_sizes(sample: Sample, image: tuple[int, int], mask: tuple[int, int]) -> None:
+    """Raise DataError if an image, upright, and its mask differ in (H, W)."""
+    if image == mask:
+        return
+    (height, width), kind, remedy = image, "size", "resize the mask with nearest neighbour"
+    if mask == image[::-1]:
+        with Image.open(sample.image) as header:
+            if _orientation(header) >= 5:
+                kind, remedy = "rotation", "turn the mask as the tag turns the image"
+    raise DataError(
+        f"{sample.mask}: mask is {mask[1]}x{mask[0]}, but {sample.image} is {width}x{height} (upright by its EXIF"
+        f" tag); {remedy}",
+        kind,
+    )
