@@ -155,11 +155,11 @@ def test_fewer_unlabeled_images_than_a_batch(tiny_set: Source) -> None:
 def test_what_a_batch_holds(tiny_set: Source) -> None:
     loaders = make(tiny_set).train_dataloader()
     (labeled, *_), (unlabeled, *_) = (batches(loaders[key], 0) for key in ("labeled", "unlabeled"))
-    assert labeled.keys() == {"image", "mask", "name"}
+    assert labeled.keys() == {"image", "mask", "name", "seed"}
     assert (labeled["image"].shape, labeled["image"].dtype) == ((2, 3, 32, 32), torch.float32)
     assert (labeled["mask"].shape, labeled["mask"].dtype) == ((2, 32, 32), torch.int64)
     assert set(labeled["mask"].unique().tolist()) <= {0, 1, 2, 3, 4, 255}
-    assert unlabeled.keys() == {"weak", "strong", "valid", "name"}
+    assert unlabeled.keys() == {"weak", "strong", "valid", "name", "seed"}
     assert unlabeled["weak"].shape == (2, 3, 32, 32)
     assert unlabeled["strong"].shape == (2, 1, 3, 32, 32)
     assert (unlabeled["valid"].shape, unlabeled["valid"].dtype) == ((2, 32, 32), torch.bool)

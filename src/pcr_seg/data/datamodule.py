@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask, read_pair
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import make_split
 from pcr_seg.data.transforms import geometric, normalize, photometric, recolor, reseed
@@ -281,7 +281,7 @@ class WholeImages(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
-        image, mask = check_sizes(sample)
+        image, mask = read_pair(sample)
         return {"image": normalize(image), "mask": torch.from_numpy(mask).long(), "name": sample.name}
 
 
