@@ -55,7 +55,7 @@ def test_unlabeled_images_elsewhere(tiny_set: Source, tmp_path: Path) -> None:
     assert (summary["num_labeled"], summary["num_unlabeled"]) == (12, 4)
     with pytest.raises(ValueError, match=r"images/val/.*: val image, but a copy of .*photos/copy\.png; remove one"):
         shutil.copy(next((data / "images/val").iterdir()), tmp_path / "photos/copy.png")
-        train(tmp_path, data, "split.labeled=full", f"dataset.unlabeled={tmp_path}/photos")
+        train(tmp_path, data, "split.labeled=full", f"dataset.unlabeled={tmp_path}/photos", f"output={tmp_path}/other")
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (1, "RGB"), (4, "RGBA")])

@@ -6,8 +6,9 @@ raised as one line with file and remedy: FileNotFoundError if something is missi
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -83,21 +84,27 @@ def read_lines(path: Path | str) -> list[str]:
 
 def find_images(place: Path | str) -> tuple[Path, list[Path]]:
     """Images below a folder, or of a glob, and where they start: their names are relative to that."""
-    path = Path(place)
-    start = path if path.is_dir() else Path(re.split(r"[*?\[]", str(place))[0] + "x").parent
-    found = path.rglob("*") if path.is_dir() else start.glob(str(path.relative_to(start)))
-    return start, sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and not _hidden(start, file))
+    # Text, not paths, until the end: a folder may hold a million images.
+    if os.path.isdir(place):
+        start, found = str(place), _below(str(place))
+    else:
+        start = os.path.dirname(re.split(r"[*?\[]", str(place))[0] + "x")
+        found = (file for file in glob(str(place), recursive=True) if not re.search(r"/\.", file.removeprefix(start)))
+    return Path(start), [Path(file) for file in sorted(found) if file.lower().endswith(IMAGE_SUFFIXES)]
 
 
-def _hidden(start: Path, file: Path) -> bool:  # ._a.jpg, .thumbnails/
-    return any(part.startswith(".") for part in file.relative_to(start).parts)
+def _below(folder: str) -> Iterator[str]:
+    for top, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]  # .thumbnails/
+        yield from (os.path.join(top, name) for name in files if not name.startswith("."))  # ._a.jpg
 
 
 def _named(paths: Iterable[Path], start: Path) -> dict[str, Path]:
     """Map names (relative paths without suffix) to files."""
     named: dict[str, Path] = {}
+    length = len(os.path.join(start, ""))
     for path in paths:
-        name = path.relative_to(start).with_suffix("").as_posix()
+        name = os.path.splitext(str(path)[length:])[0].replace(os.sep, "/")
         if name in named:
             message = f"{path}: same name as {named[name]}; rename or remove one of them"
             raise DataError(message, "same name")
