@@ -91,7 +91,7 @@ def test_evaluation_of_the_student_by_windows(trained: Path, tmp_path: Path) -> 
     whole = run.evaluate(command("eval", *arguments, "eval.student=true"))
     window = ["protocol=sliding", "protocol.window=32", "protocol.stride=22"]
     windows = run.evaluate(command("eval", *arguments, "eval.student=true", *window))
-    assert whole["network"] == "student" and whole["miou"] != windows["miou"]
+    assert whole["network"] == "student" and whole["miou_prototype"] != windows["miou_prototype"]
 
 
 def test_evaluation_on_another_folder_checks_its_classes(trained: Path, tmp_path: Path) -> None:
