@@ -31,8 +31,8 @@ ALLOWED = {
     "config": {"data.published", "data.splits"},
     "model_card": set(),
     "run": {
-        "config", "method", "model_card", "module", "inference", "models.official", "loggers", "panels", "visualize", "diagnosis",
-        "data.sources", "data.splits", "data.datamodule", "data.transforms",
+        "config", "method", "model_card", "module", "inference", "models.official", "loggers", "panels", "visualize",
+        "diagnosis", "data.sources", "data.splits", "data.datamodule", "data.transforms",
     },
     "cli": {"config"},
     "app": {"module", "panels", "run", "visualize", "data.transforms"},

@@ -1,4 +1,4 @@
-"""A local page to try a model: drop an image, see both heads' predictions, click a pixel for its class and prototype."""
+"""A local page to try a model: drop an image, see both heads, click a pixel for its class and prototype."""
 
 import os
 from html import escape
@@ -18,9 +18,9 @@ from pcr_seg.run import load_module
 CSS = """
 .picture img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
 .legend span { white-space: nowrap; margin-right: 1.2em; }
-.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #888; border-radius: 2px; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #888; }
 .pixel table { width: 100%; margin: .4em 0 0; }
-.pixel tr, .pixel tr > * { border: 0 !important; padding: .25em 1em .25em 0 !important; text-align: left; white-space: nowrap; }
+.pixel tr, .pixel tr > * { border: 0 !important; padding: .25em 1em .25em 0 !important; text-align: left; }
 """
 
 
@@ -52,9 +52,9 @@ def swatch(name: str, color: visualize.Color) -> str:
 def describe(module: SemiSupervisedSegmentation, view: View, x: int, y: int) -> str:
     """What each head takes a pixel for, how surely, and the prototype nearest to it, as HTML."""
     classes = [swatch(*pair) for pair in zip(module.class_names, module.metadata["palette"], strict=True)]
-    rows = [
-        (f"{head} head", f"{classes[view.labels[head][y, x]]} {view.confidence[head][y, x]:.0%}") for head in view.labels
-    ]
+    rows = []
+    for head, labels in view.labels.items():
+        rows.append((f"{head} head", f"{classes[labels[y, x]]} {view.confidence[head][y, x]:.0%}"))
     if view.nearest is not None:
         label, number = divmod(view.nearest[y, x].item(), module.bank.prototypes.shape[1])
         rows.append(("nearest prototype", f"{classes[label]} number {number}"))
@@ -80,7 +80,8 @@ def make_page(module: SemiSupervisedSegmentation, prototypes: Path):
         view = look(module, image)
         overlay = visualize.overlay(image, view.labels["linear"], palette)
         maps = [visualize.colorize(view.labels[head], palette) for head in heads]
-        return [view, "Click a pixel of any prediction.", None, overlay, *maps, visualize.heat(view.confidence["linear"])]
+        confidence = visualize.heat(view.confidence["linear"])
+        return [view, "Click a pixel of any prediction.", None, overlay, *maps, confidence]
 
     def ask(view: View | None, event: gradio.SelectData) -> tuple[str, str | None]:
         if view is None:
@@ -126,17 +127,17 @@ def serve(cfg: DictConfig) -> None:
     """Open the page of a checkpoint on this machine alone, unless `host` says otherwise, until it is interrupted."""
     module = load_module(cfg.checkpoint, student=cfg.eval.student)
     page = make_page(module, Path(cfg.checkpoint).resolve().parents[1] / "prototypes")
-    launch(page, cfg.host, cfg.port, block=True)
+    print(f"{launch(page, cfg.host, cfg.port)} shows {cfg.checkpoint}; Ctrl-C ends it", flush=True)
+    page.block_thread()
 
 
-def launch(page, host: str, port: int, *, block: bool) -> str:
-    """Start the server and return its address; the page's fonts are the system's, nothing comes from a network."""
+def launch(page, host: str, port: int | None) -> str:
+    """Start the server, on a free port for None, and return its address; fonts are the system's, not a network's."""
     import gradio
 
     theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = page.launch(
-        server_name=host, server_port=port, share=False, prevent_thread_lock=not block, run_history=False,
-        enable_monitoring=False, ssr_mode=False, footer_links=[], theme=theme, css=CSS,
-        allowed_paths=[],
+        server_name=host, server_port=port, share=False, prevent_thread_lock=True, run_history=False,
+        enable_monitoring=False, ssr_mode=False, footer_links=[], theme=theme, css=CSS, quiet=True,
     )  # fmt: skip
     return address

@@ -3,8 +3,6 @@
 import runpy
 import sys
 
-from pcr_seg.config import CONF
-
 COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app")
 
 
@@ -13,6 +11,8 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "no command"
     if name not in COMMANDS:
         sys.exit(f"error: {name}: choose pcr-seg {'|'.join(COMMANDS)} [key=value ...]")
+    from pcr_seg.config import CONF  # brings torch: a misspelt command need not wait for it
+
     script = str(CONF.with_name(f"{name}.py"))
     sys.argv[:2] = [script]  # as if typed so: DDP starts the same command line again for its other processes
     runpy.run_path(script, run_name="__main__")

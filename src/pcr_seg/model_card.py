@@ -7,5 +7,6 @@ from jinja2 import Template
 
 def model_card(summary: dict, config: dict) -> str:
     """Markdown from a run's summary.json and resolved configuration."""
-    template = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
-    return Template(template, trim_blocks=True).render(summary=summary, config=config, classes=list(summary["iou"])) + "\n"
+    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    template = Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return template.render(summary=summary, config=config, classes=list(summary["iou"]))

@@ -313,7 +313,8 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def git_commit() -> str | None:
     """Commit of this code, with "-dirty" when files differ from it; None outside a checkout."""
-    command = ["git", f"--git-dir={CONF.with_name('.git')}", f"--work-tree={CONF.parent}", "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    checkout = [f"--git-dir={CONF.parent / '.git'}", f"--work-tree={CONF.parent}"]  # a wheel's may lie in another one
+    command = ["git", *checkout, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     result = subprocess.run(command, capture_output=True, text=True)
     return result.stdout.strip() or None if result.returncode == 0 else None
 
