@@ -1,6 +1,8 @@
 """What the tests share: one thread, the generated data set, and composed configurations."""
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,20 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Source:
     """A dozen generated training images of 48 pixels, three to validate on, four without masks."""
     return synthetic(str(tmp_path_factory.mktemp("tiny")), num_train=12, num_val=3, num_unlabeled=4, size=48)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """Chromium: the one playwright installed, or the system's."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
+    with api.sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        found = own if Path(own).is_file() else shutil.which("chromium") or shutil.which("google-chrome")
+        if not found:
+            pytest.skip("no Chromium: playwright install chromium, or the system's package")
+        browser = playwright.chromium.launch(executable_path=found)
+        yield browser
+        browser.close()
 
 
 SUMMARY = {

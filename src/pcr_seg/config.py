@@ -18,7 +18,8 @@ from omegaconf.errors import MissingMandatoryValue
 from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
 
-CONF = Path(__file__).parents[2] / "conf"
+WHEEL = Path(__file__).parent / "commands"  # where a wheel puts what stands in the root of a checkout
+CONF = (WHEEL if WHEEL.is_dir() else Path(__file__).parents[2]) / "conf"
 
 
 def command_line(arguments: list[str]) -> list[str]:

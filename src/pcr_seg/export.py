@@ -1,5 +1,6 @@
 """A checkpoint's network as one file for other programs: ONNX or pt2."""
 
+import json
 import math
 import operator
 import os
@@ -10,54 +11,90 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from pcr_seg.data.transforms import mean_and_std
 from pcr_seg.inference import predict_heads
+from pcr_seg.method import PrototypeBank
 from pcr_seg.run import load_module
 
+SIZES = ((2, 128, 160), (1, 97, 131), (3, 224, 161))  # batch, height, width; the first is also the one that is traced
+TOLERANCE = 1e-3  # of logits
 
-class LinearPredictor(nn.Module):
-    """The evaluated network and its linear head as one plain function, for export."""
 
-    def __init__(self, network: nn.Module) -> None:
+class Predictor(nn.Module):
+    """The evaluated network with its linear head, and with a bank also the prototype head, as one plain function."""
+
+    def __init__(self, network: nn.Module, bank: PrototypeBank | None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.bank = network, bank
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, channels, H, W) normalized -> logits (B, C, H, W)."""
-        return predict_heads(self.network, None, image)
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, channels, H, W) normalized -> logits (B, C, H, W); with a bank a pair of them, linear and prototype."""
+        logits = predict_heads(self.network, self.bank, image)
+        return logits if self.bank is None else logits.chunk(2, dim=1)
 
 
 def export(cfg: DictConfig) -> Path:
-    """Write the linear predictor as ONNX or pt2 with dynamic batch, height and width, checked at odd sizes."""
+    """Write the predictor as ONNX or pt2 with dynamic batch, height and width, compared at three sizes.
+
+    Raises:
+        ValueError: an unknown format, no prototypes where their head is asked for, or a file that answers differently.
+    """
     if cfg.format not in ("onnx", "pt2"):
         raise ValueError(f"format={cfg.format}: choose onnx or pt2")
-    predictor = LinearPredictor(load_module(cfg.checkpoint, student=cfg.eval.student).network).eval()
+    module = load_module(cfg.checkpoint, student=cfg.eval.student)
+    if cfg.prototype_head and not module.bank.is_initialized:
+        raise ValueError(f"prototype_head=true: {cfg.checkpoint} has no prototypes yet; export the linear head alone")
+    predictor = Predictor(module.network, module.bank if cfg.prototype_head else None).eval()
     predictor.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
     channels = predictor.network.backbone.in_channels
+    images = [torch.randn(batch, channels, height, width) for batch, height, width in SIZES]
     output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
-    dynamic = {"image": {axis: torch.export.Dim(name, min=2 if axis == 0 else 32) for axis, name in
-                         ((0, "batch"), (2, "height"), (3, "width"))}}  # fmt: skip
+    axes = {0: "batch", 2: "height", 3: "width"}
+    dynamic = {axis: torch.export.Dim(name, min=1 if axis == 0 else 32) for axis, name in axes.items()}
     program = torch.export.export(
         predictor,
-        (torch.randn(2, channels, 128, 160),),
-        dynamic_shapes=dynamic,
+        (images[0],),
+        dynamic_shapes={"image": dynamic},
         prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
     )
     partial = output.with_name("partial_" + output.name)
-    if cfg.format == "pt2":
-        round_up_in_integers(program.graph)
-        torch.export.save(program, partial)
-        exported = torch.export.load(partial).module()
-    else:
-        exported = export_onnx(program, partial)
-    for shape in ((2, channels, 128, 160), (3, channels, 97, 131), (2, channels, 224, 161)):
-        image = torch.randn(shape)
-        with torch.inference_mode():
-            difference = (exported(image) - predictor(image)).abs().max().item()
-        if difference > 1e-3:
-            raise ValueError(f"{output}: differs from the network by {difference:.2g} at {shape}; not written")
+    write = write_pt2 if cfg.format == "pt2" else write_onnx
+    exported = write(program, partial, metadata(module.metadata, channels))
+    difference = max(largest_difference(predictor, exported, image) for image in images)
+    if difference > TOLERANCE:
+        raise ValueError(f"{output}: its logits differ from the network's by {difference:.2g}; not written")
     os.replace(partial, output)
-    print(f"{output}: checked against the network at three sizes")
+    sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in SIZES)
+    print(f"{output}: logits within {difference:.1g} of the network's at {sizes}")
     return output
+
+
+def metadata(checkpoint: dict, channels: int) -> dict[str, object]:
+    """What a program needs to feed the file and to read its answer: preprocessing, classes and their colors."""
+    mean, std = mean_and_std(channels)
+    return {
+        "classes": checkpoint["classes"],
+        "palette": checkpoint["palette"],
+        "color_order": {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}[channels],
+        "value_range": [0, 255],  # of what mean and std apply to
+        "mean": [round(float(value), 3) for value in mean],
+        "std": [round(float(value), 3) for value in std],
+        "dataset": checkpoint["dataset"],
+    }
+
+
+@torch.inference_mode()
+def largest_difference(predictor: Callable, exported: Callable, image: Tensor) -> float:
+    """Largest absolute difference of any logit between the network and the file."""
+    pairs = [result if isinstance(result, tuple) else (result,) for result in (predictor(image), exported(image))]
+    return max((a - b).abs().max().item() for a, b in zip(*pairs, strict=True))
+
+
+def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, object]) -> Callable:
+    """Write one pt2 file, the metadata as its extra file metadata.json, and return a function that runs it."""
+    round_up_in_integers(program.graph)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+    return torch.export.load(path).module()
 
 
 def round_up_in_integers(graph: torch.fx.Graph) -> None:
@@ -76,14 +113,16 @@ def round_up_in_integers(graph: torch.fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def export_onnx(program: torch.export.ExportedProgram, path: Path):
-    """Write one ONNX file and return a function that runs it."""
+def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, object]) -> Callable:
+    """Write one ONNX file, the metadata as JSON under its keys, and return a function that runs it."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401  torch's exporter imports it late and fails less clearly
     except ImportError as error:
         raise ValueError("format=onnx needs more packages: pip install 'pcr-seg[export]'") from error
-    names = {"input_names": ["image"], "output_names": ["logits"]}
-    torch.onnx.export(program, f=path, external_data=False, verbose=False, **names)
+    names = ["logits", "prototype_logits"][: len(program.graph_signature.user_outputs)]
+    onnx = torch.onnx.export(program, verbose=False, input_names=["image"], output_names=names)
+    onnx.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
+    onnx.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+    return lambda image: tuple(torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()}))

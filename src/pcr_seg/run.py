@@ -30,7 +30,7 @@ from rich.table import Table
 from timm.layers import convert_sync_batchnorm
 
 from pcr_seg import visualize
-from pcr_seg.config import build
+from pcr_seg.config import CONF, build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
 from pcr_seg.data.files import Format, read_image
@@ -38,6 +38,7 @@ from pcr_seg.data.transforms import normalize
 from pcr_seg.diagnosis import Diagnosis
 from pcr_seg.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.method import jittered_grid
+from pcr_seg.model_card import model_card
 from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
 from pcr_seg.panels import save_pictures
@@ -159,6 +160,7 @@ def fit(cfg: DictConfig) -> dict:
             shutil.copy(output / "checkpoints/last.ckpt", output / "checkpoints/best.ckpt")
         module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        (output / "checkpoints/MODEL_CARD.md").write_text(model_card(summary, config), encoding="utf-8")
         save_pictures(module, source, output)
         checkpoints = [output / f"checkpoints/{name}.ckpt" for name in ("best", "last")]
         for logger in trainer.loggers:
@@ -314,7 +316,8 @@ def peak_memory_mib(device: torch.device) -> float:
 
 def git_commit() -> str | None:
     """Commit of this code, with "-dirty" when files differ from it; None outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    checkout = [f"--git-dir={CONF.parent / '.git'}", f"--work-tree={CONF.parent}"]  # a wheel's may lie in another one
+    command = ["git", *checkout, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     result = subprocess.run(command, capture_output=True, text=True)
     return result.stdout.strip() or None if result.returncode == 0 else None
 

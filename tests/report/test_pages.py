@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -90,20 +88,6 @@ def test_points_tell_their_values_on_hover() -> None:
     assert "var(--c1, #ff7f0e)" in text and "#000000" not in text
     (x1, y1), (x2, y2) = ([float(v) for v in pair] for pair in re.findall(r'cx="(.*?)" cy="(.*?)"', text))
     assert 0 < x1 < x2 < 6.4 * 72 and 4.8 * 72 > y1 > y2 > 0, "upwards to the right"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    """Chromium: the one playwright installed, or the system's."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra: dev)")
-    with api.sync_playwright() as playwright:
-        own = playwright.chromium.executable_path
-        found = own if Path(own).is_file() else shutil.which("chromium") or shutil.which("google-chrome")
-        if not found:
-            pytest.skip("no Chromium: playwright install chromium, or the system's package")
-        browser = playwright.chromium.launch(executable_path=found)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("kind", ["run", "comparison"])

@@ -1,0 +1,143 @@
+"""A local page to try a model: drop an image, see both heads, click a pixel for its class and prototype."""
+
+import os
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from pcr_seg import visualize
+from pcr_seg.data.transforms import normalize
+from pcr_seg.module import HEADS, SemiSupervisedSegmentation
+from pcr_seg.panels import assignment
+from pcr_seg.run import load_module
+
+CSS = """
+.picture img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
+.legend span { white-space: nowrap; margin-right: 1.2em; }
+.legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #888; }
+.pixel table { width: 100%; margin: .4em 0 0; }
+.pixel tr, .pixel tr > * { border: 0 !important; padding: .25em 1em .25em 0 !important; text-align: left; }
+"""
+
+
+class View(NamedTuple):
+    """What a model says of one image."""
+
+    labels: dict[str, np.ndarray]  # of each head, (H, W) class ids
+    confidence: dict[str, np.ndarray]  # of each head, (H, W) in (0, 1]
+    nearest: np.ndarray | None  # (H, W) index c * K + k of the nearest prototype; None without a bank
+
+
+@torch.inference_mode()
+def look(module: SemiSupervisedSegmentation, image: np.ndarray) -> View:
+    """Predict one image (H, W, 3) uint8 RGB."""
+    logits = module.predict_image(normalize(image)[None].to(module.device))
+    best = {head: values[0].softmax(dim=0).max(dim=0) for head, values in logits.items()}
+    return View(
+        {head: found.indices.cpu().numpy() for head, found in best.items()},
+        {head: found.values.cpu().numpy() for head, found in best.items()},
+        assignment(module, image) if module.bank.is_initialized else None,
+    )
+
+
+def swatch(name: str, color: visualize.Color) -> str:
+    """A class's name behind a square of its color, as HTML."""
+    return f'<span><i style="background: rgb{tuple(color)}"></i>{escape(name)}</span>'
+
+
+def describe(module: SemiSupervisedSegmentation, view: View, x: int, y: int) -> str:
+    """What each head takes a pixel for, how surely, and the prototype nearest to it, as HTML."""
+    classes = [swatch(*pair) for pair in zip(module.class_names, module.metadata["palette"], strict=True)]
+    rows = []
+    for head, labels in view.labels.items():
+        rows.append((f"{head} head", f"{classes[labels[y, x]]} {view.confidence[head][y, x]:.0%}"))
+    if view.nearest is not None:
+        label, number = divmod(view.nearest[y, x].item(), module.bank.prototypes.shape[1])
+        rows.append(("nearest prototype", f"{classes[label]} number {number}"))
+    cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows)
+    return f'<div class="pixel legend">Pixel at row {y}, column {x}<table>{cells}</table></div>'
+
+
+def make_page(module: SemiSupervisedSegmentation, prototypes: Path):
+    """Make the page of a model (gradio.Blocks); `prototypes` holds a run's pictures CLASS_NUMBER.jpg of its bank."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    try:
+        import gradio
+    except ImportError as error:
+        raise ValueError("the page needs one more package: pip install 'pcr-seg[app]'") from error
+
+    palette, classes = module.metadata["palette"], module.class_names
+    num_prototypes = module.bank.prototypes.shape[1]
+    heads = [head for head in HEADS if head == "linear" or module.bank.is_initialized]
+
+    def show(image: np.ndarray | None) -> list:
+        if image is None:
+            return [None] * (4 + len(heads))
+        view = look(module, image)
+        overlay = visualize.overlay(image, view.labels["linear"], palette)
+        maps = [visualize.colorize(view.labels[head], palette) for head in heads]
+        confidence = visualize.heat(view.confidence["linear"])
+        return [view, "Click a pixel of any prediction.", None, overlay, *maps, confidence]
+
+    def ask(view: View | None, event: gradio.SelectData) -> tuple[str, str | None]:
+        if view is None:
+            return "", None
+        x, y = event.index
+        crops = None
+        if view.nearest is not None:
+            label, number = divmod(view.nearest[y, x].item(), num_prototypes)
+            crops = prototypes / f"{label}_{number}.jpg"
+        return describe(module, view, x, y), str(crops) if crops and crops.is_file() else None
+
+    def picture(label: str, height: int) -> gradio.Image:
+        """Stretched to its frame (class "picture"): what Gradio takes for granted when it locates a click."""
+        look = {"height": height, "buttons": ["download", "fullscreen"], "elem_classes": "picture", "format": "png"}
+        return gradio.Image(label=label, interactive=False, **look)
+
+    with gradio.Blocks(title="pcr-seg", analytics_enabled=False) as page:
+        legend = "".join(swatch(*pair) for pair in zip(classes, palette, strict=True))
+        about = f"{module.name}, trained on {escape(module.metadata['dataset'])}"
+        gradio.HTML(f'<h2>pcr-seg</h2><p>{about}</p><p class="legend">{legend}</p>')
+        view = gradio.State()
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=300):
+                image = gradio.Image(
+                    label="your image", image_mode="RGB", sources=["upload", "clipboard"], height=320,
+                    elem_classes="picture",
+                )  # fmt: skip
+                pixel = gradio.HTML(padding=True)
+                crops = picture("what this prototype is nearest to", 260)
+            with gradio.Column(scale=4, min_width=300):
+                with gradio.Row():
+                    overlay, confidence = picture("overlay", 320), picture("confidence, blue to yellow", 320)
+                with gradio.Row():
+                    maps = [picture(f"{head} head", 320) for head in heads]
+        pictures = [overlay, *maps, confidence]
+        image.change(show, image, [view, pixel, crops, *pictures], show_progress="minimal")
+        for some in pictures:
+            some.select(ask, view, [pixel, crops], show_progress="hidden")
+    return page
+
+
+def serve(cfg: DictConfig) -> None:
+    """Open the page of a checkpoint on this machine alone, unless `host` says otherwise, until it is interrupted."""
+    module = load_module(cfg.checkpoint, student=cfg.eval.student)
+    page = make_page(module, Path(cfg.checkpoint).resolve().parents[1] / "prototypes")
+    print(f"{launch(page, cfg.host, cfg.port)} shows {cfg.checkpoint}; Ctrl-C ends it", flush=True)
+    page.block_thread()
+
+
+def launch(page, host: str, port: int | None) -> str:
+    """Start the server, on a free port for None, and return its address; fonts are the system's, not a network's."""
+    import gradio
+
+    theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    _, address, _ = page.launch(
+        server_name=host, server_port=port, share=False, prevent_thread_lock=True, run_history=False,
+        enable_monitoring=False, ssr_mode=False, footer_links=[], theme=theme, css=CSS, quiet=True,
+    )  # fmt: skip
+    return address

@@ -1,0 +1,18 @@
+"""`pcr-seg COMMAND ...` is `python COMMAND.py ...` from any folder: a wheel carries the scripts and their conf/."""
+
+import runpy
+import sys
+
+COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app")
+
+
+def main() -> None:
+    """Run the script that the first argument names, with the rest of the arguments."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "no command"
+    if name not in COMMANDS:
+        sys.exit(f"error: {name}: choose pcr-seg {'|'.join(COMMANDS)} [key=value ...]")
+    from pcr_seg.config import CONF  # brings torch: a misspelt command need not wait for it
+
+    script = str(CONF.with_name(f"{name}.py"))
+    sys.argv[:2] = [script]  # as if typed so: DDP starts the same command line again for its other processes
+    runpy.run_path(script, run_name="__main__")

@@ -1,0 +1,12 @@
+"""The card of a run's checkpoints: what they are, what they reached, what they are not good for."""
+
+from pathlib import Path
+
+from jinja2 import Template
+
+
+def model_card(summary: dict, config: dict) -> str:
+    """Markdown from a run's summary.json and resolved configuration."""
+    text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
+    template = Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return template.render(summary=summary, config=config, classes=list(summary["iou"]))

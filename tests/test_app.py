@@ -1,0 +1,78 @@
+"""The page, in a real browser: an image in, both heads out, a click answered, nothing asked of a network."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import composed, small_config
+from PIL import Image
+
+from pcr_seg import run
+from pcr_seg.app import describe, launch, look, make_page
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    run.fit(small_config(root, "method.threshold=0.2"))
+    return root / "run"
+
+
+def test_page_is_for_this_machine_alone_by_default() -> None:
+    assert composed("checkpoint=x", name="app").host == "127.0.0.1"
+
+
+def test_a_pixels_description_names_what_the_heads_say(trained: Path) -> None:
+    module = run.load_module(trained / "checkpoints/last.ckpt")
+    module.class_names = ["<background>", *module.class_names[1:]]
+    view = look(module, np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+    assert view.nearest.shape == view.labels["linear"].shape == view.confidence["prototype"].shape == (40, 56)
+    view.labels["linear"][7, 31], view.confidence["linear"][7, 31] = 0, 0.42
+    view.labels["prototype"][7, 31], view.nearest[7, 31] = 2, 4 * 4 + 3  # four prototypes of each class
+    text = describe(module, view, 31, 7)
+    assert "row 7, column 31" in text and "42%" in text and "rings</span> number 3" in text and "checks</span>" in text
+    assert "&lt;background&gt;" in text and "<background>" not in text
+
+
+@pytest.mark.filterwarnings("default")  # Gradio calls what the newest pandas would rather not be called
+def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
+    pytest.importorskip("gradio", reason="needs gradio (extra: app)")
+    module = run.load_module(trained / "checkpoints/last.ckpt")
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 160, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    blocks = make_page(module, trained / "prototypes")
+    address = launch(blocks, "127.0.0.1", None)
+    page, strangers, errors = browser.new_page(viewport={"width": 1280, "height": 900}), [], []
+    local = (address, "data:", "blob:")
+    page.on("request", lambda request: strangers.extend([] if request.url.startswith(local) else [request.url]))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    try:
+        page.goto(address)
+        assert page.locator("h2").inner_text() == "pcr-seg" and "rings" in page.locator(".legend").first.inner_text()
+        page.set_input_files("input[type=file]", tmp_path / "wide.png")
+        page.get_by_text("Click a pixel").wait_for()
+        for name in ("overlay", "linear head", "prototype head", "confidence"):
+            picture = page.locator(".picture", has_text=name).locator("img")
+            picture.wait_for()
+            assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [160, 64]
+
+        # The picture is as wide as its frame and lies in the middle of its height.
+        frame = picture.bounding_box()
+        x, y, scale = 120, 16, frame["width"] / 160
+        top = (frame["height"] - 64 * scale) / 2
+        picture.click(position={"x": (x + 0.5) * scale, "y": top + (y + 0.5) * scale})
+        page.locator(".pixel").wait_for()
+        words = page.locator(".pixel").inner_text()
+        assert f"row {y}, column {x}" in words
+        label, number = divmod(look(module, pixels).nearest[y, x].item(), 4)
+        assert f"{module.class_names[label]} number {number}" in " ".join(words.split())
+        crops = page.locator(".picture", has_text="what this prototype is nearest to").locator("img")
+        crops.wait_for()
+        with Image.open(trained / f"prototypes/{label}_{number}.jpg") as expected:
+            assert crops.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(expected.size)
+        page.set_viewport_size({"width": 390, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, "something sticks out on a phone"
+    finally:
+        page.close()
+        blocks.close()
+    assert not strangers and not errors

@@ -1,0 +1,107 @@
+"""Exported files answer as the network does, say what they need, and run without us."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed, small_config
+from PIL import Image
+
+from pcr_seg import run
+from pcr_seg.data.sources import read_image
+from pcr_seg.data.transforms import normalize
+from pcr_seg.export import export
+
+ROOT = Path(__file__).parents[1]
+CLASSES = ["background", "stripes", "checks", "dots", "rings"]
+SHAPES = [(1, 3, 75, 141), (2, 3, 64, 96), (3, 3, 33, 150)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    run.fit(small_config(root, "method.threshold=0.2"))
+    return root / "run/checkpoints/last.ckpt"
+
+
+@pytest.fixture(scope="module")
+def onnx(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With both heads, by the command: the shape checks of these tests know no sizes that are still free."""
+    pytest.importorskip("onnxruntime", reason="needs the export extra")
+    file = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    command = ["export.py", f"checkpoint={checkpoint}", f"output={file}", "prototype_head=true"]
+    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"model\.onnx: logits within \S+ of the network's at .*1 x 97 x 131", result.stdout)
+    assert [path.name for path in file.parent.iterdir()] == ["model.onnx"], "one file"
+    return file
+
+
+def expected(checkpoint: Path, image: torch.Tensor) -> dict[str, torch.Tensor]:
+    with torch.inference_mode():
+        return run.load_module(checkpoint).predict_image(image)
+
+
+def check_metadata(about: dict) -> None:
+    """By the values of ImageNet and the generated set, written out."""
+    assert about["classes"] == CLASSES and about["dataset"] == "synthetic"
+    assert len(about["palette"]) == 5 and about["palette"][1] == [230, 90, 60]
+    assert (about["color_order"], about["value_range"]) == ("RGB", [0, 255])
+    assert about["mean"] == [123.675, 116.28, 103.53] and about["std"] == [58.395, 57.12, 57.375]
+
+
+def test_onnx_answers_as_both_heads_do(checkpoint: Path, onnx: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
+    check_metadata({key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()})
+    for shape in SHAPES:
+        image = torch.randn(shape)
+        found = session.run(["logits", "prototype_logits"], {"image": image.numpy()})
+        for logits, wanted in zip(found, expected(checkpoint, image).values(), strict=True):
+            torch.testing.assert_close(torch.from_numpy(logits), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_pt2_answers_as_the_linear_head_does(checkpoint: Path, tmp_path: Path) -> None:
+    file = export(composed(f"checkpoint={checkpoint}", "format=pt2", f"output={tmp_path}/m.pt2", name="export"))
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt2"], "one file"
+    extra = {"metadata.json": ""}
+    program = torch.export.load(file, extra_files=extra).module()
+    check_metadata(json.loads(extra["metadata.json"]))
+    for shape in SHAPES:
+        image = torch.randn(shape)
+        torch.testing.assert_close(program(image), expected(checkpoint, image)["linear"], rtol=1e-3, atol=1e-4)
+
+
+def test_script_of_the_docs_runs_without_this_package(checkpoint: Path, onnx: Path, tmp_path: Path) -> None:
+    docs = (ROOT / "docs/export.md").read_text(encoding="utf-8")
+    [script] = re.findall(r"```python\n(.*?)```", docs, re.DOTALL)
+    assert set(re.findall(r"^(?:import|from) (\w+)", script, re.MULTILINE)) == {
+        "json", "sys", "numpy", "onnxruntime", "PIL"
+    }  # fmt: skip
+    (tmp_path / "run_onnx.py").write_text(script)
+    image = next(checkpoint.parents[2].glob("data/*/images/val/*.png"))
+    command = [sys.executable, "-W", "error", "run_onnx.py", str(onnx), str(image), "mask.png"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    wanted = expected(checkpoint, normalize(read_image(image))[None])["linear"][0].argmax(dim=0).numpy()
+    with Image.open(tmp_path / "mask.png") as mask:
+        assert mask.mode == "P" and (np.asarray(mask) == wanted).mean() > 0.999
+    shares = dict(line.split(": ") for line in result.stdout.splitlines())
+    assert set(shares) == {CLASSES[label] for label in np.unique(wanted)}
+
+
+def test_what_cannot_be_exported_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="format=tflite: choose onnx or pt2"):
+        export(composed(f"checkpoint={checkpoint}", "format=tflite", name="export"))
+    module = run.load_module(checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["bank.is_initialized"] = torch.zeros_like(module.bank.is_initialized)
+    torch.save(content, tmp_path / "early.ckpt")
+    with pytest.raises(ValueError, match=r"prototype_head=true: .*early\.ckpt has no prototypes yet"):
+        export(composed(f"checkpoint={tmp_path}/early.ckpt", "prototype_head=true", name="export"))
