@@ -13,7 +13,7 @@ from conftest import composed, small_config
 from PIL import Image
 
 from pcr_seg import run
-from pcr_seg.data.sources import read_image
+from pcr_seg.data.files import read_image
 from pcr_seg.data.transforms import normalize
 from pcr_seg.export import export
 
