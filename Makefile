@@ -1,12 +1,13 @@
 # make demo    supervised and PCR on the generated set, side by side
 # make test    the tests
+# make test-faults    runs killed at many places, broken files: some minutes
 # Both make the virtual environment .venv first, if it is not there or pyproject.toml is newer.
 # A CPU-only build of PyTorch: make demo TORCH="torch torchvision --extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-faults lint format clean
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
@@ -15,6 +16,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --nbmake tests notebooks
+
+test-faults: $(VENV)/installed
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m faults tests
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
