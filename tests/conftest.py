@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,21 @@ def composed(*overrides: str, name: str = "train") -> DictConfig:
     """What the command line of a script means."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, command_line(list(overrides)))
+
+
+COUNTS: dict[str, int] = defaultdict(int)
+
+
+@pytest.fixture
+def counts() -> dict[str, int]:
+    """What the fault suites count; the numbers are printed at the end."""
+    return COUNTS
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the counts of the fault suites."""
+    for name, number in COUNTS.items():
+        terminalreporter.write_line(f"{name}: {number}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Two processes with half of the pixels each: the bank moves as in one process with all of them."""
+"""Two processes with half of the pixels or images each: losses, bank and scores as in one process with all of them."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from faults import finish, record, start_ranks, tiny, train
 
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank
 
@@ -47,3 +48,66 @@ def test_two_ranks_update_like_one_process(tmp_path: Path) -> None:
     torch.testing.assert_close(ranks[0]["prototypes"], alone.prototypes)
     assert torch.equal(alone.prototypes[2], make_bank().prototypes[2]), "nobody's class stays bit-equal"
     assert not torch.equal(alone.prototypes[3], make_bank().prototypes[3])
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The records of one process with batches of four, and of two with batches of two.
+
+    Without BatchNorm, dropout, CutMix, padding and jitter (a cell is a pixel) nothing is random but the views, which
+    follow from the position in the stream.
+    """
+    root = tmp_path_factory.mktemp("ranks")
+    quiet = [
+        "global_batch=4", "data.scale=[1,1]", "model.dropout=0", "method.cutmix_probability=0", "method.grid_cells=32",
+        "trainer.max_epochs=2", "optimizer.lr=0.0003",
+    ]  # fmt: skip
+    alone, ranks = root / "alone", root / "ranks"
+    alone.mkdir(), ranks.mkdir()
+    assert train(tiny(root, alone / "run", *quiet), root / "log", without_batchnorm, str(alone)) == 0
+    logs = [root / "log0", root / "log1"]
+    processes = start_ranks(tiny(root, ranks / "run", *quiet), logs, without_batchnorm, str(ranks))
+    assert [finish(process) for process in processes] == [0, 0]
+    return alone, ranks
+
+
+def without_batchnorm(folder: str) -> None:
+    record(folder, normless=True)
+
+
+def load(folder: Path, kind: str, step: int, rank: int = 0) -> dict:
+    return torch.load(folder / f"{kind}_{step}_rank{rank}.pt", weights_only=True)
+
+
+def test_ranks_share_one_bank_and_equal_one_process(recorded: tuple[Path, Path]) -> None:
+    alone, ranks = recorded
+    for step in range(1, 7):
+        expected, (one, other) = load(alone, "step", step), (load(ranks, "step", step, rank) for rank in (0, 1))
+        assert torch.equal(one["prototypes"], other["prototypes"]) and torch.equal(one["assigned"], other["assigned"])
+        torch.testing.assert_close(one["prototypes"], expected["prototypes"], rtol=1e-3, atol=1e-4)
+        for key in expected["losses"].keys() - {"gradient"}:
+            mean = (one["losses"][key] + other["losses"][key]) / 2
+            torch.testing.assert_close(mean, expected["losses"][key], rtol=1e-4, atol=1e-5)
+        assert torch.equal(one["losses"]["gradient"], other["losses"]["gradient"])
+        torch.testing.assert_close(one["losses"]["gradient"], expected["losses"]["gradient"], rtol=1e-3, atol=1e-5)
+        for stream, names in enumerate(expected["names"]):
+            halves = (one["names"][stream], other["names"][stream])
+            assert [name for pair in zip(*halves, strict=True) for name in pair] == list(names)
+    assert one["prototypes"].any(), "the last steps are semi-supervised"
+
+
+def test_ranks_draw_their_own_random_numbers(recorded: tuple[Path, Path]) -> None:
+    seeds = [load(recorded[1], "step", step, rank)["seed"] for step in range(1, 7) for rank in (0, 1)]
+    assert len(set(seeds)) == 12
+
+
+def test_every_validation_image_counts_once(recorded: tuple[Path, Path]) -> None:
+    """Three images on two ranks."""
+    alone, ranks = recorded
+    for step in (3, 6):
+        expected, (one, other) = load(alone, "validation", step), (load(ranks, "validation", step, r) for r in (0, 1))
+        assert expected["matrix"].sum() == one["matrix"].sum() == other["matrix"].sum() == 3 * 48 * 48
+        assert (one["own"][0], other["own"][0]) == (2 * 48 * 48, 48 * 48)
+        assert one["scores"].keys() == expected["scores"].keys()
+        for key, value in expected["scores"].items():
+            assert one["scores"][key] == pytest.approx(value, abs=2e-3, nan_ok=True), key

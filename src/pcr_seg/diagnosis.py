@@ -38,7 +38,7 @@ class Diagnosis(L.Callback):
         self, trainer: L.Trainer, module: SemiSupervisedSegmentation, batch: dict, batch_idx: int
     ) -> None:
         """Compare the pseudo-labels that this step will use with the masks."""
-        if "unlabeled" not in batch or module.in_burn_in or batch_idx % trainer.log_every_n_steps:
+        if "unlabeled" not in batch or module.in_burn_in or (trainer.global_step + 1) % trainer.log_every_n_steps:
             return
         names, seeds = batch["unlabeled"]["name"], batch["unlabeled"]["seed"].tolist()
         views = [

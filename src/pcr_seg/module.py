@@ -179,6 +179,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.protocol = protocol
         self.evaluate_student = False
         self.validated_at = -1  # step of the newest validation
+        self.scores: dict[str, float] = {}  # and what it logged
+        self.latest: dict[str, Tensor] = {}  # losses of the newest step, and its share of confident pixels
         self.metadata: dict = {}  # travels with every checkpoint: what it takes to rebuild this module
 
         # Ignored pixels are counted as one class more and left out at the end: dropping them first takes longer.
@@ -242,7 +244,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
                 features = sample_features(teacher_features, points, size)
             self.update_bank(features, at_points(logits, points), prototype_logits, mask, mixed, points)
 
-        self.log("train/confident", (mixed.confidence >= self.threshold).float().mean())
+        self.latest["confident"] = (mixed.confidence >= self.threshold).float().mean()
+        self.log("train/confident", self.latest["confident"])
         return loss
 
     @torch.no_grad()
@@ -353,7 +356,9 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def log_losses(self, **losses: Tensor) -> None:
         """Log each loss as `train/<name>_loss`. Not for the bar: the trainer would read those back in each step."""
-        self.log_dict({f"train/{name}_loss": loss.detach() for name, loss in losses.items()})
+        losses = {name: loss.detach() for name, loss in losses.items()}
+        self.latest |= losses
+        self.log_dict({f"train/{name}_loss": loss for name, loss in losses.items()})
 
     # ----------------------------------------------------------------------- teacher, bank, schedule
 
@@ -372,8 +377,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
         position = self.current_epoch * self.trainer.num_training_batches + batch_idx
-        if batch_idx % self.trainer.log_every_n_steps == 0:  # not in each step: it copies a number to the device
-            self.log("train/lr", self.optimizers().param_groups[0]["lr"])
+        # A tensor stays on the CPU; a number would be copied to the device.
+        self.log("train/lr", torch.tensor(self.optimizers().param_groups[0]["lr"]))
         torch.manual_seed((self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank)
         self._step_before = self.trainer.global_step
 
@@ -506,7 +511,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log mIoU of both heads over the whole set, IoU of each class, and the state of bank and pseudo-labels."""
-        self.validated_at = self.trainer.global_step
         headline, details = {}, {}
         for head, counts in self.confusion_counts().items():
             iou = iou_per_class(counts)
@@ -523,6 +527,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         details |= {"pseudo/coverage": counts[1] / counts[0], "pseudo/precision": counts[2] / counts[1].clamp(min=1)}
         # Every rank holds the same values by now; sync_dist only tells the trainer so.
         self.log_dict(headline | details, sync_dist=True)
+        self.validated_at = self.trainer.global_step
+        self.scores = {name: value.item() for name, value in (headline | details).items()}
         self.log("mIoU", headline["val/miou"], prog_bar=True, logger=False, sync_dist=True)
 
     def confusion_counts(self) -> dict[str, Tensor]:
@@ -531,8 +537,17 @@ class SemiSupervisedSegmentation(L.LightningModule):
         return {head: counts[:-1, :-1] for head, counts in counted.items()}  # the last class collects ignored pixels
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Store the metadata; plain values only, so that checkpoints load with weights_only."""
+        """Store the metadata and what is no weight; plain values only, so that checkpoints load with weights_only."""
         checkpoint["pcr_seg"] = self.metadata
+        checkpoint["progress"] = {
+            "assigned": self.assigned, "validated_at": self.validated_at, "scores": self.scores,
+        }  # fmt: skip
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Go on from there."""
+        progress = checkpoint["progress"]
+        self.assigned.copy_(progress["assigned"])
+        self.validated_at, self.scores = progress["validated_at"], progress["scores"]
 
 
 def check_choices(function: Callable, values: dict) -> None:

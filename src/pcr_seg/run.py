@@ -1,12 +1,11 @@
 """From a configuration to objects, and from objects to results."""
 
-import csv
 import json
 import logging
+import os
 import platform
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -19,8 +18,8 @@ import numpy as np
 import torch
 import wandb
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from rich.console import Console
@@ -30,6 +29,7 @@ from rich.table import Table
 from timm.layers import convert_sync_batchnorm
 
 from pcr_seg import visualize
+from pcr_seg.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, Checkpoints, Resumed, read_checkpoint
 from pcr_seg.config import CONF, build
 from pcr_seg.data import sources, splits
 from pcr_seg.data.datamodule import SegmentationData, eval_loader
@@ -42,18 +42,16 @@ from pcr_seg.model_card import model_card
 from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
 from pcr_seg.panels import save_pictures
-
-# What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
-TRUSTED = re.compile(
-    r"torch\.optim\.[A-Z]\w*|pcr_seg\.(module\.SemiSupervisedSegmentation|method\.(ohem_)?cross_entropy"
-    r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)|models\.(deeplab\.DeepLab|backbones\.TimmBackbone)"
-    r"|data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic))"
-)
+from pcr_seg.resume import keep_metrics, refuse_strangers, resumed
 
 # The trainer announces devices and products at each start; what it warns of still shows, but for
-# what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already.
+# what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already,
+# loaders that start where a resumed run stands.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-for expected in (r".*in eval mode at the start of training", r"(Experiment logs|Checkpoint) directory", r".*LeafSpec"):
+for expected in (
+    r".*in eval mode at the start of training", r"Experiment logs directory", r".*LeafSpec",
+    r".*your dataloader is not resumable",
+):  # fmt: skip
     warnings.filterwarnings("ignore", expected)
 
 
@@ -76,39 +74,21 @@ def load_module(checkpoint: str | Path, *, student: bool = False, protocol: Dict
     Raises:
         ValueError: not a checkpoint of this project, or one that asks for code outside of it.
     """
-    path = Path(checkpoint)
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint={path}: no such file; a run keeps them in checkpoints/last.ckpt")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        metadata = content["pcr_seg"]
-    except Exception as error:
-        raise ValueError(f"checkpoint={path}: not a complete checkpoint of this project") from error
+    content = read_checkpoint(checkpoint)
+    metadata = content["pcr_seg"]
     config = metadata["config"]
-    strange = [target for target in targets(config) if not TRUSTED.fullmatch(target)]
-    if strange:
-        raise ValueError(f"checkpoint={path}: names {strange[0]}, which is not this project's code; refused")
+    refuse_strangers(f"checkpoint={checkpoint}", config)
     config["backbone"]["weights"] = None
-    module = build_module(config, metadata["classes"])
-    module.load_state_dict(content["state_dict"])
+    try:
+        module = build_module(config, metadata["classes"])
+        module.load_state_dict(content["state_dict"])
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"checkpoint={checkpoint}: does not fit this version of the project: {reason}") from error
     module.metadata, module.evaluate_student = metadata, student
     if protocol is not None:
         module.protocol = instantiate(protocol)
     return module.eval()
-
-
-def targets(node: object) -> list[str]:
-    """Every `_target_` that rebuilding a module from this configuration would call."""
-    nodes = [node[key] for key in ("model", "backbone", "method", "optimizer", "protocol", "dataset")]
-    found = []
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, dict):
-            found += [str(node["_target_"])] if "_target_" in node else []
-            nodes += node.values()
-        elif isinstance(node, list):
-            nodes += node
-    return found
 
 
 # ---------------------------------------------------------------------------------------------- fit
@@ -120,7 +100,7 @@ def fit(cfg: DictConfig) -> dict:
     cfg, checkpoint = resumed(cfg)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     output = Path(cfg.output)
-    if summary := finished(config):
+    if not checkpoint and (summary := finished(config)):
         return summary
     L.seed_everything(cfg.seed, verbose=False)
 
@@ -129,6 +109,8 @@ def fit(cfg: DictConfig) -> dict:
     wanted = {name: getattr(module, name) for name in ("strong_color", "strong_views")}
     data = build(cfg.data, source, use_unlabeled=module.uses_unlabeled, **wanted)
     splits.check(source, data.split)
+    if checkpoint:
+        data.start = (checkpoint.epoch, checkpoint.steps)
     if module.prototype_weight > 0:
         jittered_grid(data.crop_size, data.crop_size, module.grid_cells)  # raises now what it would in a later epoch
     module.metadata = {
@@ -149,19 +131,22 @@ def fit(cfg: DictConfig) -> dict:
     trainer = make_trainer(cfg, data)
     if trainer.is_global_zero:
         open_run_folder(trainer, module, data, checkpoint)
-    trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
+    except RuntimeError as error:
+        if re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise ConnectionError(f"a process of this training was lost: go on with resume={output}") from error
+        raise
     if module.validated_at != trainer.global_step:  # stopped by max_steps, or between two validations
         trainer.validate(module, data, verbose=False)
-        trainer.save_checkpoint(output / "checkpoints/last.ckpt")
+    trainer.save_checkpoint(output / "checkpoints" / LAST)
 
     summary = summarize(trainer, module, data) | {"seconds": round(time.time() - started, 1)}
     if trainer.is_global_zero:
-        if best_score(trainer) != summary["miou_best"]:  # the last validation came after the last checkpoint
-            shutil.copy(output / "checkpoints/last.ckpt", output / "checkpoints/best.ckpt")
         module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
-        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         (output / "checkpoints/MODEL_CARD.md").write_text(model_card(summary, config), encoding="utf-8")
         save_pictures(module, source, output)
+        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
         checkpoints = [output / f"checkpoints/{name}.ckpt" for name in ("best", "last")]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
@@ -169,19 +154,6 @@ def fit(cfg: DictConfig) -> dict:
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
     return summary
-
-
-def resumed(cfg: DictConfig) -> tuple[DictConfig, Path | None]:
-    """The configuration and last checkpoint of the run to finish, or the configuration as it is and None."""
-    if not cfg.resume:
-        return cfg, None
-    checkpoint = Path(cfg.resume) / "checkpoints/last.ckpt"
-    if not checkpoint.is_file():
-        raise FileNotFoundError(f"resume={cfg.resume}: holds no checkpoints/last.ckpt; give a run folder")
-    run = OmegaConf.load(Path(cfg.resume) / "config.yaml")
-    if Path(run.output).resolve() != Path(cfg.resume).resolve():
-        raise ValueError(f"resume={cfg.resume}: was started as {run.output}; move the run folder back there")
-    return run, checkpoint
 
 
 def finished(config: dict) -> dict | None:
@@ -196,55 +168,42 @@ def finished(config: dict) -> dict | None:
 
 
 def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
-    """The trainer with its loggers, the best and the last checkpoint, panels, diagnosis and progress."""
-    folder, once = Path(cfg.output) / "checkpoints", {"enable_version_counter": False}
-    callbacks = [
-        ModelCheckpoint(folder, "best", monitor="val/miou", mode="max", save_on_train_epoch_end=False, **once),
-        # A callback of its own: `save_last` of the other would be as old as the best.
-        ModelCheckpoint(folder, "last", save_on_train_epoch_end=True, **once),
-        TrainTimer(),
-        LogPanels(data.source),
-    ]
+    """The trainer with its loggers, checkpoints, panels, diagnosis and progress."""
+    callbacks = [build(cfg.checkpoints), build(cfg.watch), TrainTimer(), LogPanels(data.source)]
     if cfg.diagnosis:
         callbacks.append(Diagnosis(data))
     if cfg.trainer.enable_progress_bar:
         callbacks.append(ProgressBar())
     loggers = list(instantiate(cfg.logger).values())
-    return build(cfg.trainer, logger=loggers, callbacks=callbacks, sync_batchnorm=False)
+    plugins = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
+    return build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False)
 
 
 def open_run_folder(
-    trainer: L.Trainer, module: SemiSupervisedSegmentation, data: SegmentationData, checkpoint: Path | None
+    trainer: L.Trainer, module: SemiSupervisedSegmentation, data: SegmentationData, checkpoint: Resumed | None
 ) -> None:
     """Write the configuration and the split as used, and tell the loggers."""
     config, split = module.metadata["config"], data.split
     output = Path(config["output"])
     output.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(config), output / "config.yaml")
+    OmegaConf.save(OmegaConf.create(config), output / "config.partial")
+    os.replace(output / "config.partial", output / "config.yaml")  # all of it or nothing
+    if checkpoint and checkpoint.path.name == PREVIOUS:
+        (output / "checkpoints" / LAST).unlink(missing_ok=True)  # damaged: it must not become the previous one
     splits.write(split, output / "splits")
     labeled, unlabeled = f"{len(split.labeled)} labeled ({split.origin})", f"{len(split.unlabeled)} unlabeled"
     print(f"{data.source.name}: {labeled}, {unlabeled}, {len(data.source.val)} val; run folder {output}")
     for logger in trainer.loggers:
         if checkpoint and isinstance(logger, CSVLogger):
-            keep_metrics(logger, torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
+            keep_metrics(logger, checkpoint.metrics)
         logger.log_hyperparams(config)
-
-
-def keep_metrics(logger: CSVLogger, steps: int) -> None:
-    """Keep the rows of the first `steps` steps, where a logger's start would delete the file."""
-    file = Path(logger.log_dir) / "metrics.csv"
-    if not file.is_file():
-        return
-    with file.open(newline="") as lines:
-        rows = [row for row in csv.DictReader(lines) if int(row["step"]) < steps]
-    logger.experiment.metrics = rows
-    logger.save()
 
 
 def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: SegmentationData) -> dict:
     """What a finished run reached, with what, and at which cost."""
-    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    config = module.metadata["config"]
+    metrics, config = module.scores, module.metadata["config"]
     packages = ("pcr-seg", "torch", "lightning", "timm", "albumentations")
     return {
         "dataset": data.source.name,
@@ -257,7 +216,7 @@ def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: Segm
         "num_unlabeled": len(data.split.unlabeled),
         "iterations": trainer.global_step,
         "miou_last": metrics["val/miou"],
-        "miou_best": max(metrics["val/miou"], best_score(trainer)),
+        "miou_best": callback(trainer, Checkpoints).best_score,
         "miou_prototype_last": metrics.get("val/miou_prototype"),
         **iou_of_heads(metrics, module.class_names),
         "images_per_second": round(images_per_second(trainer, data, module), 2),
@@ -267,18 +226,17 @@ def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: Segm
     }
 
 
-def best_score(trainer: L.Trainer) -> float:
-    """Validation mIoU of best.ckpt; 0 before there is one."""
-    score = trainer.checkpoint_callbacks[0].best_model_score
-    return 0.0 if score is None else score.item()
-
-
 def images_per_second(trainer: L.Trainer, data: SegmentationData, module: SemiSupervisedSegmentation) -> float:
     """Images through the student in training, per second of training without validation."""
     streams = 1 + module.strong_views if module.uses_unlabeled else 1
     images = trainer.global_step * trainer.accumulate_grad_batches * data.batch_size * streams * trainer.world_size
-    [timer] = [callback for callback in trainer.callbacks if isinstance(callback, TrainTimer)]
-    return images / max(timer.seconds, 1e-9)
+    return images / max(callback(trainer, TrainTimer).seconds, 1e-9)
+
+
+def callback(trainer: L.Trainer, kind: type) -> L.Callback:
+    """The trainer's only callback of this kind."""
+    [found] = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
+    return found
 
 
 class TrainTimer(L.Callback):
@@ -287,9 +245,22 @@ class TrainTimer(L.Callback):
     def __init__(self) -> None:
         self.seconds, self.started = 0.0, None
 
+    def state_dict(self) -> dict:
+        """Seconds so far, for a run that goes on."""
+        running = 0.0 if self.started is None else time.perf_counter() - self.started
+        return {"seconds": self.seconds + running}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Count on."""
+        self.seconds = state_dict["seconds"]
+
     def on_train_epoch_start(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
         """Start."""
         self.started = time.perf_counter()
+
+    def on_train_start(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
+        """Start within an epoch where a run goes on there."""
+        self.on_train_epoch_start(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
         """Pause at a validation inside of an epoch."""

@@ -446,3 +446,14 @@ def test_bank_is_deterministic_and_its_views_differ(tiny_set: Source) -> None:
     assert_equal(first, second)
     views = {image.numpy().tobytes() for batch in first + other for image in batch["image"]}
     assert len(views) > 0.9 * 2 * 4 * len(tiny_set.train)  # two draws of the same crop may happen
+
+
+@pytest.mark.parametrize("done", [0, 3, 7, 8])
+def test_a_resumed_stream_goes_on_at_its_position(done: int) -> None:
+    whole, resumed = (StreamSampler(5, 8, seed=1, stream=0, rank=1, world=2) for _ in range(2))
+    resumed.resume(2, done)
+    for epoch, skipped in ((2, done), (3, 0), (4, 0)):
+        whole.set_epoch(epoch)
+        if epoch > 2:  # the first epoch has begun before the trainer could say which it is
+            resumed.set_epoch(epoch)
+        assert list(resumed) == list(whole)[skipped:] and len(resumed) == 8

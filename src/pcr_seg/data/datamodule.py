@@ -80,6 +80,7 @@ class SegmentationData(L.LightningDataModule):
         self.cache = Path(cache) if cache else None
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={on_error}: choose raise or skip")
+        self.start = (0, 0)  # epoch and optimizer steps of it that a resumed training has behind it
         if use_unlabeled and not self.split.unlabeled:
             raise ValueError(
                 f"split={labeled}: every image is labeled, so this method has none to learn from unlabeled; "
@@ -96,6 +97,8 @@ class SegmentationData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """The validation images, whole, one at a time; each rank has a share without repeats."""
         rank, world = self._rank()
+        if (size := len(self.source.val)) < world:
+            raise ValueError(f"{self.source.name}: {size} validation images are too few for {world} devices; use fewer")
         return eval_loader(self.source.val[rank::world], self.num_workers)
 
     def bank_dataloader(self) -> DataLoader:
@@ -115,6 +118,8 @@ class SegmentationData(L.LightningDataModule):
         steps = self.steps_per_epoch or max(1, round(full_pass / (self.batch_size * batches_per_step * world)))
         length = steps * batches_per_step * self.batch_size
         sampler = StreamSampler(len(samples), length, self.seed, stream, rank, world)
+        epoch, done = self.start
+        sampler.resume(epoch, done * batches_per_step * self.batch_size)
         return self._loader(self._views(samples), sampler, drop_last=True)
 
     def _views(self, samples: tuple[Sample, ...]) -> "Views":
@@ -168,6 +173,11 @@ class StreamSampler(Sampler[tuple[int, int]]):
     def __init__(self, size: int, length: int, seed: int, stream: int, rank: int = 0, world: int = 1) -> None:
         self.size, self.length, self.seed, self.stream = size, length, seed, stream
         self.rank, self.world, self.epoch = rank, world, 0
+        self.start = (0, 0)
+
+    def resume(self, epoch: int, done: int) -> None:
+        """Begin at this epoch, and behind this many of its samples on this rank; later epochs are whole."""
+        self.epoch, self.start = epoch, (epoch, done)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch to iterate over (the trainer calls this)."""
@@ -178,8 +188,9 @@ class StreamSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first = self.epoch * self.length
+        done = self.start[1] if self.epoch == self.start[0] else 0
         current, order = None, None
-        for step in range(first, first + self.length):
+        for step in range(first + done, first + self.length):
             position = step * self.world + self.rank
             turn, place = divmod(position, self.size)
             if turn != current:

@@ -1,0 +1,104 @@
+"""Going on with a run: its configuration, what may change in it, and whose code it may name."""
+
+import csv
+import io
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import CSVLogger
+from omegaconf import DictConfig, OmegaConf
+
+from pcr_seg.checkpoints import Resumed, newest_checkpoint
+from pcr_seg.config import accumulation, device_batch
+
+# What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
+TRUSTED = (
+    r"torch\.optim\.[A-Z]\w*|pcr_seg\.(module\.SemiSupervisedSegmentation|method\.(ohem_)?cross_entropy"
+    r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)|models\.(deeplab\.DeepLab|backbones\.TimmBackbone)"
+    r"|data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic))"
+)
+REBUILT = ("model", "backbone", "method", "optimizer", "protocol", "dataset")
+# And what else a run folder's configuration makes when the run goes on.
+TRUSTED_RUN = TRUSTED + (
+    r"|lightning\.pytorch\.(Trainer|loggers\.\w+Logger)"
+    r"|pcr_seg\.(data\.datamodule\.SegmentationData|checkpoints\.Checkpoints|watch\.Watch)"
+)
+HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm", "enable_progress_bar")
+
+
+def refuse_strangers(origin: str, config: dict, keys: Iterable[str] = REBUILT, trusted: str = TRUSTED) -> None:
+    """Raise a ValueError where one of these nodes would call something that is not trusted."""
+    nodes = [config.get(key) for key in keys]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            if "_target_" in node and not re.fullmatch(trusted, str(node["_target_"])):
+                raise ValueError(f"{origin}: names {node['_target_']}, which is not this project's code; refused")
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+
+
+def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
+    """The configuration and newest checkpoint of the run to finish, or the configuration as it is and None.
+
+    The run's own configuration holds; `hardware`, its keys and `data.num_workers` may be given anew. A run that was
+    stopped before its first checkpoint has None, too, and starts again.
+
+    Raises:
+        FileNotFoundError: `resume` is no run folder.
+        ValueError: its checkpoints are damaged, its configuration names foreign code, or an override may not change.
+    """
+    if not cfg.resume:
+        return cfg, None
+    folder = Path(cfg.resume)
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"resume={folder}: holds no config.yaml; give a run folder, or start the run anew")
+    run = OmegaConf.load(folder / "config.yaml")
+    plain = OmegaConf.to_container(run)
+    refuse_strangers(f"resume={folder}", plain, plain, TRUSTED_RUN)
+    if "checkpoints" not in run or "watch" not in run:
+        raise ValueError(f"resume={folder}: was started by an older version; finish it with that one")
+    # Where the folder is now, which need not be where it was.
+    run.output = run.trainer.default_root_dir = str(folder)
+    run.checkpoints.folder = str(folder / "checkpoints")
+    for logger in run.logger.values():
+        logger.save_dir = str(folder)
+    if HydraConfig.initialized():
+        change(run, cfg, HydraConfig.get().overrides.task)
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        print(f"resume={folder}: no checkpoint yet, starting again")
+    return run, checkpoint
+
+
+def change(run: DictConfig, cfg: DictConfig, overrides: list[str]) -> None:
+    """Apply to the configuration of a run those overrides of the command line that do not belong to the run.
+
+    The global batch stays, so other devices share it in other parts.
+    """
+    names = {override.split("=")[0].lstrip("+~").split("@")[0] for override in overrides} - {"resume"}
+    hardware = {"hardware", *(f"trainer.{key}" for key in HARDWARE)}
+    if strange := sorted(names - hardware - {"data.num_workers"}):
+        raise ValueError(
+            f"resume={cfg.resume}: {', '.join(strange)} cannot change within a run (hardware, data.num_workers can); "
+            "leave it out, or start a new run with init_from_checkpoint"
+        )
+    if "data.num_workers" in names:
+        run.data.num_workers = cfg.data.num_workers
+    if names & hardware:
+        for key in HARDWARE:
+            run.trainer.pop(key, None)
+            if key in cfg.trainer:
+                run.trainer[key] = cfg.trainer[key]
+        devices = (run.trainer.accelerator, run.trainer.devices, run.trainer.num_nodes)
+        run.data.batch_size = device_batch(run.global_batch, run.most_per_device, *devices)
+        run.trainer.accumulate_grad_batches = accumulation(run.global_batch, run.data.batch_size, *devices)
+
+
+def keep_metrics(logger: CSVLogger, metrics: str) -> None:
+    """Give a logger the rows of a checkpoint's metrics.csv: its start deletes the file."""
+    logger.experiment.metrics = list(csv.DictReader(io.StringIO(metrics)))
+    logger.save()
