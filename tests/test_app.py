@@ -27,6 +27,7 @@ def test_a_pixels_description_names_what_the_heads_say(trained: Path) -> None:
     module.class_names = ["<background>", *module.class_names[1:]]
     view = look(module, np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
     assert view.nearest.shape == view.labels["linear"].shape == view.confidence["prototype"].shape == (40, 56)
+    view = view._replace(nearest=view.nearest.copy())
     view.labels["linear"][7, 31], view.confidence["linear"][7, 31] = 0, 0.42
     view.labels["prototype"][7, 31], view.nearest[7, 31] = 2, 4 * 4 + 3  # four prototypes of each class
     text = describe(module, view, 31, 7)
@@ -52,9 +53,11 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
         page.set_input_files("input[type=file]", tmp_path / "wide.png")
         page.get_by_text("Click a pixel").wait_for()
         for name in ("overlay", "linear head", "prototype head", "confidence"):
-            picture = page.locator(".picture", has_text=name).locator("img")
+            picture = page.locator(".prediction", has_text=name).locator("img")
             picture.wait_for()
-            assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [160, 64]
+            assert picture.evaluate("image => [image.naturalWidth, image.naturalHeight]") == [4 * 160, 4 * 64], (
+                "each pixel four times"
+            )
 
         # The picture is as wide as its frame and lies in the middle of its height.
         frame = picture.bounding_box()
@@ -66,7 +69,7 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
         assert f"row {y}, column {x}" in words
         label, number = divmod(look(module, pixels).nearest[y, x].item(), 4)
         assert f"{module.class_names[label]} number {number}" in " ".join(words.split())
-        crops = page.locator(".picture", has_text="what this prototype is nearest to").locator("img")
+        crops = page.locator(".stretched", has_text="what this prototype is nearest to").locator("img")
         crops.wait_for()
         with Image.open(trained / f"prototypes/{label}_{number}.jpg") as expected:
             assert crops.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(expected.size)

@@ -16,12 +16,15 @@ from pcr_seg.panels import assignment
 from pcr_seg.run import load_module
 
 CSS = """
-.picture img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
+.stretched img { width: 100% !important; height: 100% !important; object-fit: contain !important; }
 .legend span { white-space: nowrap; margin-right: 1.2em; }
 .legend i { display: inline-block; width: .8em; height: .8em; margin-right: .4em; border: 1px solid #888; }
 .pixel table { width: 100%; margin: .4em 0 0; }
 .pixel tr, .pixel tr > * { border: 0 !important; padding: .25em 1em .25em 0 !important; text-align: left; }
 """
+
+
+SIDE = 512  # Gradio locates a click only in pictures that it does not enlarge: small ones get whole multiples of pixels
 
 
 class View(NamedTuple):
@@ -42,6 +45,11 @@ def look(module: SemiSupervisedSegmentation, image: np.ndarray) -> View:
         {head: found.values.cpu().numpy() for head, found in best.items()},
         assignment(module, image) if module.bank.is_initialized else None,
     )
+
+
+def enlargement(image: np.ndarray) -> int:
+    """How many times each pixel is repeated, so that the longer side is at least SIDE."""
+    return -(-SIDE // max(image.shape[:2]))
 
 
 def swatch(name: str, color: visualize.Color) -> str:
@@ -80,22 +88,23 @@ def make_page(module: SemiSupervisedSegmentation, prototypes: Path):
         view = look(module, image)
         overlay = visualize.overlay(image, view.labels["linear"], palette)
         maps = [visualize.colorize(view.labels[head], palette) for head in heads]
-        confidence = visualize.heat(view.confidence["linear"])
-        return [view, "Click a pixel of any prediction.", None, overlay, *maps, confidence]
+        pictures = [overlay, *maps, visualize.heat(view.confidence["linear"])]
+        times = enlargement(image)
+        pictures = [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
+        return [view, "Click a pixel of any prediction.", None, *pictures]
 
     def ask(view: View | None, event: gradio.SelectData) -> tuple[str, str | None]:
         if view is None:
             return "", None
-        x, y = event.index
+        x, y = (place // enlargement(view.labels["linear"]) for place in event.index)
         crops = None
         if view.nearest is not None:
             label, number = divmod(view.nearest[y, x].item(), num_prototypes)
             crops = prototypes / f"{label}_{number}.jpg"
         return describe(module, view, x, y), str(crops) if crops and crops.is_file() else None
 
-    def picture(label: str, height: int) -> gradio.Image:
-        """Stretched to its frame (class "picture"): what Gradio takes for granted when it locates a click."""
-        look = {"height": height, "buttons": ["download", "fullscreen"], "elem_classes": "picture", "format": "png"}
+    def picture(label: str, height: int = 320, style: str = "prediction") -> gradio.Image:
+        look = {"height": height, "buttons": ["download", "fullscreen"], "elem_classes": style, "format": "png"}
         return gradio.Image(label=label, interactive=False, **look)
 
     with gradio.Blocks(title="pcr-seg", analytics_enabled=False) as page:
@@ -107,15 +116,15 @@ def make_page(module: SemiSupervisedSegmentation, prototypes: Path):
             with gradio.Column(scale=2, min_width=300):
                 image = gradio.Image(
                     label="your image", image_mode="RGB", sources=["upload", "clipboard"], height=320,
-                    elem_classes="picture",
+                    elem_classes="stretched",
                 )  # fmt: skip
                 pixel = gradio.HTML(padding=True)
-                crops = picture("what this prototype is nearest to", 260)
+                crops = picture("what this prototype is nearest to", 260, "stretched")
             with gradio.Column(scale=4, min_width=300):
                 with gradio.Row():
-                    overlay, confidence = picture("overlay", 320), picture("confidence, blue to yellow", 320)
+                    overlay, confidence = picture("overlay"), picture("confidence, blue to yellow")
                 with gradio.Row():
-                    maps = [picture(f"{head} head", 320) for head in heads]
+                    maps = [picture(f"{head} head") for head in heads]
         pictures = [overlay, *maps, confidence]
         image.change(show, image, [view, pixel, crops, *pictures], show_progress="minimal")
         for some in pictures:
