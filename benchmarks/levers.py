@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from pcr_seg import method
 from pcr_seg.data.datamodule import memory_mapped
-from pcr_seg.data.files import read_image
+from pcr_seg.data.files import Sample, read_image
 from pcr_seg.data.transforms import View, normalize, show
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank
 
@@ -148,7 +148,7 @@ def data(folder: Path, side: int) -> dict[str, Lever]:
     mask = cv2.resize(coarse[..., 0], (4 * side, 2 * side), interpolation=cv2.INTER_NEAREST)
     file, cache = folder / "image.png", folder / "cache"
     Image.fromarray(image).save(file)
-    quarter = slice(0, side // 2)
+    sample, quarter = Sample("picture", file), slice(0, side // 2)
     half = View(quarter, quarter, (side, side), False)  # what a scale of 2 shows at the top left
 
     def shown(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -164,7 +164,7 @@ def data(folder: Path, side: int) -> dict[str, Lever]:
         "decoded pixels memory-mapped": Lever(
             lambda: torch.from_numpy(read_image(file)[half.rows, half.columns]),
             lambda: torch.from_numpy(
-                memory_mapped(file, lambda: read_image(file), cache)[half.rows, half.columns].copy()
+                memory_mapped(file, lambda: read_image(file), cache, sample)[half.rows, half.columns].copy()
             ),
             0,
         ),

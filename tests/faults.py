@@ -160,8 +160,6 @@ def outcome(folder: Path) -> dict:
     last["callbacks"].pop("TrainTimer")
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    for row in rows:
-        row.pop("train/images_per_second")  # time alone differs
     return {
         **{key: value for key, value in last.items() if key not in ("pcr_seg", "loops")},
         "best": best["state_dict"],

@@ -24,7 +24,7 @@ SUMMARY_KEYS = {
 LOG_KEYS = {
     "train/supervised_loss", "train/consistency_loss", "train/prototype_loss", "train/confident", "train/lr",
     "val/miou", "val/miou_prototype", "val/iou/stripes", "pseudo/coverage", "pseudo/precision",
-    "prototypes/usage_entropy", "prototypes/dead", "train/images_per_second",
+    "prototypes/usage_entropy", "prototypes/dead",
 }  # fmt: skip
 
 

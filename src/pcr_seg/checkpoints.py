@@ -61,7 +61,10 @@ class Checkpoints(Checkpoint):
         trainer.fit_loop.epoch_loop._batches_that_stepped = step
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients of a half-done step are in no checkpoint
-        stop = trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+        stop = self.received is not None
+        if trainer.world_size > 1:  # all ranks or none; asking them makes each wait for its device
+            asked = step % trainer.log_every_n_steps == 0
+            stop = asked and trainer.strategy.reduce_boolean_decision(stop, all=False)
         if step > self.saved_step and (stop or batch_idx == 0 or step - self.saved_step >= self.every_n_steps):
             self.save(trainer, LAST)
             self.saved_step = step

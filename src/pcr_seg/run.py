@@ -97,10 +97,11 @@ def load_module(checkpoint: str | Path, *, student: bool = False, protocol: Dict
 def fit(cfg: DictConfig) -> dict:
     """Train, and leave a complete run folder behind; return what its summary.json holds."""
     started = time.time()
+    goes_on = bool(cfg.resume)
     cfg, checkpoint = resumed(cfg)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     output = Path(cfg.output)
-    if not checkpoint and (summary := finished(config)):
+    if not goes_on and (summary := finished(config)):
         return summary
     L.seed_everything(cfg.seed, verbose=False)
 
@@ -269,7 +270,10 @@ class TrainTimer(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
         """Stop, unless a validation has, and log the speed so far."""
         self.pause()
-        module.log("train/images_per_second", images_per_second(trainer, trainer.datamodule, module))
+        speed = {"train/images_per_second": images_per_second(trainer, trainer.datamodule, module)}
+        for logger in trainer.loggers:
+            if not isinstance(logger, CSVLogger):  # metrics.csv is the same for the same run, however fast
+                logger.log_metrics(speed, trainer.global_step)
 
     def pause(self) -> None:
         """Add what has passed since the start."""
