@@ -17,7 +17,7 @@ import torch
 from conftest import SMALL, TINY_SET
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-UNTIMED = {"seconds", "images_per_second", "peak_memory_mib"}  # keys of summary.json that may differ
+UNTIMED = {"seconds", "images_per_second", "peak_memory_mib", "git_commit"}  # keys of summary.json that may differ
 PLACES = {
     "start of a step": ("pcr_seg.module", "SemiSupervisedSegmentation.training_step"),
     "before the teacher moves": ("pcr_seg.module", "ema_update"),
