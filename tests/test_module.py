@@ -122,14 +122,28 @@ def test_padding_of_unlabeled_images_trains_nothing(tmp_path: Path) -> None:
 
 def test_cutmix_mixes_images_labels_and_confidence_alike(tmp_path: Path) -> None:
     module = make_module(tmp_path, "method.cutmix_probability=1")
-    _, unlabeled = make_batch()
+    labeled, unlabeled = make_batch()
     teach = module.teach(unlabeled)
-    mixed = module.mix(teach)
+    mixed = module.mix(teach, labeled)
     from_other = (mixed.images == teach.images[:, 0].roll(-1, 0)).all(1)
     assert 0.4 < from_other.float().mean() < 0.6
     other_labels, other_confidence = teach.labels.roll(-1, 0), teach.confidence.roll(-1, 0)
     assert torch.equal(mixed.labels, other_labels.where(from_other, teach.labels))
     assert torch.equal(mixed.confidence, other_confidence.where(from_other, teach.confidence))
+
+
+def test_boxes_of_unsure_images_show_labeled_ones(tmp_path: Path) -> None:
+    module = make_module(tmp_path, "method.cutmix_probability=1", "method.labeled_cutmix=true")
+    labeled, unlabeled = make_batch()
+    taught = module.teach(unlabeled)
+    confidence = torch.stack([torch.ones(32, 32), torch.zeros(32, 32)])
+    mixed = module.mix(taught._replace(confidence=confidence), labeled)
+    inside = mixed.images != taught.images[:, 0]
+    inside = inside.any(1)
+    assert torch.equal(mixed.images[0], taught.images[1, 0].where(inside[0], taught.images[0, 0])), "sure: as ever"
+    assert torch.equal(mixed.images[1], labeled["image"][1].where(inside[1], taught.images[1, 0]))
+    assert torch.equal(mixed.labels[1], labeled["mask"][1].where(inside[1], taught.labels[1]))
+    assert torch.equal(mixed.confidence, torch.stack([~inside[0], inside[1]]).float())
 
 
 @pytest.mark.parametrize(
@@ -160,7 +174,7 @@ def test_two_strong_views_are_mixed_apart_and_weigh_as_one(tmp_path: Path) -> No
     labeled, unlabeled = make_batch()
     unlabeled["strong"] = torch.randn(2, 2, 3, 32, 32)
     taught = module.teach(unlabeled)
-    mixed = module.mix(taught)
+    mixed = module.mix(taught, labeled)
     assert mixed.images.shape == (4, 3, 32, 32) and mixed.labels.shape == mixed.confidence.shape == (4, 32, 32)
     for view, images in enumerate(mixed.images.split(2)):
         own, other = taught.images[:, view], taught.images[:, view].roll(-1, 0)

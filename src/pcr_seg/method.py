@@ -174,10 +174,10 @@ def cutmix_boxes(
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 
-def paste(x: Tensor, boxes: Bool[Tensor, "B 1 H W"]) -> Tensor:
-    """Fill each box of image i, x (B, ..., H, W), with the same place of image (i + 1) mod B."""
-    boxes = boxes[:, 0].view(len(x), *[1] * (x.ndim - 3), *x.shape[-2:])
-    return torch.where(boxes, x.roll(-1, dims=0), x)
+def paste(x: Tensor, boxes: Bool[Tensor, "B 1 H W"], inside: Tensor | None = None) -> Tensor:
+    """Fill each box of image i, x (B, ..., H, W), with the same place of image i of `inside`: of x's next one if None."""
+    boxes = boxes[:, 0].view(len(x), *[1] * (x.ndim - 3), *boxes.shape[-2:])
+    return torch.where(boxes, x.roll(-1, dims=0) if inside is None else inside, x)
 
 
 # ------------------------------------------------------------------------- resolutions and sampling

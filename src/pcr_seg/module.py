@@ -93,6 +93,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         normalizer: what the consistency loss is divided by (A3; `method.consistency_loss`).
         prototype_gate: the threshold also gates the prototype loss on pseudo-labels (A4).
         cutmix_probability: of a batch being mixed (A9).
+        labeled_cutmix: a mixed box may show a labeled image and its mask (AugSeg, CVPR 2023, adaptive CutMix).
         strong_color: the student's views of unlabeled images have color jitter, grayscale and blur (A10).
         strong_views: how many such views of each image, with CutMix boxes of their own (UniMatch: 2).
         feature_dropout_weight: of a further consistency loss, on the weak view with half of the backbone's channels
@@ -138,6 +139,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         normalizer: Literal["all", "confident", "u2pl"] = "all",
         prototype_gate: bool = True,
         cutmix_probability: float = 0.5,
+        labeled_cutmix: bool = False,
         strong_color: bool = False,
         strong_views: int = 1,
         feature_dropout_weight: float = 0.0,
@@ -172,7 +174,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.pseudo_labels, self.class_thresholds = pseudo_labels, class_thresholds
         self.threshold, self.gate, self.drop_percent = threshold, gate, drop_percent
         self.normalizer, self.prototype_gate = normalizer, prototype_gate
-        self.cutmix_probability, self.feature_dropout_weight = cutmix_probability, feature_dropout_weight
+        self.cutmix_probability, self.labeled_cutmix = cutmix_probability, labeled_cutmix
+        self.feature_dropout_weight = feature_dropout_weight
         self.strong_color, self.strong_views = strong_color, strong_views
         self.ema_decay, self.copy_teacher_first_epoch = ema_decay, copy_teacher_first_epoch
         self.teacher_bn = teacher_bn
@@ -218,7 +221,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """The method: pseudo-labels, one student forward of both streams, three losses, the bank's update."""
         mask, num_labeled, size = labeled["mask"], len(labeled["mask"]), labeled["mask"].shape[-2:]
         taught = self.teach(unlabeled)
-        mixed = self.mix(taught)
+        mixed = self.mix(taught, labeled)
         images = torch.cat([labeled["image"], mixed.images])
         output = self.student(images)
         logits = upsample(output.logits, size)
@@ -285,16 +288,24 @@ class SemiSupervisedSegmentation(L.LightningModule):
         threshold = usual if threshold is None else threshold
         return consistency_loss(logits, labels, confidence, threshold, normalizer=self.normalizer, weights=weights)
 
-    def mix(self, unlabeled: PseudoLabeled) -> PseudoLabeled:
+    def mix(self, unlabeled: PseudoLabeled, labeled: dict) -> PseudoLabeled:
         """CutMix images, pseudo-labels and confidence with the same boxes, or the whole batch not at all.
 
-        The strong views (B, V, 3, H, W) become one batch of V * B, each view with boxes of its own.
+        The strong views (B, V, 3, H, W) become one batch of V * B, each view with boxes of its own. A box shows the
+        batch's next image; with `labeled_cutmix` a labeled one instead, with probability 1 - the mean confidence of
+        the image around it.
         """
         views = []
         for images in unlabeled.images.unbind(1):
             boxes = cutmix_boxes(len(images), *images.shape[-2:], device=self.device)
             boxes = boxes & (torch.rand((), device=self.device) < self.cutmix_probability)
-            views.append([paste(part, boxes) for part in (images, unlabeled.labels, unlabeled.confidence)])
+            around = images, unlabeled.labels, unlabeled.confidence
+            inside = [part.roll(-1, dims=0) for part in around]
+            if self.labeled_cutmix:
+                truth = labeled["image"], labeled["mask"], torch.ones_like(unlabeled.confidence)
+                unsure = torch.rand(len(images), device=self.device) > unlabeled.confidence.mean(dim=(1, 2))
+                inside = [paste(x, unsure[:, None, None, None], y) for x, y in zip(inside, truth, strict=True)]
+            views.append([paste(x, boxes, y) for x, y in zip(around, inside, strict=True)])
         return PseudoLabeled(*(torch.cat(parts) for parts in zip(*views, strict=True)))
 
     def labeled_loss(self, logits: Tensor, auxiliary: Tensor | None, mask: Tensor) -> Tensor:
