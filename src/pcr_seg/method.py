@@ -175,7 +175,7 @@ def cutmix_boxes(
 
 
 def paste(x: Tensor, boxes: Bool[Tensor, "B 1 H W"], inside: Tensor | None = None) -> Tensor:
-    """Fill each box of image i, x (B, ..., H, W), with the same place of image i of `inside`: of x's next one if None."""
+    """Fill each box of image i, x (B, ..., H, W), with the same place of image i of `inside` (by default x's next)."""
     boxes = boxes[:, 0].view(len(x), *[1] * (x.ndim - 3), *boxes.shape[-2:])
     return torch.where(boxes, x.roll(-1, dims=0) if inside is None else inside, x)
 
