@@ -27,11 +27,13 @@ from pcr_seg.data.datamodule import (
     SegmentationData,
     StreamSampler,
     Views,
+    indices_by_class,
     memory_mapped,
     view_seed,
 )
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
+from pcr_seg.data.splits import classes_shown
 from pcr_seg.data.transforms import denormalize
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -86,6 +88,30 @@ def test_each_pass_of_the_stream_visits_each_image_once(size: int, length: int) 
         assert set(visited) <= set(range(size))
     if size > 4 and len(passes) > 2:
         assert len(set(map(tuple, passes[:-1]))) > len(passes) / 2  # shuffled anew
+
+
+def test_balanced_crops_show_rare_classes_as_often(tmp_path: Path) -> None:
+    """One image in ten shows class 2, in a corner: a third of the labeled crops is cut around it."""
+    size, crop = 60, 20
+    labels = [np.zeros((size, size), np.uint8) for _ in range(10)]
+    for mask in labels:
+        mask[:, :30] = 1
+    labels[7][:6, :6] = 2
+    samples = []
+    for index, mask in enumerate(labels):
+        for kind, pixels in (("image", np.stack([mask] * 3, axis=-1)), ("mask", mask)):
+            Image.fromarray(pixels).save(tmp_path / f"{kind}{index}.png")
+        samples.append(Sample(str(index), tmp_path / f"image{index}.png", tmp_path / f"mask{index}.png"))
+    showing = indices_by_class(classes_shown(samples, ""))
+    assert showing == {0: [*range(10)], 1: [*range(10)], 2: [7]}
+    views, shares = Views(tuple(samples), crop, (0.9, 1.1), 255), {}
+    for name, table in (("usual", None), ("balanced", showing)):
+        sampler = StreamSampler(10, 300, 0, LABELED, showing=table)
+        sampler.set_epoch(2)
+        assert list(sampler) == list(sampler)
+        crops = [views[position] for position in sampler]
+        shares[name] = sum(2 in crop["mask"] for crop in crops) / len(crops)
+    assert shares["usual"] < 0.05 and 0.28 < shares["balanced"] < 0.4, shares
 
 
 def test_an_epoch_continues_where_the_last_one_ended() -> None:

@@ -1,6 +1,8 @@
 """Labeled and unlabeled streams, and the images to validate on."""
 
+import functools
 import hashlib
+import operator
 import os
 import tempfile
 import warnings
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask, read_pair
 from pcr_seg.data.sources import Source
-from pcr_seg.data.splits import make_split
+from pcr_seg.data.splits import classes_shown, make_split
 from pcr_seg.data.transforms import geometric, normalize, photometric, recolor, reseed
 
 LABELED, UNLABELED, BANK = range(3)  # streams with random numbers of their own
@@ -32,6 +34,8 @@ class SegmentationData(L.LightningDataModule):
         crop_size: side of the training crops in pixels.
         batch_size: labeled images in a batch on each device, and as many unlabeled ones.
         scale: range of the random scale.
+        balanced_crops: for each labeled crop draw a class first, all alike, then an image and a crop that show it; for
+            classes of very unequal frequency.
         pad_label: label of padding; 255 never trains, 0 repeats the reference code.
         steps_per_epoch: optimizer steps in an epoch; by default one pass over the unlabeled images, rounded.
         on_error: what a file does that cannot be read during training: "raise" stops with its name, "skip" takes the
@@ -57,6 +61,7 @@ class SegmentationData(L.LightningDataModule):
         crop_size: int = 513,
         batch_size: int = 2,
         scale: tuple[float, float] = (0.5, 2.0),
+        balanced_crops: bool = False,
         pad_label: int = IGNORE_INDEX,
         steps_per_epoch: int | None = None,
         on_error: Literal["raise", "skip"] = "raise",
@@ -72,7 +77,7 @@ class SegmentationData(L.LightningDataModule):
         self.source = source
         self.split = make_split(source, labeled, family=family, seed=seed, lists=Path(lists) if lists else None)
         self.crop_size, self.batch_size, self.steps_per_epoch = crop_size, batch_size, steps_per_epoch
-        self.scale, self.pad_label = tuple(scale), pad_label
+        self.scale, self.balanced_crops, self.pad_label = tuple(scale), balanced_crops, pad_label
         self.num_workers = num_workers if num_workers is not None else min(8, (os.cpu_count() or 1) // 2)
         self.on_error, self.max_skipped = on_error, max_skipped
         self.seed, self.use_unlabeled = seed, use_unlabeled
@@ -117,7 +122,10 @@ class SegmentationData(L.LightningDataModule):
         batches_per_step = self.trainer.accumulate_grad_batches if self.trainer else 1
         steps = self.steps_per_epoch or max(1, round(full_pass / (self.batch_size * batches_per_step * world)))
         length = steps * batches_per_step * self.batch_size
-        sampler = StreamSampler(len(samples), length, self.seed, stream, rank, world)
+        showing = None
+        if stream == LABELED and self.balanced_crops:
+            showing = indices_by_class(classes_shown(samples, "Reading masks for balanced crops"))
+        sampler = StreamSampler(len(samples), length, self.seed, stream, rank, world, showing)
         epoch, done = self.start
         sampler.resume(epoch, done * batches_per_step * self.batch_size)
         return self._loader(self._views(samples), sampler, drop_last=True)
@@ -155,11 +163,19 @@ def eval_loader(samples: tuple[Sample, ...], num_workers: int) -> DataLoader:
     return DataLoader(WholeImages(samples), batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
-class StreamSampler(Sampler[tuple[int, int]]):
+def indices_by_class(shown: list[int]) -> dict[int, list[int]]:
+    """Indices of the samples that show each class, from the classes in each sample as bits (`classes_shown`)."""
+    everything = functools.reduce(operator.or_, shown)
+    classes = [c for c in range(everything.bit_length()) if everything >> c & 1]
+    return {c: [index for index, bits in enumerate(shown) if bits >> c & 1] for c in classes}
+
+
+class StreamSampler(Sampler[tuple[int, ...]]):
     """An endless shuffled stream, cut into epochs: yields (index, seed of the view).
 
     The stream is one permutation of the data set after another; an epoch continues where the last one
-    ended, whatever its length. Position p of the stream belongs to rank p mod world.
+    ended, whatever its length. Position p of the stream belongs to rank p mod world. With `showing` the class of a
+    position is drawn first, all alike, then one of its samples: yields (index, seed of the view, class).
 
     Args:
         size: images in the data set.
@@ -168,11 +184,21 @@ class StreamSampler(Sampler[tuple[int, int]]):
         stream: LABELED or UNLABELED.
         rank: of this process.
         world: number of processes.
+        showing: indices of the samples that show each class.
     """
 
-    def __init__(self, size: int, length: int, seed: int, stream: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        length: int,
+        seed: int,
+        stream: int,
+        rank: int = 0,
+        world: int = 1,
+        showing: dict[int, list[int]] | None = None,
+    ) -> None:
         self.size, self.length, self.seed, self.stream = size, length, seed, stream
-        self.rank, self.world, self.epoch = rank, world, 0
+        self.rank, self.world, self.showing, self.epoch = rank, world, showing, 0
         self.start = (0, 0)
 
     def resume(self, epoch: int, done: int) -> None:
@@ -186,19 +212,25 @@ class StreamSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         first = self.epoch * self.length
         done = self.start[1] if self.epoch == self.start[0] else 0
         current, order = None, None
         for step in range(first + done, first + self.length):
             position = step * self.world + self.rank
+            seed = view_seed(self.seed, self.stream, position)
+            if self.showing:
+                generator = np.random.default_rng([seed, 1])
+                wanted = int(generator.choice(list(self.showing)))
+                yield int(generator.choice(self.showing[wanted])), seed, wanted
+                continue
             turn, place = divmod(position, self.size)
             if turn != current:
                 current, order = (
                     turn,
                     np.random.default_rng([self.seed, self.stream, turn]).permutation(self.size),
                 )
-            yield int(order[place]), view_seed(self.seed, self.stream, position)
+            yield int(order[place]), seed
 
 
 def view_seed(seed: int, stream: int, position: int) -> int:
@@ -207,7 +239,7 @@ def view_seed(seed: int, stream: int, position: int) -> int:
 
 
 class Views(Dataset):
-    """Random training views. An index is (index, seed of the view), as `StreamSampler` yields them.
+    """Random training views. An index is what `StreamSampler` yields.
 
     A sample with a mask gives `image` (C, S, S) and `mask` (S, S); one without gives `weak` (C, S, S), `strong`
     (V, C, S, S), V views in other colors, and `valid` (S, S), False on padding. Each has its `name` and the `seed`.
@@ -235,11 +267,13 @@ class Views(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index_and_seed: tuple[int, int]) -> dict:
-        index, seed = index_and_seed
+    def __getitem__(self, position: tuple[int, ...]) -> dict:
+        index, seed, wanted = (*position, None)[:3]
         sample, image, mask = self._read(index)
         generator = np.random.default_rng(seed)
-        shown, mask = geometric(image, mask, self.crop_size, self.scale, self.pad_label, generator=generator)
+        shown, mask = geometric(
+            image, mask, self.crop_size, self.scale, self.pad_label, generator=generator, wanted=wanted
+        )
         weak, mask = normalize(shown), torch.from_numpy(mask).long()
         if sample.mask:
             return {"image": weak, "mask": mask, "name": sample.name, "seed": seed}

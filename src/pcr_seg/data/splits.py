@@ -135,6 +135,11 @@ def in_threads(function: Callable[[Sample], Any], samples: Sequence[Sample], des
         return list(track(results, description, total=len(samples), transient=True, disable=quiet))
 
 
+def classes_shown(samples: Sequence[Sample], description: str) -> list[int]:
+    """The classes in each sample's mask, as the bits of an integer."""
+    return in_threads(lambda sample: _shown(read_mask(sample)), samples, description)
+
+
 def _shown(mask: np.ndarray) -> int:
     """The values in a mask, 255 apart, as the bits of an integer."""
     counts = np.bincount(mask.ravel(), minlength=256)[:IGNORE_INDEX]
@@ -147,7 +152,7 @@ def _missing(classes: Sequence[str], shown: Sequence[int]) -> list[str]:
 
 def _draw(source: Source, train: list[Sample], count: int, seed: int) -> set[int]:
     """Indices of `count` samples: a few that show every class, then random ones."""
-    shown = in_threads(lambda sample: _shown(read_mask(sample)), train, "Reading masks for the draw")
+    shown = classes_shown(train, "Reading masks for the draw")
     order = np.random.default_rng(seed).permutation(len(train)).tolist()
     cover = [order[position] for position in _cover([shown[index] for index in order], count)]
     chosen = cover + [index for index in order if index not in cover][: count - len(cover)]

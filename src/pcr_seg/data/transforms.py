@@ -6,6 +6,7 @@ Weak is geometric: scale, flip, pad, crop (the paper's training transform, metho
 
 import os
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # no version look-up over the network at import
@@ -40,7 +41,12 @@ class View(NamedTuple):
 
 
 def random_view(
-    height: int, width: int, crop_size: int, scale: tuple[float, float], generator: np.random.Generator
+    height: int,
+    width: int,
+    crop_size: int,
+    scale: tuple[float, float],
+    generator: np.random.Generator,
+    around: Sequence[int] | None = None,
 ) -> View:
     """Draw what a square crop of the randomly scaled and mirrored image would show.
 
@@ -54,16 +60,21 @@ def random_view(
         crop_size: side of the crop in pixels; the view is smaller where the scaled image is.
         scale: smallest and largest factor.
         generator: of the draws.
+        around: (row, column) of a pixel that has to be in the view; positions that show it are equally likely.
     """
     low, high = scale
     if low < 1 < high:
         low, high = (low, 1) if generator.random() < 0.5 else (1, high)
     factor = generator.uniform(low, high)
     parts, size = [], []
-    for side in (height, width):
+    for axis, side in enumerate((height, width)):
         scaled = max(1, int(side * factor))
         shown = min(crop_size, scaled)
-        start = int(generator.integers(scaled - shown + 1)) * side // scaled
+        first, last = 0, scaled - shown
+        if around is not None:
+            place = int(around[axis]) * scaled // side
+            first, last = max(first, place - shown + 1), min(last, place)
+        start = int(generator.integers(first, last + 1)) * side // scaled
         parts.append(slice(start, start + max(1, round(shown * side / scaled))))
         size.append(shown)
     return View(*parts, tuple(size), generator.random() < 0.5)
@@ -77,13 +88,17 @@ def geometric(
     pad_label: int = IGNORE_INDEX,
     *,
     generator: np.random.Generator,
+    wanted: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weak view of an image (H, W, C) and its mask (H, W), square: random scale, mirror image, crop, padding.
 
     Padding is the mean color, evenly on both sides; its label `pad_label` is 255, which keeps it out of every loss, or
     0 as in the reference code. Only the part that is shown is resized: bilinear, the mask by nearest neighbour.
+    With a `wanted` class in the mask the view shows one of its pixels, drawn at random.
     """
-    view = random_view(*image.shape[:2], crop_size, scale, generator)
+    pixels = () if wanted is None else np.argwhere(mask == wanted)
+    around = pixels[generator.integers(len(pixels))] if len(pixels) else None
+    view = random_view(*image.shape[:2], crop_size, scale, generator, around)
     mean_color = [round(float(value)) for value in mean_and_std(image.shape[2])[0]]
     return (
         # OpenCV drops the axis of a single channel.
