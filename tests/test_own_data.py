@@ -17,7 +17,7 @@ TINY = ["recipe=synthetic", "optimizer=adamw_scratch", "data.num_workers=0"]
 
 
 def own_copy(tiny_set: Source, root: Path) -> Path:
-    return Path(shutil.copytree(tiny_set.train[0].image.parents[2], root))
+    return Path(shutil.copytree(Path(tiny_set.train[0].image).parents[2], root))
 
 
 def train(root: Path, data: Path, *overrides: str) -> dict:

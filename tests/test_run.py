@@ -221,7 +221,7 @@ def break_separation(folder: Path) -> None:
 )
 def test_bad_data_is_one_line_before_training(tmp_path: Path, damage, message: str, tiny_set) -> None:
     folder = tmp_path / "broken"
-    shutil.copytree(tiny_set.val[0].image.parents[2], folder)
+    shutil.copytree(Path(tiny_set.val[0].image).parents[2], folder)
     damage(folder)
     config = small_config(tmp_path, "dataset=folder", f"dataset.root={folder}", "backbone=tiny")
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:

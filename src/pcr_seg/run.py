@@ -427,7 +427,7 @@ def find_images(pattern: str) -> dict[str, Path]:
     if path.is_file():
         return {path.stem: path}
     start, found = sources.find_images(pattern)
-    images = {str(file.relative_to(start).with_suffix("")): file for file in found}
+    images = {os.path.splitext(os.path.relpath(file, start))[0]: Path(file) for file in found}
     if not images:
         raise ValueError(f"images={pattern}: no image there; give a file, a folder or a quoted glob")
     return images

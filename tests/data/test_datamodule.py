@@ -262,26 +262,26 @@ def test_validation_sees_whole_images(tiny_set: Source) -> None:
 
 
 def test_masks_of_unlabeled_images_are_never_opened(tiny_set: Source, tmp_path: Path) -> None:
-    shutil.copytree(tiny_set.train[0].image.parents[2], tmp_path / "set")
+    shutil.copytree(Path(tiny_set.train[0].image).parents[2], tmp_path / "set")
     source = sources.folder(tmp_path / "set")
     for sample in source.train[4:]:
-        sample.mask.write_bytes(b"not a mask")
+        Path(sample.mask).write_bytes(b"not a mask")
     data = make(source, write_list(tmp_path / "labeled.txt", source.train[:4]))
     for loader in (*data.train_dataloader().values(), data.bank_dataloader(), data.val_dataloader()):
         assert len(list(loader)) > 0
-    source.train[0].mask.write_bytes(b"not a mask")
+    Path(source.train[0].mask).write_bytes(b"not a mask")
     with pytest.raises(ValueError, match=str(source.train[0].mask)):
         list(data.train_dataloader()["labeled"])
 
 
 def copy_of(tiny_set: Source, root: Path) -> Source:
-    shutil.copytree(tiny_set.train[0].image.parents[2], root)
+    shutil.copytree(Path(tiny_set.train[0].image).parents[2], root)
     return sources.folder(root)
 
 
 def test_a_file_that_turns_bad_is_named(tiny_set: Source, tmp_path: Path) -> None:
     data = make(copy_of(tiny_set, tmp_path / "set"))
-    bad = data.split.unlabeled[3].image
+    bad = Path(data.split.unlabeled[3].image)
     bad.write_bytes(bad.read_bytes()[:99])
     with pytest.raises(ValueError, match=rf"^{bad}: not readable as an image \(.*\); replace or remove it$"):
         list(data.train_dataloader()["unlabeled"])
@@ -297,8 +297,8 @@ def test_a_bad_file_is_skipped_counted_and_replaced_by_the_next(tiny_set, tmp_pa
     before = names(batches(make(source, **options).train_dataloader()["unlabeled"], 0))
     data = make(source, **options)
     first, second = data.split.unlabeled[4:6]
-    first.image.unlink()
-    second.image.write_bytes(b"")
+    Path(first.image).unlink()
+    Path(second.image).write_bytes(b"")
     loader = data.train_dataloader()["unlabeled"]
     after = names(batches(loader, 0))
     instead = {sample.name: data.split.unlabeled[6].name for sample in (first, second)}
@@ -307,7 +307,7 @@ def test_a_bad_file_is_skipped_counted_and_replaced_by_the_next(tiny_set, tmp_pa
     assert int(loader.dataset.skipped.sum()) == 2
     if num_workers == 0:
         assert [str(w.message).partition(": ")[0] for w in recwarn] == [str(s.image) for s in (first, second)]
-    data.split.unlabeled[9].image.write_bytes(b"")
+    Path(data.split.unlabeled[9].image).write_bytes(b"")
     with pytest.raises(ValueError, match=r"3 of 12 files are bad by now, more than data\.max_skipped=0\.2 allows"):
         batches(loader, 0)
 
@@ -315,7 +315,7 @@ def test_a_bad_file_is_skipped_counted_and_replaced_by_the_next(tiny_set, tmp_pa
 def test_where_every_file_is_bad_the_search_ends(tiny_set: Source, tmp_path: Path) -> None:
     data = make(copy_of(tiny_set, tmp_path / "set"), on_error="skip", max_skipped=1.0)
     for sample in data.split.labeled:
-        sample.mask.unlink()
+        Path(sample.mask).unlink()
     with pytest.warns(UserWarning, match="skipped"), pytest.raises(ValueError, match="4 of 4 files are bad by now"):
         batches(data.train_dataloader()["labeled"], 0)
 
@@ -420,7 +420,7 @@ def test_views_leave_the_global_random_state_alone(tiny_set: Source) -> None:
 
 
 def test_a_cache_changes_nothing_and_is_read_instead_of_the_files(tiny_set: Source, tmp_path: Path) -> None:
-    shutil.copytree(tiny_set.train[0].image.parents[2], tmp_path / "set")
+    shutil.copytree(Path(tiny_set.train[0].image).parents[2], tmp_path / "set")
     source = sources.folder(tmp_path / "set")
     plain = make(source).train_dataloader()
     cached = make(source, cache=str(tmp_path / "cache")).train_dataloader()

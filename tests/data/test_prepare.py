@@ -401,7 +401,10 @@ def test_published_lists_are_fetched(tmp_path, monkeypatch):
     with serving(LISTS) as server:
         monkeypatch.setenv(MIRROR, server.url)
         line = prepare(
-            "synthetic", tmp_path, lambda: sources.folder(read().train[0].image.parents[2], "cityscapes"), tmp_path
+            "synthetic",
+            tmp_path,
+            lambda: sources.folder(Path(read().train[0].image).parents[2], "cityscapes"),
+            tmp_path,
         )
     assert line.endswith("9 published splits")
     assert len(list(tmp_path.glob("*/cityscapes/*/labeled.txt"))) == 9

@@ -21,8 +21,8 @@ from pcr_seg.data.sources import (
 CLASSES = "# id name R G B\n0 sky 1 2 3\n1 traffic light 4 5 6\n255 void 0 0 0\n"
 
 
-def save(path: Path, content: np.ndarray | Image.Image, **options) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def save(path: Path | str, content: np.ndarray | Image.Image, **options) -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     image = content if isinstance(content, Image.Image) else Image.fromarray(np.asarray(content, np.uint8))
     image.save(path, **options)
     return path
@@ -71,10 +71,10 @@ def test_folder(tmp_path):
     assert source.name == "mine"
     assert source.classes == ("sky", "traffic light") and source.palette == ((1, 2, 3), (4, 5, 6))
     assert names(source.train) == ["a", "b", "city/deep/c", "d.v1"]
-    assert source.train[2].mask == tmp_path / "labels/train/city/deep/c.png"
-    assert source.train[3].mask == tmp_path / "labels/train/d.v1.png"
-    assert names(source.val) == ["a", "v"] and source.val[1].mask == tmp_path / "labels/val/v.png"
-    assert [(s.name, s.image, s.mask) for s in source.unlabeled] == [("u", tmp_path / "unlabeled/u.bmp", None)]
+    assert source.train[2].mask == str(tmp_path / "labels/train/city/deep/c.png")
+    assert source.train[3].mask == str(tmp_path / "labels/train/d.v1.png")
+    assert names(source.val) == ["a", "v"] and source.val[1].mask == str(tmp_path / "labels/val/v.png")
+    assert [(s.name, s.image, s.mask) for s in source.unlabeled] == [("u", str(tmp_path / "unlabeled/u.bmp"), None)]
     assert source.test == ()
 
 
@@ -85,7 +85,7 @@ def test_folder_with_test_images_and_without_unlabeled(tmp_path):
     (tmp_path / "unlabeled").rmdir()
     source = folder(str(tmp_path))
     [sample] = source.test
-    assert sample[:3] == ("t", tmp_path / "images/test/t.jpg", tmp_path / "labels/test/t.png")
+    assert sample[:3] == ("t", str(tmp_path / "images/test/t.jpg"), str(tmp_path / "labels/test/t.png"))
     assert source.unlabeled == ()
 
 
@@ -112,7 +112,7 @@ def test_masks_of_any_suffix_belong_to_their_image(tmp_path):
     make_folder(tmp_path)
     for mask in ("a.TIF", "b.PNG", "city/deep/c.bmp", "d.v1.png", "d.v1.jpg"):
         save(tmp_path / "labels/train" / mask, np.zeros((4, 6)))
-    found = [sample.mask.relative_to(tmp_path / "labels/train").as_posix() for sample in folder(tmp_path).train]
+    found = [Path(sample.mask).relative_to(tmp_path / "labels/train").as_posix() for sample in folder(tmp_path).train]
     assert found == ["a.TIF", "b.PNG", "city/deep/c.bmp", "d.v1.png"]
 
 
@@ -214,7 +214,7 @@ def test_voc_with_the_devkit_alone(tmp_path, inside):
     assert source.name == "voc" and len(source.classes) == len(source.palette) == 21
     assert names(source.train) == ["2007_1", "2007_2"] and names(source.val) == ["2009_5"]
     assert source.unlabeled == source.test == ()
-    assert source.train[0].mask == tmp_path / inside / "SegmentationClass/2007_1.png"
+    assert source.train[0].mask == str(tmp_path / inside / "SegmentationClass/2007_1.png")
 
 
 def test_voc_classic_and_blender_from_the_masks(tmp_path):
@@ -225,7 +225,7 @@ def test_voc_classic_and_blender_from_the_masks(tmp_path):
     assert names(blender.train) == ["2007_1", "2007_2", "2008_3", "2008_4"] and blender.unlabeled == ()
     for source in (classic, blender):
         assert names(source.val) == ["2009_5"]
-        assert {s.mask.parent.name for s in source.train + source.val} == {"SegmentationClassAug"}
+        assert {Path(s.mask).parent.name for s in source.train + source.val} == {"SegmentationClassAug"}
     assert blender.name == "voc_aug"
 
 
@@ -238,7 +238,7 @@ def test_voc_train_aug_list_goes_before_the_masks_and_val_is_kept_out(tmp_path, 
     assert names(voc(tmp_path).unlabeled) == ["2008_3"]
     source = voc_aug(tmp_path)
     assert names(source.train) == ["2007_1", "2007_2", "2008_3"]
-    assert source.val[0].mask == tmp_path / "SegmentationClass/2009_5.png"  # SBD's folder has no val masks here
+    assert source.val[0].mask == str(tmp_path / "SegmentationClass/2009_5.png")  # SBD's folder has no val masks here
 
 
 def test_voc_errors(tmp_path):

@@ -7,6 +7,7 @@ note (handled, but good to know). docs/data.md lists them all.
 
 import hashlib
 import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ def examine(sample: Sample) -> Picture:
             counts = np.bincount(mask.ravel(), minlength=256)
             if not counts[:IGNORE_INDEX].any():
                 what, remedy = "every pixel is 255, ignored", "remove image and mask, or use the image as unlabeled"
-                findings.append(Finding("warning", "all ignored", str(sample.mask), what, remedy))
+                findings.append(Finding("warning", "all ignored", sample.mask, what, remedy))
             if size:
                 check_sizes(sample, size, mask.shape)
     except (DataError, FileNotFoundError) as error:
@@ -105,16 +106,16 @@ def examine(sample: Sample) -> Picture:
     return Picture(sample, size, coding, mask_coding, counts, digest, brightest, findings)
 
 
-def refused(error: Exception, file: Path) -> Finding:
+def refused(error: Exception, file: str) -> Finding:
     """What training would say of a file."""
     what, _, remedy = str(error).removeprefix(f"{file}: ").rpartition("; ")
-    return Finding("error", getattr(error, "kind", "missing mask"), str(file), what, remedy)
+    return Finding("error", getattr(error, "kind", "missing mask"), file, what, remedy)
 
 
 def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
     """What is read, but maybe not as it is meant."""
-    file, channels = str(sample.image), sample.format.channels
-    if sample.image.suffix.lower() not in SUFFIXES[header.format].split():
+    file, channels = sample.image, sample.format.channels
+    if Path(sample.image).suffix.lower() not in SUFFIXES[header.format].split():
         yield Finding("note", "suffix", file, f"is a {header.format} file by its content", "rename it")
     if header.frames > 1:
         remedy = "save the images you mean one by one"
@@ -137,16 +138,16 @@ def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
 
 def copies(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
     """Equal images, whatever their file names and formats."""
-    seen: dict[bytes, tuple[str, Path]] = {}
+    seen: dict[bytes, tuple[str, str]] = {}
     for part, pictures in parts.items():
         for picture in pictures:
             file = picture.sample.image
-            first_part, first = seen.setdefault(picture.digest or bytes(file), (part, file))
+            first_part, first = seen.setdefault(picture.digest or file.encode(), (part, file))
             if first is file:
                 continue
             leak = first_part in ("train", "unlabeled") and part in ("val", "test")
             level, kind = ("error", "copy in val") if leak else ("warning", "copy")
-            yield Finding(level, kind, str(file), f"{part} image, but a copy of {first}", "remove one of them")
+            yield Finding(level, kind, file, f"{part} image, but a copy of {first}", "remove one of them")
 
 
 def classes_missing(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]:
@@ -173,7 +174,7 @@ def strangers(source: Source) -> Iterator[Finding]:
     """Files of a `folder` data set that nothing reads."""
     for part in ("train", "val", "test"):
         for sample in getattr(source, part)[:1]:
-            folder = Path(str(sample.image.with_suffix("")).removesuffix(sample.name))
+            folder = Path(os.path.splitext(sample.image)[0].removesuffix(sample.name))
             masks = folder.parents[1] / "labels" / part
             if folder.name != part or folder.parent.name != "images" or not masks.is_dir():
                 continue
@@ -185,7 +186,7 @@ def strangers(source: Source) -> Iterator[Finding]:
             for file in find_images(masks)[1]:
                 if file not in used:
                     remedy = "name it as its image, or remove it"
-                    yield Finding("warning", "mask alone", str(file), "belongs to no image", remedy)
+                    yield Finding("warning", "mask alone", file, "belongs to no image", remedy)
 
 
 def unused_range(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
@@ -196,7 +197,7 @@ def unused_range(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
     if deep and max(picture.brightest for picture in deep) < 32:
         remedy = "set dataset.max_value to the value that is white: 4095 for 12 bits, 1023 for 10"
         what = "and all others of 16 bits use less than an eighth of their range"
-        yield Finding("warning", "dark", str(deep[0].sample.image), what, remedy)
+        yield Finding("warning", "dark", deep[0].sample.image, what, remedy)
 
 
 def total(pictures: Sequence[Picture]) -> np.ndarray:

@@ -330,7 +330,7 @@ class WholeImages(Dataset):
         return {"image": normalize(image), "mask": torch.from_numpy(mask).long(), "name": sample.name}
 
 
-def memory_mapped(path: Path, read: Callable[[], np.ndarray], cache: Path | None, sample: Sample) -> np.ndarray:
+def memory_mapped(path: str, read: Callable[[], np.ndarray], cache: Path | None, sample: Sample) -> np.ndarray:
     """What `read` makes of the file `path`, kept as a .npy file in `cache`: later reads load only the rows they use.
 
     A file that was changed, or is read in another way, is read anew; without a cache it always is. Processes may share
@@ -338,9 +338,9 @@ def memory_mapped(path: Path, read: Callable[[], np.ndarray], cache: Path | None
     """
     if cache is None:
         return read()
-    stat, label_map = path.stat(), sample.label_map
+    stat, label_map = os.stat(path), sample.label_map
     way = (sample.format, None if label_map is None else label_map.tolist())
-    key = hashlib.sha256(repr((str(path.resolve()), stat.st_mtime_ns, stat.st_size, way)).encode()).hexdigest()
+    key = hashlib.sha256(repr((os.path.realpath(path), stat.st_mtime_ns, stat.st_size, way)).encode()).hexdigest()
     file = cache / f"{key}.npy"
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ docs/data.md lists every case; `DataError.kind` is its row there.
 """
 
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,11 +49,14 @@ class Format(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One image. `mask` is None where there is none; `label_map` (256,) uint8 is applied to the raw mask."""
+    """One image. `mask` is None where there is none; `label_map` (256,) uint8 is applied to the raw mask.
+
+    Files are text, not paths: a data set may hold a million of them.
+    """
 
     name: str
-    image: Path
-    mask: Path | None = None
+    image: str
+    mask: str | None = None
     label_map: np.ndarray | None = None
     format: Format = Format()
 
@@ -199,7 +203,7 @@ def read_mask(sample: Sample) -> np.ndarray:
     if path is None:
         message = f"{sample.image}: labeled, but it has no mask; add one, or use it as unlabeled"
         raise DataError(message, "missing mask")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: {_missing_mask(sample)}")
     with _reading(path, MISSING_MASK):
         image = _decode(path)
@@ -235,8 +239,8 @@ def read_mask(sample: Sample) -> np.ndarray:
 
 
 def _missing_mask(sample: Sample) -> str:
-    stem = sample.mask.stem.lower()
-    near = sorted(file.name for file in sample.mask.parent.glob("*") if file.stem.lower().startswith(stem))
+    mask = Path(sample.mask)
+    near = sorted(file.name for file in mask.parent.glob("*") if file.stem.lower().startswith(mask.stem.lower()))
     if near:
         return f"no mask for {sample.image}, but {near[0]} is there; rename it, masks are called as images are"
     return f"no mask for {sample.image}; add it, or use the image as unlabeled"

@@ -114,7 +114,7 @@ def voc(root: Path, *, devkit: Archive = VOC, sbd: Archive = SBD, counts: Counts
     if source is None:
         unpack(download(devkit, top), top, VOC_FILES)
         source = verify(sources.voc(root), counts.train, counts.val)
-    base, val = source.val[0].image.parents[1], {sample.name for sample in source.val}
+    base, val = Path(source.val[0].image).parents[1], {sample.name for sample in source.val}
     masks = base / "SegmentationClassAug"
     copy_masks(source.train, masks)  # before SBD's, so that VOC's finer masks win
     if len(names(masks) - val) < counts.train_aug:
@@ -131,14 +131,14 @@ def find_devkit(root: Path, counts: Counts) -> Source | None:
         source = verify(sources.voc(root), counts.train, counts.val)
     except (ValueError, FileNotFoundError):
         return None
-    images = source.val[0].image.parent
+    images = Path(source.val[0].image).parent
     return source if len(list(images.glob("*.jpg"))) >= counts.images else None
 
 
 def copy_masks(samples: Sequence[Sample], folder: Path) -> None:
     """Write VOC's palette masks as plain class ids, which other code expects of SegmentationClassAug."""
     for sample in track(samples, "Copying VOC's masks"):
-        if sample.mask.parent != folder:
+        if Path(sample.mask).parent != folder:
             write_mask(folder / f"{sample.name}.png", read_mask(sample))
 
 
@@ -205,7 +205,7 @@ def cityscapes(root: Path, *, num_train: int = NUM_TRAIN["cityscapes"], num_val:
         ValueError: a zip file is damaged, or files are missing in the end.
     """
     zips = {root / name: wanted for name, wanted in CITYSCAPES_FILES.items()}
-    missing = [path for path in zips if not path.is_file()]
+    missing = [path for path in zips if not os.path.isfile(path)]
     for path in zips.keys() - set(missing):
         unpack(path, root, zips[path])
     try:
@@ -229,7 +229,7 @@ def verify(source: Source, num_train: int, num_val: int) -> Source:
         ValueError: it has more or fewer.
     """
     for part, samples, expected in (("train", source.train, num_train), ("val", source.val, num_val)):
-        absent = [path for sample in samples for path in (sample.image, sample.mask) if not path.is_file()]
+        absent = [path for sample in samples for path in (sample.image, sample.mask) if not os.path.isfile(path)]
         if absent or len(samples) != expected:
             missing = f" and {len(absent)} files missing, first {absent[0]}" if absent else ""
             raise ValueError(

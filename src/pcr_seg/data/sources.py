@@ -82,15 +82,14 @@ def read_lines(path: Path | str) -> list[str]:
         raise DataError(message, "not text") from None
 
 
-def find_images(place: Path | str) -> tuple[Path, list[Path]]:
+def find_images(place: Path | str) -> tuple[str, list[str]]:
     """Images below a folder, or of a glob, and where they start: their names are relative to that."""
-    # Text, not paths, until the end: a folder may hold a million images.
     if os.path.isdir(place):
         start, found = str(place), _below(str(place))
     else:
         start = os.path.dirname(re.split(r"[*?\[]", str(place))[0] + "x")
         found = (file for file in glob(str(place), recursive=True) if not re.search(r"/\.", file.removeprefix(start)))
-    return Path(start), [Path(file) for file in sorted(found) if file.lower().endswith(IMAGE_SUFFIXES)]
+    return start, [file for file in sorted(found) if file.lower().endswith(IMAGE_SUFFIXES)]
 
 
 def _below(folder: str) -> Iterator[str]:
@@ -99,20 +98,23 @@ def _below(folder: str) -> Iterator[str]:
         yield from (os.path.join(top, name) for name in files if not name.startswith("."))  # ._a.jpg
 
 
-def _named(paths: Iterable[Path], start: Path) -> dict[str, Path]:
+def _named(paths: Iterable[str], start: str) -> dict[str, str]:
     """Map names (relative paths without suffix) to files."""
-    named: dict[str, Path] = {}
-    length = len(os.path.join(start, ""))
+    named: dict[str, str] = {}
     for path in paths:
-        name = os.path.splitext(str(path)[length:])[0].replace(os.sep, "/")
+        name = _name(path, start)
         if name in named:
             message = f"{path}: same name as {named[name]}; rename or remove one of them"
             raise DataError(message, "same name")
         if name.splitlines() != [name.strip()] or name.startswith("#"):
-            message = f"{str(path)!r}: a name that no split list can hold; remove #, blanks and line breaks at its ends"
+            message = f"{path!r}: a name that no split list can hold; remove #, blanks and line breaks at its ends"
             raise DataError(message, "odd name")
         named[name] = path
     return dict(sorted(named.items()))
+
+
+def _name(path: str, start: str) -> str:
+    return os.path.splitext(path[len(os.path.join(start, "")) :])[0].replace(os.sep, "/")
 
 
 def _require(folder: Path) -> None:
@@ -120,7 +122,7 @@ def _require(folder: Path) -> None:
         raise FileNotFoundError(f"{folder}: no such folder; set dataset.root to the folder of the data set")
 
 
-def _images(folder: Path) -> dict[str, Path]:
+def _images(folder: Path) -> dict[str, str]:
     _require(folder)
     start, paths = find_images(folder)
     if not paths:
@@ -131,10 +133,10 @@ def _images(folder: Path) -> dict[str, Path]:
 
 def _pairs(images: Path, masks: Path, format: Format, label_map: np.ndarray | None = None) -> tuple[Sample, ...]:
     start, paths = find_images(masks)
-    named = {path.relative_to(start).with_suffix("").as_posix(): path for path in paths if path.suffix != ".png"}
-    named |= {path.relative_to(start).with_suffix("").as_posix(): path for path in paths if path.suffix == ".png"}
+    paths.sort(key=lambda path: path.endswith(".png"))  # of several the PNG counts
+    named = {_name(path, start): path for path in paths}
     return tuple(
-        Sample(key, path, named.get(key, masks / f"{key}.png"), label_map, format)
+        Sample(key, path, named.get(key, str(masks / f"{key}.png")), label_map, format)
         for key, path in _images(images).items()
     )
 
@@ -207,7 +209,7 @@ def folder(
     return Source(name, tuple(classes), tuple(classes.values()), train, samples, val, test)
 
 
-def _gather(places: list[str]) -> dict[str, Path]:
+def _gather(places: list[str]) -> dict[str, str]:
     """Images of several folders and globs; their names begin with their folder's, so that places never mix."""
     found = [find_images(Path(place)) for place in places]
     for place, (_, paths) in zip(places, found, strict=True):
@@ -215,8 +217,8 @@ def _gather(places: list[str]) -> dict[str, Path]:
             message = f"dataset.unlabeled={place}: no images there; give a folder, or a glob in quotes"
             raise DataError(message, "no unlabeled images")
     starts = [os.path.dirname(os.path.abspath(start)) for start, _ in found]
-    paths = {Path(os.path.abspath(path)) for _, paths in found for path in paths}  # of places that overlap, once
-    return _named(sorted(paths), Path(os.path.commonpath(starts)))
+    paths = {os.path.abspath(path) for _, paths in found for path in paths}  # of places that overlap, once
+    return _named(sorted(paths), os.path.commonpath(starts))
 
 
 def camvid(root: Path | str) -> Source:
@@ -255,7 +257,7 @@ def voc(root: Path | str, name: str = "voc") -> Source:
 
     def sample(key: str) -> Sample:
         masks = base / "SegmentationClass" if key in official else augmented
-        return Sample(key, base / "JPEGImages" / f"{key}.jpg", masks / f"{key}.png", format=format)
+        return Sample(key, str(base / "JPEGImages" / f"{key}.jpg"), str(masks / f"{key}.png"), format=format)
 
     further = tuple(sample(key)._replace(mask=None) for key in sorted(train_aug - train))
     labeled, held_out = (tuple(map(sample, sorted(keys))) for keys in (train, val))
@@ -277,12 +279,12 @@ def cityscapes(root: Path | str) -> Source:
     label_map[[label_id for label_id, _ in CITYSCAPES_CLASSES.values()]] = range(len(CITYSCAPES_CLASSES))
     format = Format(num_classes=len(CITYSCAPES_CLASSES))
 
-    def sample(key: str, path: Path, masks: Path) -> Sample:
+    def sample(key: str, path: str, masks: Path) -> Sample:
         stem = key.removesuffix("_leftImg8bit")
         name, mask = stem.rpartition("/")[2], masks / f"{stem}_gtFine_labelTrainIds.png"
         if mask.is_file():
-            return Sample(name, path, mask, format=format)
-        return Sample(name, path, masks / f"{stem}_gtFine_labelIds.png", label_map, format)
+            return Sample(name, path, str(mask), format=format)
+        return Sample(name, path, str(masks / f"{stem}_gtFine_labelIds.png"), label_map, format)
 
     parts = ((_images(root / "leftImg8bit" / s), root / "gtFine" / s) for s in ("train", "val"))
     train, val = (tuple(sample(*item, masks) for item in images.items()) for images, masks in parts)

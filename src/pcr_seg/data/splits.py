@@ -1,6 +1,7 @@
 """Which training images are labeled: published lists, seeded draws, and the check before a run."""
 
 import hashlib
+import os
 import re
 import warnings
 from collections import Counter
@@ -100,7 +101,7 @@ def make_split(
 
 
 def _unmasked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
-    return tuple(sample._replace(mask=None, label_map=None) for sample in samples)
+    return tuple(sample if sample.mask is None else sample._replace(mask=None, label_map=None) for sample in samples)
 
 
 def _from_list(source: Source, path: Path, origin: str, family: str, count: int | None = None) -> Split:
@@ -238,10 +239,10 @@ def _check_complete(source: Source, split: Split) -> None:
 
 def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: str) -> None:
     def size(sample: Sample) -> int:
-        return sample.image.stat().st_size
+        return os.stat(sample.image).st_size
 
     def digest(sample: Sample) -> bytes:
-        return hashlib.sha256(sample.image.read_bytes()).digest()
+        return hashlib.sha256(Path(sample.image).read_bytes()).digest()
 
     for key in (size, digest):  # equal files have equal sizes, so few have to be read
         left, right = (in_threads(key, samples, "Comparing files") for samples in (train, held_out))
