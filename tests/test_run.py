@@ -40,6 +40,23 @@ def command(script: str, *overrides: str) -> DictConfig:
     return composed(*overrides, name=script)
 
 
+def test_baseline_trains_the_labeled_images_alone_beside_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    summary = run.fit(small_config(tmp_path, "baseline=true"))
+    baseline = json.loads((tmp_path / "run/baseline/summary.json").read_text())
+    assert (summary["method"], baseline["method"]) == ("pcr", "supervised")
+    same = ("seed", "num_labeled", "iterations", "backbone", "split")
+    assert [summary[key] for key in same] == [baseline[key] for key in same]
+    for part in ("run", "run/baseline"):
+        assert (tmp_path / part / "checkpoints/last.ckpt").is_file() and (tmp_path / part / "metrics.csv").is_file()
+    gain = 100 * (summary["miou_last"] - baseline["miou_last"])
+    assert f"pcr over supervised: {gain:+.1f} mIoU" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run/baseline/checkpoints")
+    (tmp_path / "run/baseline/summary.json").unlink()
+    again = run.fit(small_config(tmp_path, f"resume={tmp_path / 'run'}"))
+    assert again["miou_last"] == summary["miou_last"]
+    assert json.loads((tmp_path / "run/baseline/summary.json").read_text())["miou_last"] == baseline["miou_last"]
+
+
 def test_run_folder_is_complete(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     assert set(summary) == SUMMARY_KEYS

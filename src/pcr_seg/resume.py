@@ -61,17 +61,22 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
     refuse_strangers(f"resume={folder}", plain, plain, TRUSTED_RUN)
     if "checkpoints" not in run or "watch" not in run:
         raise ValueError(f"resume={folder}: was started by an older version; finish it with that one")
-    # Where the folder is now, which need not be where it was.
-    run.output = run.trainer.default_root_dir = str(folder)
-    run.checkpoints.folder = str(folder / "checkpoints")
-    for logger in run.logger.values():
-        logger.save_dir = str(folder)
+    moved(run, folder)  # where it is now, which need not be where it was
     if HydraConfig.initialized():
         change(run, cfg, HydraConfig.get().overrides.task)
     checkpoint = newest_checkpoint(folder / "checkpoints")
     if checkpoint is None:
         print(f"resume={folder}: no checkpoint yet, starting again")
     return run, checkpoint
+
+
+def moved(run: DictConfig, folder: Path) -> DictConfig:
+    """The configuration with everything that it writes in this folder."""
+    run.output = run.trainer.default_root_dir = str(folder)
+    run.checkpoints.folder = str(folder / "checkpoints")
+    for logger in run.logger.values():
+        logger.save_dir = str(folder)
+    return run
 
 
 def change(run: DictConfig, cfg: DictConfig, overrides: list[str]) -> None:

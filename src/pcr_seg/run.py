@@ -42,7 +42,7 @@ from pcr_seg.model_card import model_card
 from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
 from pcr_seg.panels import save_pictures
-from pcr_seg.resume import keep_metrics, refuse_strangers, resumed
+from pcr_seg.resume import keep_metrics, moved, refuse_strangers, resumed
 
 # The trainer announces devices and products at each start; what it warns of still shows, but for
 # what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already,
@@ -154,7 +154,22 @@ def fit(cfg: DictConfig) -> dict:
                 finish_wandb(logger, summary, checkpoints if cfg.upload_checkpoints else [])
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
+    if cfg.get("baseline"):
+        baseline = fit(supervised_baseline(cfg, goes_on))
+        if trainer.is_global_zero:
+            gain = 100 * (summary["miou_last"] - baseline["miou_last"])
+            print(f"{module.name} over supervised: {gain:+.1f} mIoU; both in one page: python report.py runs={output}")
     return summary
+
+
+def supervised_baseline(cfg: DictConfig, goes_on: bool) -> DictConfig:
+    """The same run without unlabeled images, in the run folder's `baseline/`; where it goes on, what is left of it."""
+    folder = Path(cfg.output) / "baseline"
+    supervised = OmegaConf.load(CONF / "method/supervised.yaml")
+    del supervised["defaults"]
+    begun = goes_on and (folder / "config.yaml").is_file() and not (folder / "summary.json").is_file()
+    changes = {"method": supervised, "baseline": False, "resume": str(folder) if begun else None}
+    return moved(OmegaConf.merge(cfg, changes), folder)
 
 
 def finished(config: dict) -> dict | None:
