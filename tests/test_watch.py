@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import small_config
 
-from pcr_seg import run
+from pcr_seg import bank_init, module, run
 from pcr_seg.checkpoints import read_checkpoint
 from pcr_seg.module import SemiSupervisedSegmentation
 
@@ -105,13 +105,13 @@ def test_a_constant_loss_is_said_once(tmp_path: Path, spoil, caplog: pytest.LogC
 
 
 def test_a_class_without_labels_is_named(tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = SemiSupervisedSegmentation.labeled_features
+    original = bank_init.labeled_features
 
-    def without_dots(self: SemiSupervisedSegmentation, *args: object) -> tuple[torch.Tensor, torch.Tensor]:
-        features, labels = original(self, *args)
+    def without_dots(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
+        features, labels = original(*args)
         return features[labels != 3], labels[labels != 3]
 
-    monkeypatch.setattr(SemiSupervisedSegmentation, "labeled_features", without_dots)
+    monkeypatch.setattr(module, "labeled_features", without_dots)
     run.fit(small_config(tmp_path))
     assert any(message.startswith("no labeled pixel of dots:") for message in warnings_of(caplog))
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
 from pcr_seg.inference import predict_heads
-from pcr_seg.method import IGNORE_INDEX, jittered_grid, relative_confidence, sample_features
-from pcr_seg.module import SemiSupervisedSegmentation, at_points
+from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, relative_confidence, sample_features
+from pcr_seg.module import SemiSupervisedSegmentation
 
 NUM_IMAGES = 64
 

@@ -213,6 +213,11 @@ def jittered_grid(
     return torch.stack([rows, columns], dim=-1).flatten(0, 1)
 
 
+def at_points(x: Tensor, points: Int[Tensor, "N 2"]) -> Tensor:
+    """Values of x (..., H, W) at points of (row, column) -> (..., N)."""
+    return x[..., points[:, 0], points[:, 1]]
+
+
 def sample_features(
     features: Float[Tensor, "B D h w"], points: Int[Tensor, "N 2"], size: tuple[int, int]
 ) -> Float[Tensor, "B N D"]:

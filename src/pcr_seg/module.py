@@ -27,10 +27,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from pcr_seg.bank_init import labeled_features
 from pcr_seg.inference import center_pad, iou_per_class, predict_heads
 from pcr_seg.method import (
     IGNORE_INDEX,
     PrototypeBank,
+    at_points,
     balance,
     class_confidence,
     consistency_loss,
@@ -419,49 +421,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
             self.bank.is_initialized.fill_(True)
         elif self.trainer.is_global_zero:
             self.student.eval()
-            self.bank.initialize(*self.labeled_features(generator), generator=generator)
+            batches = self.trainer.datamodule.bank_dataloader()
+            features, labels = labeled_features(self.student, batches, self.grid_cells, generator)
+            self.bank.initialize(features, labels, generator=generator)
             self.student.train()
         if dist.is_available() and dist.is_initialized():
             dist.broadcast(self.bank.prototypes, src=0)
             self.bank.is_initialized.fill_(True)
-
-    def labeled_features(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Features (N, D) and labels (N,) of labeled pixels: the clusters' material.
-
-        Grid points of every labeled image; a class with fewer than 100 of them gets up to 100 random pixels of each
-        image that shows it.
-        """
-        grid = functools.partial(jittered_grid, cells=self.grid_cells, generator=generator, device=self.device)
-        by_class = self.collect_features(lambda labels: grid(*labels.shape), generator)
-        scarce = [c for c, features in enumerate(by_class) if len(features) < 100]
-        if scarce:
-            more = self.collect_features(
-                lambda labels: torch.cat([random_pixels(labels == c, 100, generator) for c in scarce]), generator
-            )
-            by_class = [torch.cat([features, more[c]]) for c, features in enumerate(by_class)]
-        labels = [torch.full((len(features),), c, device=self.device) for c, features in enumerate(by_class)]
-        return torch.cat(by_class), torch.cat(labels)
-
-    def collect_features(
-        self, choose: Callable[[Tensor], Tensor], generator: torch.Generator, limit: int = 20_000
-    ) -> list[Tensor]:
-        """The student's features at the points that `choose` picks from each labeled mask (H, W), for each class.
-
-        Of more than `limit` points of a class a uniform random sample is kept: those with the smallest random keys,
-        which travel as one more channel.
-        """
-        kept = [torch.empty(0, self.student.feature_dim + 1, device=self.device)] * self.student.num_classes
-        for batch in self.trainer.datamodule.bank_dataloader():
-            maps = self.student(batch["image"].to(self.device)).features
-            for features, labels in zip(maps, batch["mask"].to(self.device), strict=True):
-                points = choose(labels)
-                sampled, found = sample_features(features[None], points, labels.shape)[0], at_points(labels, points)
-                keys = torch.rand(len(points), 1, generator=generator, device=self.device)
-                keyed = torch.cat([sampled, keys], dim=1)
-                for c in set(found.tolist()) - {IGNORE_INDEX}:
-                    kept[c] = torch.cat([kept[c], keyed[found == c]])
-                    kept[c] = kept[c][kept[c][:, -1].argsort()[:limit]]
-        return [keyed[:, :-1] for keyed in kept]
 
     def configure_optimizers(self) -> dict:
         """Two parameter groups, and the poly schedule in steps over the whole training."""
@@ -566,14 +532,3 @@ def check_choices(function: Callable, values: dict) -> None:
     for name, hint in get_type_hints(function).items():
         if get_origin(hint) is Literal and values[name] not in get_args(hint):
             raise ValueError(f"method.{name}={values[name]}: choose one of {', '.join(get_args(hint))}")
-
-
-def at_points(x: Tensor, points: Tensor) -> Tensor:
-    """Values of x (..., H, W) at points (N, 2) of (row, column) -> (..., N)."""
-    return x[..., points[:, 0], points[:, 1]]
-
-
-def random_pixels(where: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Up to `most` random (row, column) at which `where` (H, W) is True."""
-    pixels = where.nonzero()
-    return pixels[torch.randperm(len(pixels), generator=generator, device=pixels.device)[:most]]
