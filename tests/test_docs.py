@@ -1,5 +1,6 @@
-"""The documentation as a site: built strictly, whole, and asking nothing of a network."""
+"""The documentation as a site: built strictly, whole, and asking nothing of a network. Notebooks without outputs."""
 
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -96,6 +97,12 @@ def test_tables_are_tables(site: Path) -> None:
         page = (site / path.name).with_suffix(".html").read_text()
         assert page.count("<table>") == tables, path.name
         assert "\\|" not in page, f"{path.name}: a table's code cannot hold |, where GitHub and this site agree"
+
+
+def test_notebooks_are_committed_without_outputs() -> None:
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path.name
 
 
 def test_a_broken_link_fails_the_build(site: Path, tmp_path: Path) -> None:
