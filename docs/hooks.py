@@ -1,9 +1,11 @@
-"""What MkDocs builds beside docs/: pages of the repository's root, and files of the repository that pages link to."""
+"""What MkDocs builds beside docs/: pages and linked files of the rest of the repository; shapes as they are written."""
 
+import ast
 import posixpath
 import re
 from pathlib import Path
 
+from griffe import Extension
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -11,6 +13,18 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(?<=\]\()[^)\s#:]+")
+
+
+class ShapesAsWritten(Extension):
+    """Reads every module as if its annotations were strings, for the API pages.
+
+    Griffe would take a shape for an expression where it can: Float[Tensor, "B *S"] for a product.
+    """
+
+    def on_module_node(self, *, node: ast.Module, **_: object) -> None:
+        """Add the import that says so, behind the docstring."""
+        [future] = ast.parse("from __future__ import annotations").body
+        node.body.insert(1 if ast.get_docstring(node) else 0, future)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:

@@ -1,8 +1,10 @@
 """The documentation as a site: built strictly, whole, and asking nothing of a network. Notebooks without outputs."""
 
 import json
+import re
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -63,6 +65,15 @@ def test_every_module_has_its_place_in_the_api(pages: dict[Path, Links]) -> None
     described = {anchor for page in pages.values() for anchor in page.anchors}
     assert {module for module in modules if not module.endswith("__init__")} - described == helpers
     assert {"pcr_seg.method.PrototypeBank.update", "pcr_seg.module.SemiSupervisedSegmentation"} <= described
+
+
+def test_shapes_are_shown_as_written(site: Path) -> None:
+    page = (site / "api/method.html").read_text(encoding="utf-8")
+    signatures = re.findall(r'<div class="doc-signature highlight">(.*?)</div>', page, re.DOTALL)
+    shown = unescape(re.sub(r"<[^>]*>", "", "".join(signatures)))
+    shapes = re.findall(r"\b(?:Float|Int|Bool)\[Tensor, (.*?)\]", shown)
+    assert len(shapes) > 40 and {shape[0] for shape in shapes} <= {"'", '"'}
+    assert "B *S" in {shape[1:-1] for shape in shapes}
 
 
 def test_links_lead_somewhere_in_the_site(site: Path, pages: dict[Path, Links]) -> None:
