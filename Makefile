@@ -2,6 +2,7 @@
 # make test    the tests
 # make test-faults   kills, faults and fuzzing, which take minutes
 # make bench   time and memory, side by side with the usual ways (a quiet machine, a quarter of an hour)
+# make docs    the documentation as a site: site/index.html (its search needs a server: .venv/bin/mkdocs serve)
 # make dashboards [PROJECT=ENTITY/PROJECT]    pushes the W&B dashboards (needs a key: wandb login)
 # All make the virtual environment .venv first, if it is not there or pyproject.toml is newer.
 # A CPU-only build of PyTorch: make demo TORCH="torch torchvision --extra-index-url https://download.pytorch.org/whl/cpu"
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults bench dashboards lint format clean
+.PHONY: demo test test-faults bench docs dashboards lint format clean
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
@@ -24,6 +25,9 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/installed
+	$(BIN)/python -m mkdocs build --strict
 
 test-faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m faults -rP tests
@@ -40,4 +44,4 @@ $(VENV)/installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs data/synthetic
+	rm -rf $(VENV) runs site data/synthetic

@@ -1,16 +1,16 @@
 """The method in time: one LightningModule that knows steps, epochs and ranks.
 
- labeled image, mask ---------------------------------------------+
-                                                                  |
- unlabeled --geometric--+--> weak ---> TEACHER --> linear logits --> pseudo-labels, confidence
-                        |              (EMA, eval, no grad)              |
-                        +--photometric--> strong --CutMix (same boxes)---+--> mixed pseudo-labels
-                                            |                            |
-       [labeled ; strong] --> STUDENT --> features --+--> linear head ------> supervised loss  (labels)
-                                  ^                  |                  +---> consistency loss (confident ones)
-                                  |                  +--> jittered grid --> prototype head --> prototype loss (both)
-                                  |                                             |  cos(feature, nearest of K)/T
-             teacher <-- EMA -----+                  prototypes <-- momentum ---+  (per class, nearest prototype)
+    labeled image, mask ---------------------------------------------+
+                                                                     |
+    unlabeled --geometric--+--> weak ---> TEACHER --> linear logits --> pseudo-labels, confidence
+                           |              (EMA, eval, no grad)              |
+                           +--photometric--> strong --CutMix (same boxes)---+--> mixed pseudo-labels
+                                               |                            |
+          [labeled ; strong] --> STUDENT --> features --+--> linear head ------> supervised loss  (labels)
+                                     ^                  |                  +---> consistency loss (confident ones)
+                                     |                  +--> jittered grid --> prototype head --> prototype loss (both)
+                                     |                                             |  cos(feature, nearest of K)/T
+                teacher <-- EMA -----+                  prototypes <-- momentum ---+  (per class, nearest prototype)
 
 The tensors' mathematics stand in `method.py`; deviations from the paper and open points in docs/method.md.
 """

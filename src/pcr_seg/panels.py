@@ -34,7 +34,7 @@ class PrototypeView(NamedTuple):
 def save_pictures(module: SemiSupervisedSegmentation, source: Source, output: Path) -> None:
     """Leave in a run folder what report.py shows of it: panel.png, prototypes/CLASS_NUMBER.jpg and details.json.
 
-    details.json: `classes`, `palette`, `confusion` (pixels of [truth][prediction] for each head) and `prototypes`.
+    details.json: `classes`, `palette`, `confusion` (pixels of `[truth][prediction]` for each head) and `prototypes`.
     """
     example_panel(module, source).save(output / "panel.png")
     views = gallery(module, source)

@@ -1,0 +1,53 @@
+"""What MkDocs builds beside docs/: pages and linked files of the rest of the repository; shapes as they are written."""
+
+import ast
+import posixpath
+import re
+from pathlib import Path
+
+from griffe import Extension
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+LINK = re.compile(r"(?<=\]\()[^)\s#:]+")
+
+
+class ShapesAsWritten(Extension):
+    """Reads every module as if its annotations were strings, for the API pages.
+
+    Griffe would take a shape for an expression where it can: Float[Tensor, "B *S"] for a product.
+    """
+
+    def on_module_node(self, *, node: ast.Module, **_: object) -> None:
+        """Add the import that says so, behind the docstring."""
+        [future] = ast.parse("from __future__ import annotations").body
+        node.body.insert(1 if ast.get_docstring(node) else 0, future)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    """Add the pages of the root."""
+    for source, uri in PAGES.items():
+        files.append(File.generated(config, uri, abs_src_path=str(ROOT / source)))
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn links between files of the repository into links within the site, which then holds a copy of the file.
+
+    What names no file stays, and a strict build refuses it.
+    """
+    folder = Path(page.file.abs_src_path).parent
+
+    def within_site(match: re.Match) -> str:
+        file = (folder / match[0]).resolve()
+        if not (file.is_file() and file.is_relative_to(ROOT)):
+            return match[0]
+        path = file.relative_to(ROOT).as_posix()
+        uri = PAGES.get(path) or path.removeprefix("docs/")
+        if not files.get_file_from_path(uri):
+            files.append(File.generated(config, uri, abs_src_path=str(file)))
+        return posixpath.relpath(uri, posixpath.dirname(page.file.src_uri) or ".")
+
+    return LINK.sub(within_site, markdown)

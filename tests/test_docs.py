@@ -1,0 +1,125 @@
+"""The documentation as a site: built strictly, whole, and asking nothing of a network. Notebooks without outputs."""
+
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+class Links(HTMLParser):
+    """What a page refers to (by tag), and the anchors that it has itself."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.links, self.anchors = [], {""}
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name in ("href", "src"):
+                self.links.append((tag, value))
+            elif name in ("id", "name"):
+                self.anchors.add(value)
+
+
+def build(site: Path, *options: str) -> subprocess.CompletedProcess:
+    # Not --quiet: warnings that are not shown are not counted, and pass.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site), *options]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("mkdocstrings_handlers.python", reason="needs mkdocs-material, mkdocstrings (extra: docs)")
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    result = build(folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Links]:
+    return {path: Links(path) for path in site.rglob("*.html") if path.name != "404.html"}
+
+
+def test_no_page_is_missing(site: Path, pages: dict[Path, Links]) -> None:
+    written = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
+    wanted = written | {Path("index.html"), Path("contributing.html"), Path("changelog.html")}
+    assert {path.relative_to(site) for path in pages} == wanted
+    menu = {(site / link).resolve() for _, link in pages[site / "changelog.html"].links}
+    assert set(pages) <= menu | {site / "changelog.html"}, "the menu leads to each"
+
+
+def test_every_module_has_its_place_in_the_api(pages: dict[Path, Links]) -> None:
+    helpers = {"pcr_seg.cli", "pcr_seg.model_card"}  # behind the commands; nothing to call
+    source = ROOT / "src"
+    modules = {".".join(path.relative_to(source).with_suffix("").parts) for path in source.rglob("*.py")}
+    described = {anchor for page in pages.values() for anchor in page.anchors}
+    assert {module for module in modules if not module.endswith("__init__")} - described == helpers
+    assert {"pcr_seg.method.PrototypeBank.update", "pcr_seg.module.SemiSupervisedSegmentation"} <= described
+
+
+def test_shapes_are_shown_as_written(site: Path) -> None:
+    page = (site / "api/method.html").read_text(encoding="utf-8")
+    signatures = re.findall(r'<div class="doc-signature highlight">(.*?)</div>', page, re.DOTALL)
+    shown = unescape(re.sub(r"<[^>]*>", "", "".join(signatures)))
+    shapes = re.findall(r"\b(?:Float|Int|Bool)\[Tensor, (.*?)\]", shown)
+    assert len(shapes) > 40 and {shape[0] for shape in shapes} <= {"'", '"'}
+    assert "B *S" in {shape[1:-1] for shape in shapes}
+
+
+def test_links_lead_somewhere_in_the_site(site: Path, pages: dict[Path, Links]) -> None:
+    broken, followed = [], 0
+    for page, found in pages.items():
+        for tag, link in found.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                assert tag == "a", f"{page.name} would fetch {link}"
+                continue
+            target = (page.parent / unquote(parts.path)).resolve() if parts.path else page
+            anchors = pages[target].anchors if target in pages else {""}
+            followed += 1
+            if not target.is_file() or not target.is_relative_to(site) or unquote(parts.fragment) not in anchors:
+                broken.append(f"{page.name}: {link}")
+    assert not broken and followed > 1000
+
+
+def test_the_readme_is_the_start_page_with_its_links_turned(site: Path, pages: dict[Path, Links]) -> None:
+    start = (site / "index.html").read_text(encoding="utf-8")
+    assert "from a few labeled and many unlabeled images" in start
+    links = {link for _, link in pages[site / "index.html"].links}
+    assert {"data.html", "images/demo.png", "src/pcr_seg/method.py"} <= links
+    for file in ("images/demo.png", "src/pcr_seg/method.py"):
+        original = ROOT / file if file.endswith(".py") else ROOT / "docs" / file
+        assert (site / file).read_bytes() == original.read_bytes()
+
+
+def test_tables_are_tables(site: Path) -> None:
+    for path in (ROOT / "docs").glob("*.md"):
+        tables = sum("|--" in line and set(line) <= set("|-: ") for line in path.read_text().splitlines())
+        page = (site / path.name).with_suffix(".html").read_text()
+        assert page.count("<table>") == tables, path.name
+        assert "\\|" not in page, f"{path.name}: a table's code cannot hold |, where GitHub and this site agree"
+
+
+def test_notebooks_are_committed_without_outputs() -> None:
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path.name
+
+
+def test_a_broken_link_fails_the_build(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("# Start\n\n[gone](gone.md) and [nowhere](index.md#nowhere)\n")
+    settings = (ROOT / "mkdocs.yml").read_text().partition("\nvalidation:")[2]
+    (tmp_path / "mkdocs.yml").write_text(f"site_name: broken\nvalidation:{settings}")
+    result = build(tmp_path / "site", "--config-file", str(tmp_path / "mkdocs.yml"))
+    assert result.returncode == 1 and "gone.md" in result.stderr and "#nowhere" in result.stderr
