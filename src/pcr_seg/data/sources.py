@@ -40,6 +40,8 @@ CITYSCAPES_CLASSES = {  # cityscapesScripts' labels.py, in trainId order: name -
     "motorcycle": (32, (0, 0, 230)), "bicycle": (33, (119, 11, 32)),
 }  # fmt: skip
 
+ODD_NAME = re.compile(r"^[#\s]|\s$|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # no line of a split list
+
 
 @dataclass(frozen=True)
 class Source:
@@ -95,26 +97,28 @@ def find_images(place: Path | str) -> tuple[str, list[str]]:
 def _below(folder: str) -> Iterator[str]:
     for top, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]  # .thumbnails/
-        yield from (os.path.join(top, name) for name in files if not name.startswith("."))  # ._a.jpg
+        inside = os.path.join(top, "")
+        yield from (inside + name for name in files if not name.startswith("."))  # ._a.jpg
 
 
 def _named(paths: Iterable[str], start: str) -> dict[str, str]:
     """Map names (relative paths without suffix) to files."""
     named: dict[str, str] = {}
+    length = len(os.path.join(start, ""))
     for path in paths:
-        name = _name(path, start)
+        name = _name(path, length)
         if name in named:
             message = f"{path}: same name as {named[name]}; rename or remove one of them"
             raise DataError(message, "same name")
-        if name.splitlines() != [name.strip()] or name.startswith("#"):
+        if ODD_NAME.search(name):
             message = f"{path!r}: a name that no split list can hold; remove #, blanks and line breaks at its ends"
             raise DataError(message, "odd name")
         named[name] = path
-    return dict(sorted(named.items()))
+    return {name: named[name] for name in sorted(named)}
 
 
-def _name(path: str, start: str) -> str:
-    return os.path.splitext(path[len(os.path.join(start, "")) :])[0].replace(os.sep, "/")
+def _name(path: str, length: int) -> str:
+    return path[length : path.rindex(".")].replace(os.sep, "/")  # images have a suffix: `find_images`
 
 
 def _require(folder: Path) -> None:
@@ -134,7 +138,7 @@ def _images(folder: Path) -> dict[str, str]:
 def _pairs(images: Path, masks: Path, format: Format, label_map: np.ndarray | None = None) -> tuple[Sample, ...]:
     start, paths = find_images(masks)
     paths.sort(key=lambda path: path.endswith(".png"))  # of several the PNG counts
-    named = {_name(path, start): path for path in paths}
+    named = {_name(path, len(os.path.join(start, ""))): path for path in paths}
     return tuple(
         Sample(key, path, named.get(key, str(masks / f"{key}.png")), label_map, format)
         for key, path in _images(images).items()
