@@ -66,6 +66,7 @@ def export(cfg: DictConfig) -> Path:
     os.replace(partial, output)
     sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in SIZES)
     print(f"{output}: logits within {difference:.1g} of the network's at {sizes}")
+    print(f"docs/export.md runs it without this package; python app.py checkpoint={cfg.checkpoint}")
     return output
 
 

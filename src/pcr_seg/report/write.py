@@ -55,7 +55,7 @@ def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("superv
     for title, part in parts.items():
         show(console, title, part)
     files = "report.html, report.md, report.csv, report.png, runs.csv, curves.png"
-    for line in ["", *left_out, f"Written to {output}: {files}"]:
+    for line in ["", *left_out, f"written to {output}: {files}", f"next: open {output}/report.html in a browser"]:
         console.print(line, soft_wrap=True)
 
 
