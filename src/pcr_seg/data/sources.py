@@ -83,9 +83,11 @@ def read_lines(path: Path | str) -> list[str]:
 
 
 def find_images(place: Path | str) -> tuple[Path, list[Path]]:
-    """Images below a folder, or of a glob, and where they start: their names are relative to that."""
+    """Images below a folder, of a glob, or one file, and where they start: their names are relative to that."""
     # Text, not paths, until the end: a folder may hold a million images.
-    if os.path.isdir(place):
+    if os.path.isfile(place):  # whatever brackets its name has
+        start, found = os.path.dirname(place), [str(place)]
+    elif os.path.isdir(place):
         start, found = str(place), _below(str(place))
     else:
         start = os.path.dirname(re.split(r"[*?\[]", str(place))[0] + "x")
