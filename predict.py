@@ -1,7 +1,8 @@
-"""Predict images of any size: class indices, colors, overlay and confidence, a PNG each.
+"""Predict images of any size: class indices, colors, overlay, confidence and more, and the area of each class.
 
 python predict.py checkpoint=RUN/checkpoints/last.ckpt images=FOLDER output=predictions
-python predict.py checkpoint=... "images='holiday/*.jpg'"
+python predict.py checkpoint=... "images='holiday/*.jpg'" maps=[index,disagreement,prototype]
+python predict.py checkpoint=... images=orthophoto.tif tile=1024       # by windows, in constant memory
 """
 
 import sys
@@ -10,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.config import command_line, one_line_errors
-from pcr_seg.run import predict
+from pcr_seg.predict import predict
 
 
 @hydra.main(config_path="conf", config_name="predict", version_base="1.3")

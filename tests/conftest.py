@@ -68,6 +68,16 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return synthetic(str(tmp_path_factory.mktemp("tiny")), num_train=12, num_val=3, num_unlabeled=4, size=48)
 
 
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one tiny training of PCR on the generated set; nobody changes it."""
+    root = tmp_path_factory.mktemp("trained")
+    from pcr_seg.run import fit  # brings Lightning, which not every test needs
+
+    fit(small_config(root, "method.threshold=0.2", "trainer.max_epochs=3"))
+    return root / "run"
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
     """Chromium: the one playwright installed, or the system's."""

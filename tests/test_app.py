@@ -8,7 +8,8 @@ from conftest import composed, small_config
 from PIL import Image
 
 from pcr_seg import run
-from pcr_seg.app import describe, launch, look, make_page
+from pcr_seg.app import describe, launch, make_page
+from pcr_seg.panels import predict
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,7 @@ def test_page_is_for_this_machine_alone_by_default() -> None:
 def test_a_pixels_description_names_what_the_heads_say(trained: Path) -> None:
     module = run.load_module(trained / "checkpoints/last.ckpt")
     module.class_names = ["<background>", *module.class_names[1:]]
-    view = look(module, np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8))
+    [view] = predict(module, [np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)])
     assert view.nearest.shape == view.labels["linear"].shape == view.confidence["prototype"].shape == (40, 56)
     view = view._replace(nearest=view.nearest.copy())
     view.labels["linear"][7, 31], view.confidence["linear"][7, 31] = 0, 0.42
@@ -67,7 +68,7 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
         page.locator(".pixel").wait_for()
         words = page.locator(".pixel").inner_text()
         assert f"row {y}, column {x}" in words
-        label, number = divmod(look(module, pixels).nearest[y, x].item(), 4)
+        label, number = divmod(predict(module, [pixels])[0].nearest[y, x].item(), 4)
         assert f"{module.class_names[label]} number {number}" in " ".join(words.split())
         crops = page.locator(".stretched", has_text="what this prototype is nearest to").locator("img")
         crops.wait_for()

@@ -254,3 +254,18 @@ def test_iou_is_zero_where_a_class_is_only_missed_or_only_invented() -> None:
     confusion = torch.tensor([[6, 0, 2, 0], [4, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     expected = torch.tensor([0.5, 0.0, 0.0, torch.nan])
     assert_close(inference.iou_per_class(confusion).float(), expected, equal_nan=True)
+
+
+def test_disagreement_is_the_chance_that_drawn_labels_differ() -> None:
+    logits = 3 * torch.randn(2, 2, 4, 5, 6, generator=torch.Generator().manual_seed(0)).double()
+    first, second = logits.softmax(dim=2)
+    found = inference.disagreement(*logits)
+    for b, y, x in ((0, 0, 0), (1, 4, 5), (1, 2, 3)):
+        pairs = [(i, j) for i in range(4) for j in range(4) if i != j]
+        assert found[b, y, x].item() == pytest.approx(
+            sum((first[b, i, y, x] * second[b, j, y, x]).item() for i, j in pairs)
+        )
+    torch.testing.assert_close(found, inference.disagreement(*logits.flip(0)))
+    sure = torch.tensor([[50.0, 0.0]])[..., None, None]
+    assert inference.disagreement(sure, sure).item() == pytest.approx(0)
+    assert inference.disagreement(sure, -sure).item() == pytest.approx(1)

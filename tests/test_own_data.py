@@ -12,6 +12,8 @@ from PIL import Image
 from pcr_seg import run
 from pcr_seg.config import one_line_errors
 from pcr_seg.data.sources import Source
+from pcr_seg.evaluate import evaluate
+from pcr_seg.predict import predict
 
 TINY = ["recipe=synthetic", "optimizer=adamw_scratch", "data.num_workers=0"]
 
@@ -65,14 +67,15 @@ def test_channels_from_training_to_prediction(tiny_set: Source, tmp_path: Path, 
     convert(data, "unlabeled/*.png", lambda image: image.convert(mode))
     summary = train(tmp_path, data, f"dataset.channels={channels}", "method.strong_color=true")
     checkpoint = f"checkpoint={tmp_path}/run/checkpoints/last.ckpt"
-    result = run.evaluate(composed(checkpoint, "device=cpu", name="eval"))
+    result = evaluate(composed(checkpoint, "device=cpu", name="eval"))
     assert result["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
-    paths = run.predict(
+    areas = predict(
         composed(checkpoint, f"images={data}/images/val", f"output={tmp_path}/out", "device=cpu", name="predict")
     )
+    paths = [tmp_path / f"out/index/{name}.png" for name in areas["images"]]
     assert all(np.array(Image.open(path)).shape == (48, 48) for path in paths) and len(paths) == 3
     with pytest.raises(ValueError, match=rf"dataset\.channels=3: the checkpoint takes {channels}"):
-        run.evaluate(composed(checkpoint, "dataset=folder", f"dataset.root={data}", "device=cpu", name="eval"))
+        evaluate(composed(checkpoint, "dataset=folder", f"dataset.root={data}", "device=cpu", name="eval"))
 
 
 def test_a_binary_problem_in_black_and_white(tiny_set: Source, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the gallery finds a prototype, and what counts as a pseudo-label."""
+"""Where the gallery finds a prototype, and what a module says of an image."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pcr_seg.data.files import read_image
 from pcr_seg.data.sources import Source
 from pcr_seg.data.transforms import normalize
 from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.panels import assignment, best_pixels, class_ids, crop, feature_cosines, gallery, spread
+from pcr_seg.panels import assignment, best_pixels, crop, feature_cosines, gallery, predict, spread
 from pcr_seg.run import build_module
 
 
@@ -58,10 +58,19 @@ def test_crops_stay_inside_and_mark_their_place() -> None:
         assert abs(rows.mean() - wanted[0]) < 4 and abs(columns.mean() - wanted[1]) < 4
 
 
-def test_unsure_pixels_are_no_pseudo_labels() -> None:
-    logits = torch.tensor([[[5.0, 0.1]], [[0.0, 0.0]]])
-    assert class_ids(logits).tolist() == [[0, 0]]
-    assert class_ids(logits, threshold=0.9).tolist() == [[0, 255]]
+def test_a_batch_is_predicted_as_its_images_alone(tmp_path: Path, tiny_set: Source) -> None:
+    module = make_module(tmp_path, tiny_set)
+    images = [read_image(sample.image) for sample in tiny_set.val]
+    for image, found in zip(images, predict(module, images), strict=True):
+        [alone] = predict(module, [image])
+        for head in ("linear", "prototype"):
+            assert np.mean(found.labels[head] != alone.labels[head]) < 0.001
+            np.testing.assert_allclose(found.confidence[head], alone.confidence[head], atol=1e-5)
+        np.testing.assert_allclose(found.disagreement, alone.disagreement, atol=1e-5)
+        np.testing.assert_array_equal(found.nearest, assignment(module, image))
+    module.bank.is_initialized.fill_(False)
+    [found] = predict(module, images[:1])
+    assert found.disagreement is None and found.nearest is None and list(found.labels) == ["linear"]
 
 
 def test_examples_come_from_all_over_the_set(tiny_set: Source) -> None:

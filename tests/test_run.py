@@ -1,4 +1,4 @@
-"""Run folder, evaluation and prediction from a checkpoint; users' mistakes in one line."""
+"""The run folder, loading its checkpoints, and users' mistakes in one line."""
 
 import csv
 import json
@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED, composed, small_config
-from omegaconf import DictConfig
 from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 
 from pcr_seg import run
-from pcr_seg.data.transforms import normalize
+from pcr_seg.evaluate import evaluate
 
 SUMMARY_KEYS = {
     "dataset", "split", "split_family", "method", "backbone", "seed", "num_labeled", "num_unlabeled", "iterations",
@@ -26,18 +25,6 @@ LOG_KEYS = {
     "val/miou", "val/miou_prototype", "val/iou/stripes", "pseudo/coverage", "pseudo/precision",
     "prototypes/usage_entropy", "prototypes/dead",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of one tiny training."""
-    root = tmp_path_factory.mktemp("trained")
-    run.fit(small_config(root, "method.threshold=0.2", "trainer.max_epochs=3"))
-    return root / "run"
-
-
-def command(script: str, *overrides: str) -> DictConfig:
-    return composed(*overrides, name=script)
 
 
 def test_baseline_trains_the_labeled_images_alone_beside_the_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -90,74 +77,6 @@ def test_checkpoint_loads_safely_and_best_is_not_last(trained: Path) -> None:
     contents = {n: torch.load(trained / f"checkpoints/{n}.ckpt", weights_only=True) for n in ("last", "best")}
     assert contents["last"]["global_step"] == 6
     assert contents["last"]["pcr_seg"]["classes"][1] == "stripes"
-
-
-def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:
-    result = run.evaluate(
-        command("eval", f"checkpoint={trained}/checkpoints/last.ckpt", f"output={tmp_path}/e.json", "device=cpu")
-    )
-    summary = json.loads((trained / "summary.json").read_text())
-    assert result["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
-    assert result["miou_prototype"] == pytest.approx(summary["miou_prototype_last"], abs=1e-4)
-    assert json.loads((tmp_path / "e.json").read_text()) == result
-    assert set(result["iou_prototype"]) == set(summary["iou"])
-
-
-def test_evaluation_of_the_student_by_windows(trained: Path, tmp_path: Path) -> None:
-    arguments = [f"checkpoint={trained}/checkpoints/last.ckpt", f"output={tmp_path}/e.json", "device=cpu"]
-    whole = run.evaluate(command("eval", *arguments, "eval.student=true"))
-    window = ["protocol=sliding", "protocol.window=32", "protocol.stride=22"]
-    windows = run.evaluate(command("eval", *arguments, "eval.student=true", *window))
-    assert whole["network"] == "student" and whole["miou_prototype"] != windows["miou_prototype"]
-
-
-def test_evaluation_on_another_folder_checks_its_classes(trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(next((trained.parent / "data").iterdir()), tmp_path / "other")
-    classes = tmp_path / "other/classes.txt"
-    arguments = [
-        f"checkpoint={trained}/checkpoints/last.ckpt", f"output={tmp_path}/e.json", "device=cpu",
-        "dataset=folder", f"dataset.root={tmp_path}/other",
-    ]  # fmt: skip
-    assert run.evaluate(command("eval", *arguments))["dataset"] == "other"
-    with pytest.raises(ValueError, match=r"subset=test: .* has no such images"):
-        run.evaluate(command("eval", *arguments, "subset=test"))
-    classes.write_text(classes.read_text().replace("rings", "hoops"))
-    with pytest.raises(ValueError, match=r"hoops: choose the data set"):
-        run.evaluate(command("eval", *arguments))
-
-
-@pytest.mark.parametrize("size", [(48, 48), (37, 61), (130, 20)])
-def test_prediction_keeps_each_images_size(trained: Path, tmp_path: Path, size: tuple[int, int]) -> None:
-    height, width = size
-    rng = np.random.default_rng(0)
-    (tmp_path / "in/deep").mkdir(parents=True)
-    picture = rng.integers(0, 255, (height, width, 3), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "in/deep/a.png")
-    Image.fromarray(picture[..., 0]).save(tmp_path / "in/grey.jpg")
-    checkpoint = trained / "checkpoints/last.ckpt"
-    written = run.predict(
-        command("predict", f"checkpoint={checkpoint}", f"images={tmp_path}/in", f"output={tmp_path}/out", "device=cpu")
-    )
-    assert [path.relative_to(tmp_path / "out").as_posix() for path in written] == ["index/deep/a.png", "index/grey.png"]
-    for kind, mode in (("index", "L"), ("color", "RGB"), ("overlay", "RGB"), ("confidence", "L")):
-        with Image.open(tmp_path / "out" / kind / "deep/a.png") as image:
-            assert (image.size, image.mode) == ((width, height), mode)
-    module = run.load_module(checkpoint)
-    with torch.no_grad():
-        logits = module.teacher(normalize(picture)[None]).logits
-    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(1)[0]
-    assert np.array_equal(np.asarray(Image.open(written[0])), expected.byte().numpy())
-
-
-def test_prediction_of_a_file_and_of_a_glob(trained: Path, tmp_path: Path) -> None:
-    checkpoint = f"checkpoint={trained}/checkpoints/last.ckpt"
-    images = next((trained.parent / "data").iterdir()) / "images/val"
-    one = run.predict(command("predict", checkpoint, f"images={images}/val_00001.png", f"output={tmp_path}/one"))
-    assert [path.name for path in one] == ["val_00001.png"]
-    some = run.predict(command("predict", checkpoint, f"images='{images}/*0[12].png'", f"output={tmp_path}/some"))
-    assert [path.name for path in some] == ["val_00001.png", "val_00002.png"]
-    with pytest.raises(ValueError, match=r"images=.*nothing: no image there"):
-        run.predict(command("predict", checkpoint, f"images={tmp_path}/nothing", f"output={tmp_path}/none"))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +200,7 @@ def test_last_epoch_is_scored_even_between_validations(tmp_path: Path) -> None:
     config = small_config(tmp_path, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2", "method.threshold=0.2")
     summary = run.fit(config)
     checkpoint = f"checkpoint={tmp_path}/run/checkpoints/last.ckpt"
-    result = run.evaluate(command("eval", checkpoint, f"output={tmp_path}/e.json", "device=cpu"))
+    result = evaluate(composed(checkpoint, f"output={tmp_path}/e.json", "device=cpu", name="eval"))
     assert result["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
     assert summary["miou_best"] >= summary["miou_last"]
 

@@ -3,16 +3,13 @@
 import os
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from omegaconf import DictConfig
 
 from pcr_seg import visualize
-from pcr_seg.data.transforms import normalize
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
-from pcr_seg.panels import assignment
+from pcr_seg.panels import Prediction, predict
 from pcr_seg.run import load_module
 
 CSS = """
@@ -27,26 +24,6 @@ CSS = """
 SIDE = 512  # Gradio locates a click only in pictures that it does not enlarge: small ones get whole multiples of pixels
 
 
-class View(NamedTuple):
-    """What a model says of one image."""
-
-    labels: dict[str, np.ndarray]  # of each head, (H, W) class ids
-    confidence: dict[str, np.ndarray]  # of each head, (H, W) in (0, 1]
-    nearest: np.ndarray | None  # (H, W) index c * K + k of the nearest prototype; None without a bank
-
-
-@torch.inference_mode()
-def look(module: SemiSupervisedSegmentation, image: np.ndarray) -> View:
-    """Predict one image (H, W, 3) uint8 RGB."""
-    logits = module.predict_image(normalize(image)[None].to(module.device))
-    best = {head: values[0].softmax(dim=0).max(dim=0) for head, values in logits.items()}
-    return View(
-        {head: found.indices.cpu().numpy() for head, found in best.items()},
-        {head: found.values.cpu().numpy() for head, found in best.items()},
-        assignment(module, image) if module.bank.is_initialized else None,
-    )
-
-
 def enlargement(image: np.ndarray) -> int:
     """How many times each pixel is repeated, so that the longer side is at least SIDE."""
     return -(-SIDE // max(image.shape[:2]))
@@ -57,7 +34,7 @@ def swatch(name: str, color: visualize.Color) -> str:
     return f'<span><i style="background: rgb{tuple(color)}"></i>{escape(name)}</span>'
 
 
-def describe(module: SemiSupervisedSegmentation, view: View, x: int, y: int) -> str:
+def describe(module: SemiSupervisedSegmentation, view: Prediction, x: int, y: int) -> str:
     """What each head takes a pixel for, how surely, and the prototype nearest to it, as HTML."""
     classes = [swatch(*pair) for pair in zip(module.class_names, module.metadata["palette"], strict=True)]
     rows = []
@@ -85,7 +62,7 @@ def make_page(module: SemiSupervisedSegmentation, prototypes: Path):
     def show(image: np.ndarray | None) -> list:
         if image is None:
             return [None] * (4 + len(heads))
-        view = look(module, image)
+        [view] = predict(module, [image])
         overlay = visualize.overlay(image, view.labels["linear"], palette)
         maps = [visualize.colorize(view.labels[head], palette) for head in heads]
         pictures = [overlay, *maps, visualize.heat(view.confidence["linear"])]
@@ -93,7 +70,7 @@ def make_page(module: SemiSupervisedSegmentation, prototypes: Path):
         pictures = [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
         return [view, "Click a pixel of any prediction.", None, *pictures]
 
-    def ask(view: View | None, event: gradio.SelectData) -> tuple[str, str | None]:
+    def ask(view: Prediction | None, event: gradio.SelectData) -> tuple[str, str | None]:
         if view is None:
             return "", None
         x, y = (place // enlargement(view.labels["linear"]) for place in event.index)

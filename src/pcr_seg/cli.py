@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app")
+COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app", "choose")
 
 
 def main() -> None:

@@ -137,6 +137,17 @@ def center_pad(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(x, (left, width - left, top, height - top))
 
 
+def disagreement(logits: Tensor, other: Tensor) -> Tensor:
+    """How far two heads, logits (B, C, H, W), are from giving the same label: (B, H, W) in 0..1.
+
+    The probability that two labels, one drawn from each head's probabilities, differ: 1 - sum_c p_c q_c (query by
+    committee, Seung et al. 1992, with a committee of two). 0 where both are certain of one class, 1 where they are
+    certain of two; high as well where both are unsure. Distances (total variation, Jensen-Shannon) would be low there,
+    but mostly measure that cosines give softer probabilities than a linear head: docs/predict.md.
+    """
+    return 1 - (logits.softmax(dim=1) * other.softmax(dim=1)).sum(dim=1)
+
+
 def iou_per_class(confusion: Tensor) -> Tensor:
     """IoU of each class from a confusion matrix (C, C) of [truth, prediction] pixel counts.
 

@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
 from pcr_seg import visualize
-from pcr_seg.data.files import read_image, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.inference import iou_per_class
 from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.panels import class_ids, example_panel, examples, gallery, predict
+from pcr_seg.panels import example_panel, examples, gallery, predict
 
 
 class ProgressBar(RichProgressBar):
@@ -69,12 +69,13 @@ def validation_to_wandb(logger: WandbLogger, module: SemiSupervisedSegmentation,
     """Log images with masks that can be toggled, IoU of each class, confusion and the prototypes' use."""
     names, images = dict(enumerate(source.classes)), []
     for sample in examples(source):
-        logits = predict(module, sample)
-        masks = {"truth": read_mask(sample)} | {head: class_ids(x) for head, x in logits.items()}
-        masks["pseudo_labels"] = class_ids(logits["linear"], module.threshold)
+        image = read_image(sample.image, sample.format)
+        [found] = predict(module, [image], nearest=False)
+        masks = {"truth": read_mask(sample)} | found.labels
+        sure = found.confidence["linear"] >= module.threshold
+        masks["pseudo_labels"] = np.where(sure, found.labels["linear"], IGNORE_INDEX).astype(np.uint8)
         masks = {name: {"mask_data": mask, "class_labels": names} for name, mask in masks.items()}
-        image = visualize.rgb(read_image(sample.image, sample.format))
-        images.append(wandb.Image(image, masks=masks, caption=sample.name))
+        images.append(wandb.Image(visualize.rgb(image), masks=masks, caption=sample.name))
     content = {"val/images": images, "trainer/global_step": step}
 
     counts = module.confusion_counts()

@@ -1,6 +1,7 @@
 """Pictures of a module: predictions for a few images, and what each prototype stands for."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +11,10 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pcr_seg import visualize
-from pcr_seg.data.files import IGNORE_INDEX, Sample, read_image, read_mask
+from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.data.transforms import normalize
+from pcr_seg.inference import disagreement
 from pcr_seg.module import SemiSupervisedSegmentation
 
 NUM_IMAGES = 4  # in a panel
@@ -56,13 +58,12 @@ def example_panel(module: SemiSupervisedSegmentation, source: Source) -> Image.I
     rows = []
     for sample in examples(source):
         image, truth = read_image(sample.image, sample.format), read_mask(sample)
-        logits = predict(module, sample)
-        confidence = logits["linear"].softmax(dim=0).amax(dim=0).cpu().numpy()
+        [found] = predict(module, [image])
         row = [visualize.rgb(image), visualize.colorize(truth, source.palette)]
-        row += [visualize.colorize(class_ids(x), source.palette) for x in logits.values()]
-        if "prototype" in logits:
-            row.append(visualize.colorize(assignment(module, image), prototypes))
-        rows.append([*row, visualize.heat(confidence)])
+        row += [visualize.colorize(labels, source.palette) for labels in found.labels.values()]
+        if found.nearest is not None:
+            row.append(visualize.colorize(found.nearest, prototypes))
+        rows.append([*row, visualize.heat(found.confidence["linear"])])
     titles = ["image", "truth", "linear head", "confidence"]
     if module.bank.is_initialized:
         titles[3:3] = ["prototype head", "nearest prototype"]
@@ -79,17 +80,34 @@ def examples(source: Source) -> tuple[Sample, ...]:
     return spread(source.val, NUM_IMAGES)
 
 
+class Prediction(NamedTuple):
+    """What a module says of one image."""
+
+    labels: dict[str, np.ndarray]  # of each head, (H, W) uint8 class ids
+    confidence: dict[str, np.ndarray]  # of each head, (H, W) in (0, 1]
+    disagreement: np.ndarray | None  # of the two heads, (H, W) in 0..1; None without a bank
+    nearest: np.ndarray | None  # (H, W) index c * K + k of the nearest prototype; None without a bank
+
+
 @torch.inference_mode()
-def predict(module: SemiSupervisedSegmentation, sample: Sample) -> dict[str, Tensor]:
-    """Logits (C, H, W) of each head for one image."""
-    logits = module.predict_image(normalize(read_image(sample.image, sample.format))[None].to(module.device))
-    return {head: values[0] for head, values in logits.items()}
-
-
-def class_ids(logits: Tensor, threshold: float = 0.0) -> np.ndarray:
-    """Class ids (H, W) uint8 of logits (C, H, W); 255 where the confidence is below the threshold."""
-    confidence, best = logits.softmax(dim=0).max(dim=0)
-    return best.byte().masked_fill(confidence < threshold, IGNORE_INDEX).cpu().numpy()
+def predict(
+    module: SemiSupervisedSegmentation, images: Sequence[np.ndarray], *, nearest: bool = True
+) -> list[Prediction]:
+    """Predict images (H, W, channels) uint8 of one size in one batch; `nearest=False` saves a second forward."""
+    logits = module.predict_image(torch.stack([normalize(image) for image in images]).to(module.device))
+    best = {head: values.softmax(dim=1).max(dim=1) for head, values in logits.items()}
+    labels = {head: found.indices.byte().cpu().numpy() for head, found in best.items()}
+    confidence = {head: found.values.cpu().numpy() for head, found in best.items()}
+    differ = disagreement(*logits.values()).cpu().numpy() if len(logits) == 2 else None
+    return [
+        Prediction(
+            {head: found[i] for head, found in labels.items()},
+            {head: found[i] for head, found in confidence.items()},
+            None if differ is None else differ[i],
+            assignment(module, image) if nearest and differ is not None else None,
+        )
+        for i, image in enumerate(images)
+    ]
 
 
 @torch.inference_mode()
@@ -100,10 +118,16 @@ def feature_cosines(module: SemiSupervisedSegmentation, image: np.ndarray) -> Te
 
 
 def assignment(module: SemiSupervisedSegmentation, image: np.ndarray) -> np.ndarray:
-    """Index c * K + k of the nearest prototype for each pixel, at the features' resolution, enlarged to (H, W)."""
-    nearest = feature_cosines(module, image).flatten(2).argmax(dim=2)
-    small = Image.fromarray(nearest.cpu().numpy().astype(np.int32), mode="I")
-    return np.asarray(small.resize(image.shape[1::-1], Image.Resampling.NEAREST))
+    """Index c * K + k of the nearest prototype of each pixel (H, W): that of the feature nearest to it.
+
+    The image is seen in one piece at its own size, whatever the protocol. Corners are aligned as in all upsampling.
+    """
+    nearest = feature_cosines(module, image).flatten(2).argmax(dim=2).cpu().numpy()
+    rows, columns = (
+        np.rint(np.linspace(0, few - 1, many)).astype(int)
+        for few, many in zip(nearest.shape, image.shape[:2], strict=True)
+    )
+    return nearest[rows[:, None], columns]
 
 
 def gallery(module: SemiSupervisedSegmentation, source: Source) -> list[PrototypeView]:

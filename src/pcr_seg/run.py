@@ -1,4 +1,4 @@
-"""From a configuration to objects, and from objects to results."""
+"""From a configuration to objects, from a checkpoint to a module, and a training from start to run folder."""
 
 import json
 import logging
@@ -21,20 +21,15 @@ from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 from timm.layers import convert_sync_batchnorm
 
-from pcr_seg import visualize
 from pcr_seg.checkpoints import LAST, PREVIOUS, AtomicCheckpointIO, Checkpoints, Resumed, read_checkpoint
 from pcr_seg.config import CONF, build
-from pcr_seg.data import sources, splits
-from pcr_seg.data.datamodule import SegmentationData, eval_loader
-from pcr_seg.data.files import Format, read_image
-from pcr_seg.data.transforms import normalize
+from pcr_seg.data import splits
+from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.diagnosis import Diagnosis
 from pcr_seg.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.method import jittered_grid
@@ -353,96 +348,3 @@ def score_table(title: str, scores: dict, miou: float, miou_prototype: float | N
 def percent(value: float | None) -> str:
     """A fraction as percent with one decimal."""
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-# ------------------------------------------------------------------------------ evaluate and predict
-
-
-def evaluate(cfg: DictConfig) -> dict:
-    """Score a checkpoint on a subset, print the table, write and return the JSON."""
-    module = load_module(cfg.checkpoint, student=cfg.eval.student, protocol=cfg.get("protocol"))
-    dataset = cfg.get("dataset") or OmegaConf.create(module.metadata["config"]["dataset"])
-    source = build(dataset)
-    if list(source.classes) != module.class_names:
-        raise ValueError(
-            f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(module.class_names)}; "
-            f"{source.name} has {', '.join(source.classes)}: choose the data set it was trained on"
-        )
-    samples = getattr(source, cfg.subset)
-    if not samples:
-        raise ValueError(f"subset={cfg.subset}: {source.name} has no such images; choose another subset")
-    if (channels := samples[0].format.channels) != module.student.backbone.in_channels:
-        raise ValueError(f"dataset.channels={channels}: the checkpoint takes {module.student.backbone.in_channels}")
-    splits.check_samples(samples)
-    trainer = L.Trainer(accelerator=cfg.device, devices=1, logger=False, enable_model_summary=False,
-                        callbacks=[ProgressBar()])  # fmt: skip
-    trainer.validate(module, eval_loader(samples, cfg.num_workers), verbose=False)
-    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    result = {
-        "checkpoint": str(cfg.checkpoint),
-        "dataset": source.name,
-        "subset": cfg.subset,
-        "network": "student" if cfg.eval.student else "teacher",
-        "protocol": protocol_name(module),
-        "num_images": len(samples),
-        "miou": metrics["val/miou"],
-        "miou_prototype": metrics.get("val/miou_prototype"),
-        **iou_of_heads(metrics, module.class_names),
-    }
-    name = "_".join(["eval", source.name, cfg.subset, result["protocol"], result["network"]]) + ".json"
-    output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / name)
-    output.write_text(json.dumps(result, indent=2) + "\n")
-    title = f"{source.name} {cfg.subset}, {len(samples)} images, {result['network']}"
-    Console().print(score_table(title, result, result["miou"], result["miou_prototype"]))
-    print(output)
-    return result
-
-
-def protocol_name(module: SemiSupervisedSegmentation) -> str:
-    """The protocol's function and what sets it apart, as one word: sliding_window-769-513-4."""
-    values = [getattr(value, "func", value) for value in module.protocol.keywords.values()]
-    words = [getattr(value, "__name__", str(value)) for value in (module.protocol.func, *values)]
-    return re.sub(r"[^\w.-]+", "", "-".join(words))
-
-
-@torch.inference_mode()
-def predict(cfg: DictConfig) -> list[Path]:
-    """Write index PNG, color PNG, overlay and confidence map for each image; return the index PNGs."""
-    module = load_module(cfg.checkpoint, student=cfg.eval.student, protocol=cfg.get("protocol"))
-    images = find_images(str(cfg.images))
-    dataset = module.metadata["config"]["dataset"]
-    image_format = Format(dataset.get("channels", 3), dataset.get("max_value"))
-    device = torch.device("cuda" if cfg.device in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu")
-    module.to(device)
-    colors, written = module.metadata["palette"], []
-    folders = {kind: Path(cfg.output) / kind for kind in ("index", "color", "overlay", "confidence")}
-    for name, path in track(images.items(), description="predict"):
-        image = read_image(path, image_format)
-        logits = module.predict_image(normalize(image)[None].to(device))["linear"][0]
-        confidence, labels = logits.softmax(dim=0).max(dim=0)
-        labels, confidence = labels.byte().cpu().numpy(), confidence.cpu().numpy()
-        pictures = {
-            "index": labels,
-            "color": visualize.colorize(labels, colors),
-            "overlay": visualize.overlay(visualize.rgb(image), labels, colors),
-            "confidence": (confidence * 255).round().astype(np.uint8),
-        }
-        for kind, picture in pictures.items():
-            target = folders[kind] / f"{name}.png"
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(target)
-        written.append(folders["index"] / f"{name}.png")
-    print(f"{len(written)} images -> {cfg.output}/{{{','.join(folders)}}}")
-    return written
-
-
-def find_images(pattern: str) -> dict[str, Path]:
-    """Images of a file, a folder (with sub-folders) or a glob, by the name their predictions get."""
-    path = Path(pattern)
-    if path.is_file():
-        return {path.stem: path}
-    start, found = sources.find_images(pattern)
-    images = {os.path.splitext(os.path.relpath(file, start))[0]: Path(file) for file in found}
-    if not images:
-        raise ValueError(f"images={pattern}: no image there; give a file, a folder or a quoted glob")
-    return images

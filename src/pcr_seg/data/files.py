@@ -135,7 +135,7 @@ def read_image(path: Path | str, format: Format = Format()) -> np.ndarray:  # no
     _check_bands(path, image, format)
     if deep is None:
         return np.array(image)
-    return np.repeat(_scaled(path, deep, format.max_value)[..., None], format.channels, axis=2)
+    return np.repeat(scaled(path, deep, format.max_value)[..., None], format.channels, axis=2)
 
 
 def _check_bands(path: Path | str, image: Image.Image, format: Format) -> None:
@@ -147,7 +147,7 @@ def _check_bands(path: Path | str, image: Image.Image, format: Format) -> None:
         )
 
 
-def _scaled(path: Path | str, values: np.ndarray, max_value: int | None) -> np.ndarray:
+def scaled(path: Path | str, values: np.ndarray, max_value: int | None) -> np.ndarray:
     """Scale one channel of more than 8 bits to uint8."""
     if max_value is None and values.dtype.kind == "f":
         raise DataError(

@@ -85,8 +85,10 @@ def read_lines(path: Path | str) -> list[str]:
 
 
 def find_images(place: Path | str) -> tuple[str, list[str]]:
-    """Images below a folder, or of a glob, and where they start: their names are relative to that."""
-    if os.path.isdir(place):
+    """Images below a folder, of a glob, or one file, and where they start: their names are relative to that."""
+    if os.path.isfile(place):  # whatever brackets its name has
+        start, found = os.path.dirname(place), [str(place)]
+    elif os.path.isdir(place):
         start, found = str(place), _below(str(place))
     else:
         start = os.path.dirname(re.split(r"[*?\[]", str(place))[0] + "x")

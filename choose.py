@@ -1,0 +1,28 @@
+"""Choose which images to label next: where the two heads disagree, spread over the prototypes.
+
+python choose.py checkpoint=RUN/checkpoints/last.ckpt budget=50
+python choose.py checkpoint=... budget=50 dataset=folder dataset.root=FOLDER dataset.unlabeled=PHOTOS
+
+Not select.py: Python looks for modules beside the script first, and a file of that name would replace the standard
+library's `select`, which subprocess and asyncio need, for every command here.
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from pcr_seg.choose import choose
+from pcr_seg.config import command_line, one_line_errors
+
+
+@hydra.main(config_path="conf", config_name="choose", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Run, and turn a user's mistake into one line."""
+    with one_line_errors():
+        choose(cfg)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = command_line(sys.argv[1:])
+    main()

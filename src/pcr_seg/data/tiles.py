@@ -1,0 +1,117 @@
+"""TIFF files too large for memory, read and written by windows; GDAL (rasterio) knows their compressions and places."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pcr_seg.data.files import DataError, Format, scaled
+
+GRID = 32  # a multiple of every network's stride: windows that start on it see the features of the whole image
+CACHE_MIB = 32  # GDAL would take a twentieth of the machine's memory
+
+
+class Cut(NamedTuple):
+    """One window along one axis, start <= first < last <= stop, and what is kept of it: first..last."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+def cuts(size: int, tile: int, margin: int) -> list[Cut]:
+    """Windows of at most `tile` pixels along an axis, whose kept parts cover it without overlap.
+
+    What is kept lies `margin` (rounded up to GRID) or more from the window's ends, but for the image's own. Windows
+    start on GRID, and but for the last have a multiple of it plus one: with aligned corners, features then lie at the
+    same pixels in every window.
+
+    Raises:
+        ValueError: nothing is left between the margins.
+    """
+    side, margin = (tile - 1) // GRID * GRID + 1, -(-margin // GRID) * GRID
+    step = side - 1 - 2 * margin
+    if margin < 0 or step < GRID:
+        raise ValueError(
+            f"tile={tile}: choose at least {2 * max(margin, 0) + GRID + 1}, or a smaller margin (0 or more)"
+        )
+    end = -(-(size - side) // GRID) * GRID  # where the last window starts, so that it is not a narrow one
+    found = []
+    for first in range(0, size, step):
+        start = max(0, min(first - margin, end))
+        found.append(Cut(start, min(size, start + side), first, min(size, first + step)))
+    return found
+
+
+@contextmanager
+def open_tiff(path: Path | str) -> Iterator:
+    """Open a TIFF file as a `rasterio.DatasetReader`; raises a ValueError without rasterio, an OSError for others."""
+    try:
+        import rasterio
+    except ImportError as error:
+        raise ValueError("tile= needs one more package: pip install 'pcr-seg[tiles]'") from error
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    with rasterio.Env(GDAL_CACHEMAX=CACHE_MIB), rasterio.open(path, driver="GTiff") as file:
+        yield file
+
+
+def read_window(file, rows: Cut, columns: Cut, format: Format) -> np.ndarray:
+    """Read a window as (h, w, channels) uint8, as `files.read_image` reads a file; EXIF orientation is not applied.
+
+    Raises:
+        DataError: bands or values that a window does not read.
+    """
+    kinds = {kind.name for kind in file.colorinterp}
+    if file.count not in (1, 3, 4) or kinds & {"palette", "cyan"} or (format.channels == 4 and file.count != 4):
+        raise DataError(
+            f"{file.name}: {file.count} bands ({', '.join(sorted(kinds))}); tiles read grey, RGB and, with"
+            " dataset.channels=4, four bands: convert it with gdal_translate",
+            "channels",
+        )
+    values = file.read(window=((rows.start, rows.stop), (columns.start, columns.stop)))
+    if values.dtype == np.uint16 and file.count > 1:
+        values = (values >> 8).astype(np.uint8)  # as Pillow reads 16-bit colors
+    elif values.dtype != np.uint8:
+        values = scaled(file.name, values, format.max_value)
+    image = np.moveaxis(values, 0, 2)
+    if file.count == 1:
+        return np.repeat(image, format.channels, axis=2)
+    if format.channels == 1:
+        return np.array(Image.fromarray(np.ascontiguousarray(image[..., :3])).convert("L"))[..., None]
+    return np.ascontiguousarray(image[..., : format.channels])
+
+
+@contextmanager
+def create_tiff(path: Path, like, picture: np.ndarray, block: int) -> Iterator:
+    """Create a deflated TIFF of `like`'s size and place, for pictures of this one's bands and type, in square blocks.
+
+    A window of exactly one block is compressed and written once.
+    """
+    import rasterio
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = 1 if picture.ndim == 2 else picture.shape[2]
+    with rasterio.open(
+        path, "w", driver="GTiff", height=like.height, width=like.width, count=bands, dtype=picture.dtype, crs=like.crs,
+        transform=like.transform, tiled=True, blockxsize=block, blockysize=block, compress="deflate",
+        photometric="RGB" if bands == 3 else "MINISBLACK", BIGTIFF="IF_SAFER",
+    ) as file:  # fmt: skip
+        yield file
+
+
+def kept(picture: np.ndarray, rows: Cut, columns: Cut) -> np.ndarray:
+    """What is kept of a window's picture."""
+    return picture[rows.first - rows.start : rows.last - rows.start,
+                   columns.first - columns.start : columns.last - columns.start]  # fmt: skip
+
+
+def write_window(file, picture: np.ndarray, rows: Cut, columns: Cut) -> None:
+    """Write what is kept of a window's picture, (h, w) or (h, w, bands), into its place."""
+    part = kept(picture, rows, columns)
+    bands = part[None] if part.ndim == 2 else np.moveaxis(part, 2, 0)
+    file.write(bands, window=((rows.first, rows.last), (columns.first, columns.last)))

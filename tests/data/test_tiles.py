@@ -1,0 +1,54 @@
+"""Windows cover an image once, lie on the grid, and read as whole files do."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from pcr_seg.data.files import DataError, Format, read_image
+from pcr_seg.data.tiles import GRID, Cut, cuts, open_tiff, read_window
+
+
+@given(st.integers(1, 3000), st.integers(33, 700), st.integers(0, 150))
+def test_kept_parts_cover_the_axis_once_and_keep_their_distance(size: int, tile: int, margin: int) -> None:
+    try:
+        found = cuts(size, tile, margin)
+    except ValueError:
+        assert tile < 2 * (-(-margin // GRID) * GRID) + GRID + 1
+        return
+    assert [cut.first for cut in found[1:]] == [cut.last for cut in found[:-1]]
+    assert (found[0].first, found[-1].last) == (0, size)
+    for cut in found:
+        assert 0 <= cut.start <= cut.first < cut.last <= cut.stop <= size and cut.stop - cut.start <= tile
+        assert cut.start % GRID == 0
+        assert cut.start in (0, *range(cut.first - margin + 1)) and cut.stop >= min(size, cut.last + margin)
+        assert (cut.stop - cut.start) % GRID == 1 or cut.stop == size
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_window_is_a_part_of_the_file_as_read_in_one_piece(tmp_path, mode: str, channels: int) -> None:
+    pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
+    rng, path = np.random.default_rng(0), tmp_path / "a.tif"
+    bands = {"RGB": (3,), "RGBA": (4,)}.get(mode, ())
+    values = rng.integers(0, 60_000 if mode == "I;16" else 256, (50, 70, *bands))
+    values = values.astype(np.uint16 if mode == "I;16" else np.uint8)
+    Image.fromarray(values).save(path, compression="tiff_adobe_deflate")
+    format = Format(channels)
+    with open_tiff(path) as file:
+        window = read_window(file, Cut(32, 50, 40, 50), Cut(0, 33, 0, 30), format)
+    np.testing.assert_array_equal(window, read_image(path, format)[32:50, 0:33])
+
+
+def test_what_a_window_does_not_read_is_one_line(tmp_path) -> None:
+    pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
+    Image.new("P", (20, 20)).save(tmp_path / "palette.tif")
+    with (
+        open_tiff(tmp_path / "palette.tif") as file,
+        pytest.raises(DataError, match=r"palette\.tif: 1 bands \(palette\); tiles read grey, RGB"),
+    ):
+        read_window(file, Cut(0, 20, 0, 20), Cut(0, 20, 0, 20), Format())
+    (tmp_path / "text.tif").write_text("no image")
+    with pytest.raises(OSError, match=r"text\.tif"), open_tiff(tmp_path / "text.tif"):
+        pass

@@ -1,0 +1,240 @@
+"""Maps and areas of files, folders and globs, each at its own size; TIFF files by tiles."""
+
+import functools
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import composed
+from omegaconf import OmegaConf
+from PIL import Image
+from rich.progress import Progress
+from torch import nn
+
+from pcr_seg.data.files import Format, read_image
+from pcr_seg.data.sources import find_images
+from pcr_seg.data.transforms import normalize
+from pcr_seg.inference import whole_image
+from pcr_seg.models.deeplab import SegmentorOutput
+from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.panels import assignment
+from pcr_seg.panels import predict as look
+from pcr_seg.predict import MAPS, batches, check_maps, choose_device, draw_maps, named_images, predict, predict_tiles
+from pcr_seg.run import load_module
+
+ALL_MAPS = f"maps=[{','.join(MAPS)}]"
+
+
+def command(checkpoint: Path, images: Path | str, output: Path, *overrides: str):
+    return composed(
+        f"checkpoint={checkpoint}", f"images='{images}'", f"output={output}", "device=cpu", *overrides, name="predict"
+    )
+
+
+def noise(path: Path, height: int, width: int, seed: int = 0) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = np.random.default_rng(seed).integers(0, 255, (height, width, 3), np.uint8)
+    Image.fromarray(picture).save(path)
+    return picture
+
+
+@pytest.mark.parametrize("size", [(48, 48), (37, 61), (130, 20)])
+def test_prediction_keeps_each_images_size(trained: Path, tmp_path: Path, size: tuple[int, int]) -> None:
+    height, width = size
+    picture = noise(tmp_path / "in/deep/a.png", height, width)
+    Image.fromarray(picture[..., 0]).save(tmp_path / "in/grey.jpg")
+    checkpoint = trained / "checkpoints/last.ckpt"
+    content = predict(command(checkpoint, tmp_path / "in", tmp_path / "out"))
+    assert list(content["images"]) == ["deep/a", "grey"]
+    for kind, mode in (("index", "L"), ("color", "RGB"), ("overlay", "RGB"), ("confidence", "L")):
+        with Image.open(tmp_path / "out" / kind / "deep/a.png") as image:
+            assert (image.size, image.mode) == ((width, height), mode)
+    module = load_module(checkpoint)
+    with torch.no_grad():
+        logits = module.teacher(normalize(picture)[None]).logits
+    expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(1)[0]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out/index/deep/a.png")), expected.byte().numpy())
+
+
+def test_the_two_headed_maps_and_areas_say_what_the_module_does(trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints/last.ckpt"
+    pictures = {name: noise(tmp_path / f"in/{name}.png", 40, 56, seed) for seed, name in enumerate("abc")}
+    predict(command(checkpoint, tmp_path / "in", tmp_path / "out", ALL_MAPS, "batch_size=2"))
+    content = json.loads((tmp_path / "out/areas.json").read_text())
+    module, total = load_module(checkpoint), np.zeros(5, int)
+    for name, picture in pictures.items():
+        [found] = look(module, [picture])
+        maps = {kind: np.asarray(Image.open(tmp_path / f"out/{kind}/{name}.png")).astype(int) for kind in MAPS}
+        assert np.abs(maps["disagreement"] - 255 * found.disagreement).max() < 0.51
+        assert np.array_equal(maps["prototype"], assignment(module, picture))
+        assert np.asarray(Image.open(tmp_path / f"out/prototype_color/{name}.png")).shape == (40, 56, 3)
+        pixels = content["images"][name]["pixels"]
+        assert list(pixels.values()) == [int((maps["index"] == label).sum()) for label in range(5)]
+        total += list(pixels.values())
+    assert list(content["total"]["pixels"].values()) == total.tolist() and total.sum() == 3 * 40 * 56
+    assert content["total"]["share"]["dots"] == pytest.approx(total[3] / total.sum(), abs=1e-6)
+
+
+def test_maps_of_files_and_globs_and_only_those_asked_for(trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints/last.ckpt"
+    images = next((trained.parent / "data").iterdir()) / "images/val"
+    one = predict(command(checkpoint, images / "val_00001.png", tmp_path / "one", "maps=[index]"))
+    assert list(one["images"]) == ["val_00001"]
+    assert sorted(path.name for path in (tmp_path / "one").iterdir()) == ["areas.json", "index"]
+    some = predict(command(checkpoint, images / "*0[12].png", tmp_path / "some"))
+    assert list(some["images"]) == ["val_00001", "val_00002"]
+
+
+def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
+    checkpoint = trained / "checkpoints/last.ckpt"
+    with pytest.raises(ValueError, match=r"images=.*nothing: no image there"):
+        predict(command(checkpoint, tmp_path / "nothing", tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"maps: masks is none of index, color"):
+        predict(command(checkpoint, tmp_path, tmp_path / "out", "maps=[index,masks]"))
+    with pytest.raises(ValueError, match=r"device=gpu:7: not on this machine"):
+        choose_device("gpu:7")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device=gpu: not on this machine"):
+            choose_device("gpu")
+    module = load_module(checkpoint)
+    module.bank.is_initialized.fill_(False)
+    with pytest.raises(ValueError, match=r"maps: disagreement, prototype needs prototypes, which this .* pcr has not"):
+        check_maps(list(MAPS), module)
+    noise(tmp_path / "in/a.png", 8, 8), noise(tmp_path / "in/a.jpg", 8, 8)
+    with pytest.raises(ValueError, match=r"a\.png: its maps would be called as those of .*a\.jpg; rename"):
+        named_images(str(tmp_path / "in"))
+    noise(tmp_path / "odd[1].png", 8, 8)
+    assert find_images(tmp_path / "odd[1].png") == (tmp_path, [tmp_path / "odd[1].png"])
+
+
+def test_neighbors_of_one_size_share_a_batch(tmp_path: Path) -> None:
+    sizes = [(8, 8), (8, 8), (8, 8), (8, 9), (8, 8)]
+    for i, size in enumerate(sizes):
+        noise(tmp_path / f"frame_{i}.png", *size)
+    found = list(batches(named_images(str(tmp_path)), Format(), 2))
+    assert [[name for name, _ in batch] for batch in found] == [
+        ["frame_0", "frame_1"], ["frame_2"], ["frame_3"], ["frame_4"],
+    ]  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- tiles
+
+
+class Convolutional(nn.Module):
+    """Three convolutions, stride 8: a pixel depends on those less than 32 away, and on no pooling of the image."""
+
+    num_classes, feature_dim = 4, 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=4, padding=1), nn.Tanh(), nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        )
+        self.linear_head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: torch.Tensor) -> SegmentorOutput:
+        features = self.layers(images)
+        return SegmentorOutput(20 * self.linear_head(features), features, None)
+
+
+def convolutional_module() -> SemiSupervisedSegmentation:
+    torch.manual_seed(0)
+    optimizer, protocol = functools.partial(torch.optim.SGD, lr=0.1), functools.partial(whole_image)
+    module = SemiSupervisedSegmentation(Convolutional(), optimizer, list("abcd"), protocol).eval()
+    module.bank.prototypes.normal_()
+    module.bank.is_initialized.fill_(True)
+    module.metadata = {"palette": [(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)]}
+    return module
+
+
+def write_tiff(path: Path, height: int, width: int, **options) -> None:
+    """Blobs of color, written a strip at a time."""
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    rng, profile = np.random.default_rng(0), {"driver": "GTiff", "dtype": "uint8", "photometric": "RGB", "count": 3}
+    with rasterio.open(path, "w", height=height, width=width, compress="lzw", **profile | options) as file:
+        for top in range(0, height, 32):
+            small = rng.integers(0, 256, (3, 2, width // 16 + 1), np.uint8)
+            strip = small.repeat(16, axis=1).repeat(16, axis=2)[:, : height - top, :width]
+            file.write(strip, window=((top, top + strip.shape[1]), (0, width)))
+
+
+def by_tiles(path: Path, output: Path, maps: list[str], tile: int, margin: int) -> dict:
+    cfg = OmegaConf.create({"output": str(output), "tile": tile, "margin": margin})
+    module = convolutional_module()
+    module.bank.is_initialized.fill_("prototype" in maps)
+    with Progress(disable=True) as progress:
+        return predict_tiles(module, path, Format(), cfg, maps, path.stem, progress)
+
+
+def test_tiles_show_no_seams_and_keep_their_place_on_earth(tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
+    place = rasterio.Affine(0.2, 0, 500_000, 0, -0.2, 5_400_000)
+    write_tiff(tmp_path / "map.tif", 449, 609, crs="EPSG:32632", transform=place)
+    result = by_tiles(tmp_path / "map.tif", tmp_path / "out", list(MAPS), tile=240, margin=32)
+    module, image = convolutional_module(), read_image(tmp_path / "map.tif")
+    [found] = look(module, [image])
+    for kind, expected in draw_maps(module, image, found, list(MAPS)).items():
+        with rasterio.open(tmp_path / f"out/{kind}/map.tif") as file:
+            picture = np.moveaxis(file.read(), 0, 2).squeeze()
+            assert (file.crs.to_epsg(), file.transform) == (32632, place)
+        assert picture.dtype == expected.dtype and picture.shape == expected.shape
+        if kind in ("confidence", "disagreement"):
+            assert np.abs(picture.astype(int) - expected).max() <= 1, kind
+        else:
+            assert np.mean(picture != expected) < 1e-4, kind  # ties, in another order of additions
+    labels = found.labels["linear"]
+    assert (result["height"], result["width"]) == labels.shape
+    counts = np.bincount(labels.ravel(), minlength=4)
+    assert np.abs(np.array(list(result["pixels"].values())) - counts).max() < 10 and len(set(counts)) == 4
+
+
+def test_tiles_without_margins_do_show_seams(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "map.tif", 449, 609)
+    by_tiles(tmp_path / "map.tif", tmp_path / "out", ["confidence"], tile=240, margin=0)
+    image = read_image(tmp_path / "map.tif")
+    expected = 255 * look(convolutional_module(), [image])[0].confidence["linear"]
+    picture = np.asarray(Image.open(tmp_path / "out/confidence/map.tif"))
+    assert np.abs(picture - expected).max() > 10
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from test_predict import by_tiles
+import torch
+torch.set_num_threads(1)
+for name in ("small", "large"):
+    by_tiles(Path(sys.argv[1], f"{name}.tif"), Path(sys.argv[1], "out"), ["index"], 512, 32)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss counts in KiB on Linux")
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
+    write_tiff(tmp_path / "small.tif", 1024, 1024)
+    write_tiff(tmp_path / "large.tif", 4096, 4096)  # 48 MiB; the logits of each head would have 256
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(tmp_path)], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    small, large = (int(line) / 1024 for line in result.stdout.split())
+    assert large - small < 24, f"{small:.0f} MiB for one megapixel, {large:.0f} MiB for 16"
+
+
+def test_tiles_are_for_large_tiffs_and_others_stay_as_they_are(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_tiff(tmp_path / "in/large.tif", 200, 180)
+    noise(tmp_path / "in/photo.png", 200, 180)
+    checkpoint = trained / "checkpoints/last.ckpt"
+    overrides = ("tile=161", "margin=32", "maps=[index]")
+    content = predict(command(checkpoint, tmp_path / "in", tmp_path / "out", *overrides))
+    assert sorted(path.name for path in (tmp_path / "out/index").iterdir()) == ["large.tif", "photo.png"]
+    assert [sum(image["pixels"].values()) for image in content["images"].values()] == [200 * 180] * 2
+    with pytest.raises(ValueError, match=r"tile=161: choose at least 289, or a smaller margin"):
+        predict(command(checkpoint, tmp_path / "in", tmp_path / "out", "tile=161", "margin=128"))
