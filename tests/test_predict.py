@@ -109,7 +109,7 @@ def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a\.png: its maps would be called as those of .*a\.jpg; rename"):
         named_images(str(tmp_path / "in"))
     noise(tmp_path / "odd[1].png", 8, 8)
-    assert find_images(tmp_path / "odd[1].png") == (tmp_path, [tmp_path / "odd[1].png"])
+    assert find_images(tmp_path / "odd[1].png") == (str(tmp_path), [str(tmp_path / "odd[1].png")])
 
 
 def test_neighbors_of_one_size_share_a_batch(tmp_path: Path) -> None:

@@ -173,9 +173,8 @@ def write_maps(
     for kind, picture in draw_maps(module, image, found, maps).items():
         target = output / kind / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(
-            target, compress_level=1
-        )  # a third larger than the default, in a fifth of the time
+        # A third larger than by default, in a fifth of the time.
+        Image.fromarray(picture).save(target, compress_level=1)
 
 
 def area(path: Path, labels: np.ndarray, classes: list[str]) -> dict:
