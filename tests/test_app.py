@@ -1,4 +1,4 @@
-"""The page, in a real browser: an image in, both heads out, a click answered, nothing asked of a network."""
+"""The page, in a real browser: an image in, both heads out, a pixel's answer, nothing asked of a network."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
         page.goto(address)
         assert page.locator("h2").inner_text() == "pcr-seg" and "rings" in page.locator(".legend").first.inner_text()
         page.set_input_files("input[type=file]", tmp_path / "wide.png")
-        page.get_by_text("Click a pixel").wait_for()
+        page.get_by_text("Point at a pixel").wait_for()
         for name in ("overlay", "linear head", "prototype head", "confidence"):
             picture = page.locator(".prediction", has_text=name).locator("img")
             picture.wait_for()
@@ -74,6 +74,8 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
         crops.wait_for()
         with Image.open(trained / f"prototypes/{label}_{number}.jpg") as expected:
             assert crops.evaluate("image => [image.naturalWidth, image.naturalHeight]") == list(expected.size)
+        picture.hover(position={"x": (x - 50 + 0.5) * scale, "y": top + (y + 20 + 0.5) * scale})
+        page.get_by_text(f"row {y + 20}, column {x - 50}").wait_for()
         page.set_viewport_size({"width": 390, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, "something sticks out on a phone"
     finally:

@@ -1,4 +1,4 @@
-"""A local page to try a model: drop an image, see both heads, click a pixel for its class and prototype."""
+"""A local page to try a model: drop an image, see both heads, point at a pixel for its class and prototype."""
 
 import os
 from html import escape
@@ -20,6 +20,15 @@ CSS = """
 .pixel tr, .pixel tr > * { border: 0 !important; padding: .25em 1em .25em 0 !important; text-align: left; }
 """
 
+# Gradio tells of clicks alone: where the mouse rests on a prediction for a moment counts as one.
+HOVER = """() => {
+    let waiting;
+    document.addEventListener("mousemove", ({target, clientX, clientY}) => {
+        clearTimeout(waiting);
+        const click = new MouseEvent("click", {bubbles: true, clientX, clientY});
+        if (target.matches(".prediction img")) waiting = setTimeout(() => target.dispatchEvent(click), 100);
+    });
+}"""
 
 SIDE = 512  # Gradio locates a click only in pictures that it does not enlarge: small ones get whole multiples of pixels
 
@@ -68,7 +77,7 @@ def make_page(module: SemiSupervisedSegmentation, prototypes: Path):
         pictures = [overlay, *maps, visualize.heat(view.confidence["linear"])]
         times = enlargement(image)
         pictures = [picture.repeat(times, axis=0).repeat(times, axis=1) for picture in pictures]
-        return [view, "Click a pixel of any prediction.", None, *pictures]
+        return [view, "Point at a pixel of any prediction.", None, *pictures]
 
     def ask(view: Prediction | None, event: gradio.SelectData) -> tuple[str, str | None]:
         if view is None:
@@ -124,6 +133,6 @@ def launch(page, host: str, port: int | None) -> str:
     theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = page.launch(
         server_name=host, server_port=port, share=False, prevent_thread_lock=True, run_history=False,
-        enable_monitoring=False, ssr_mode=False, footer_links=[], theme=theme, css=CSS, quiet=True,
+        enable_monitoring=False, ssr_mode=False, footer_links=[], theme=theme, css=CSS, js=HOVER, quiet=True,
     )  # fmt: skip
     return address
