@@ -153,7 +153,7 @@ def test_boxes_of_unsure_images_show_labeled_ones(tmp_path: Path) -> None:
         "method.prototype_gate=false", "method.prototype_on_labeled=false", "method.prototype_on_unlabeled=false",
         "method.bank_labels=teacher", "method.bank_features=teacher", "method.teacher_bn=forward",
         "method.num_prototypes=1", "model.auxiliary=true", "model.pooled_norm=true", "backbone.freeze_bn=true",
-        "method.feature_dropout_weight=0.5", "method.pseudo_labels=ensemble", "method.balanced_points=true",
+        "method.feature_dropout_weight=0.5", "method.balanced_points=true",
         "method.class_thresholds=true",
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
 from pcr_seg.inference import predict_heads
-from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, relative_confidence, sample_features
+from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, pseudo_label, relative_confidence, sample_features
 from pcr_seg.module import SemiSupervisedSegmentation
 
 NUM_IMAGES = 64
@@ -47,17 +47,17 @@ class Diagnosis(L.Callback):
         if not views:
             return
         images, truth = (torch.stack([view[key] for view in views]).to(module.device) for key in ("image", "mask"))
-        _, labels, confidence = module.label(images)
+        bank = module.bank if module.bank.is_initialized else None
+        heads = predict_heads(module.teacher, bank, images).split(len(module.class_names), dim=1)
+        labels, confidence = pseudo_label(heads[0])
         if module.class_thresholds:
             confidence = relative_confidence(confidence, labels, module.class_confidence)
         known = truth != IGNORE_INDEX
         confident = known & (confidence >= module.threshold)
         module.log("diagnosis/coverage", confident.sum() / known.sum())
         module.log("diagnosis/precision", (confident & (labels == truth)).sum() / confident.sum())
-        if module.bank.is_initialized:
-            heads = predict_heads(module.teacher, module.bank, images).split(len(module.class_names), dim=1)
-            linear, prototype = (logits.max(dim=1).indices for logits in heads)
-            module.log("diagnosis/agreement", (linear == prototype).float().mean())
+        if bank:
+            module.log("diagnosis/agreement", (labels == heads[1].max(dim=1).indices).float().mean())
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:

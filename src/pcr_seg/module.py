@@ -86,8 +86,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
         bank_init: "kmeans" clusters the labeled images' features; "random" draws them (A7).
         bank_labels: pseudo-labels that move the bank: the two heads' mean ("ensemble") or the teacher's (A5).
         bank_features: features that move it: the "student"'s in training mode or the "teacher"'s (A6).
-        pseudo_labels: of the teacher's "linear" head, or of both heads' probabilities multiplied ("ensemble"): their
-            mean is rarely confident, since cosines differ by little.
         threshold: least confidence of a pseudo-label that trains.
         class_thresholds: the threshold falls for a class in proportion to the teacher's average confidence in it.
         gate: which pseudo-labels train: those above the "threshold", those of low "entropy", or "both" (A2).
@@ -133,7 +131,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
         bank_init: Literal["kmeans", "random"] = "kmeans",
         bank_labels: Literal["ensemble", "teacher"] = "ensemble",
         bank_features: Literal["student", "teacher"] = "student",
-        pseudo_labels: Literal["linear", "ensemble"] = "linear",
         threshold: float = 0.8,
         class_thresholds: bool = False,
         gate: Literal["threshold", "entropy", "both"] = "threshold",
@@ -173,8 +170,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.prototype_momentum = prototype_momentum
         self.balanced_points, self.grid_cells, self.burn_in_epochs = balanced_points, grid_cells, burn_in_epochs
         self.bank_init, self.bank_labels, self.bank_features = bank_init, bank_labels, bank_features
-        self.pseudo_labels, self.class_thresholds = pseudo_labels, class_thresholds
-        self.threshold, self.gate, self.drop_percent = threshold, gate, drop_percent
+        self.threshold, self.class_thresholds = threshold, class_thresholds
+        self.gate, self.drop_percent = gate, drop_percent
         self.normalizer, self.prototype_gate = normalizer, prototype_gate
         self.cutmix_probability, self.labeled_cutmix = cutmix_probability, labeled_cutmix
         self.feature_dropout_weight = feature_dropout_weight
@@ -256,7 +253,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
     @torch.no_grad()
     def teach(self, unlabeled: dict) -> PseudoLabeled:
         """The teacher labels the weak views; padding stays unknown."""
-        logits, labels, confidence = self.label(unlabeled["weak"])
+        logits = upsample(self.teacher(unlabeled["weak"]).logits, unlabeled["weak"].shape[-2:])
+        labels, confidence = pseudo_label(logits)
         labels = labels.masked_fill(~unlabeled["valid"], IGNORE_INDEX)
         confidence = confidence.masked_fill(~unlabeled["valid"], 0)
         if self.class_thresholds:
@@ -267,14 +265,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
             progress = self.current_epoch / max(self.trainer.max_epochs, 1)
             labels = entropy_gate(logits, labels, 100 - (100 - self.drop_percent) * (1 - progress))
         return PseudoLabeled(unlabeled["strong"], labels, confidence)
-
-    def label(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) -> the teacher's logits (B, C, H, W), of one head or both; their labels and confidence."""
-        output, size = self.teacher(images), images.shape[-2:]
-        logits = upsample(output.logits, size)
-        if self.pseudo_labels == "ensemble":
-            logits = logits + self.bank.dense_logits(output.features, size)  # softmax of a sum: the product
-        return logits, *pseudo_label(logits)
 
     def agreement(
         self,
