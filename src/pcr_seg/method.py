@@ -91,13 +91,16 @@ def cross_entropy(
     return loss.sum() / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 
-def balance(labels: Int[Tensor, "B *S"], num_classes: int) -> Float[Tensor, "B *S"]:
-    """Weights of mean 1 that give every class among the labels the same share; 0 where ignored."""
+def balance(labels: Int[Tensor, "B *S"], num_classes: int, power: float = 1.0) -> Float[Tensor, "B *S"]:
+    """Weights of mean 1 that fall with a class's frequency to this power; 0 where ignored.
+
+    With power 1 every class among the labels has the same share of the sum, with 0 every pixel.
+    """
     known = labels != IGNORE_INDEX
     row = labels.where(known, num_classes)
     counts = torch.zeros(num_classes + 1, device=labels.device).index_add(0, row.flatten(), known.float().flatten())
-    present = (counts[:-1] > 0).sum().clamp(min=1)
-    return known.sum() / (present * counts.clamp(min=1))[row] * known
+    weights = counts.clamp(min=1) ** -power
+    return known * weights[row] * known.sum() / (weights * counts)[:-1].sum().clamp(min=1e-12)
 
 
 def ohem_cross_entropy(

@@ -81,6 +81,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         temperature: divides the cosines.
         prototype_momentum: share of the old prototype kept in an update; 1 freezes the bank.
         balanced_points: in the prototype loss every class among the points weighs the same.
+        balanced_pseudo_labels: in the consistency loss a class weighs by its frequency among the confident pixels to
+            minus this power: 0 not at all, 1 every class the same.
         grid_cells: the prototype head sees one pixel in each of grid_cells x grid_cells cells.
         burn_in_epochs: supervised epochs before prototypes exist and unlabeled images are used.
         bank_init: "kmeans" clusters the labeled images' features; "random" draws them (A7).
@@ -126,6 +128,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         temperature: float = 0.1,
         prototype_momentum: float = 0.99,
         balanced_points: bool = False,
+        balanced_pseudo_labels: float = 0.0,
         grid_cells: int = 32,
         burn_in_epochs: int = 1,
         bank_init: Literal["kmeans", "random"] = "kmeans",
@@ -168,7 +171,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.consistency_weight, self.prototype_weight = consistency_weight, prototype_weight
         self.prototype_on_labeled, self.prototype_on_unlabeled = prototype_on_labeled, prototype_on_unlabeled
         self.prototype_momentum = prototype_momentum
-        self.balanced_points, self.grid_cells, self.burn_in_epochs = balanced_points, grid_cells, burn_in_epochs
+        self.balanced_points, self.balanced_pseudo_labels = balanced_points, balanced_pseudo_labels
+        self.grid_cells, self.burn_in_epochs = grid_cells, burn_in_epochs
         self.bank_init, self.bank_labels, self.bank_features = bank_init, bank_labels, bank_features
         self.threshold, self.class_thresholds = threshold, class_thresholds
         self.gate, self.drop_percent = gate, drop_percent
@@ -226,7 +230,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         logits = upsample(output.logits, size)
 
         supervised = self.labeled_loss(logits[:num_labeled], output.auxiliary, mask)
-        consistency = self.agreement(logits[num_labeled:], mixed.labels, mixed.confidence)
+        frequency = self.pseudo_weights(mixed)
+        consistency = self.agreement(logits[num_labeled:], mixed.labels, mixed.confidence, weights=frequency)
         loss = supervised + self.consistency_weight * consistency
         self.log_losses(supervised=supervised, consistency=consistency)
 
@@ -321,6 +326,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
             threshold = None if self.prototype_gate else 0.0
             loss = loss + self.agreement(on_unlabeled, labels, confidence, threshold, self.weights(labels))
         return loss
+
+    def pseudo_weights(self, mixed: PseudoLabeled) -> Tensor | None:
+        """Weights of the consistency loss's pixels, where a setting asks for some."""
+        if self.balanced_pseudo_labels == 0:
+            return None
+        confident = mixed.labels.where(mixed.confidence >= self.threshold, IGNORE_INDEX)
+        return balance(confident, len(self.class_names), self.balanced_pseudo_labels)
 
     def weights(self, labels: Tensor) -> Tensor | None:
         """Weights of the prototype loss's points, where a setting asks for some."""
