@@ -100,6 +100,7 @@ RESOLVING = "ValueError raised while resolving interpolation: "
 OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
 OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
 OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
+OmegaConf.register_new_resolver("third", lambda epochs: max(1, epochs // 3), replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)
 OmegaConf.register_new_resolver("parent_name", lambda path: Path(path).parent.name, replace=True)
