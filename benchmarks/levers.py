@@ -23,7 +23,7 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from pcr_seg import method
 from pcr_seg.data.datamodule import memory_mapped
 from pcr_seg.data.files import Sample, read_image
-from pcr_seg.data.transforms import View, normalize, show
+from pcr_seg.data.transforms import View, as_tensor, normalize, show
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank
 
 
@@ -168,9 +168,9 @@ def data(folder: Path, side: int) -> dict[str, Lever]:
             ),
             0,
         ),
-        "normalised channel by channel": Lever(
+        "bytes in the batch, floats on the device": Lever(
             lambda: torch.stack([plain.normalize(image[:side, :side])] * 2),
-            lambda: torch.stack([normalize(image[:side, :side])] * 2),
+            lambda: normalize(torch.stack([as_tensor(image[:side, :side])] * 2)),
             0,
         ),
     }

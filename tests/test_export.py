@@ -14,7 +14,7 @@ from PIL import Image
 
 from pcr_seg import run
 from pcr_seg.data.files import read_image
-from pcr_seg.data.transforms import normalize
+from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.export import export
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def test_script_of_the_docs_runs_without_this_package(checkpoint: Path, onnx: Pa
     command = [sys.executable, "-W", "error", "run_onnx.py", str(onnx), str(image), "mask.png"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    wanted = expected(checkpoint, normalize(read_image(image))[None])["linear"][0].argmax(dim=0).numpy()
+    wanted = expected(checkpoint, normalize(as_tensor(read_image(image)))[None])["linear"][0].argmax(dim=0).numpy()
     with Image.open(tmp_path / "mask.png") as mask:
         assert mask.mode == "P" and (np.asarray(mask) == wanted).mean() > 0.999
     shares = dict(line.split(": ") for line in result.stdout.splitlines())

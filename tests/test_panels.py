@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from pcr_seg.data.files import read_image
 from pcr_seg.data.sources import Source
-from pcr_seg.data.transforms import normalize
+from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.panels import assignment, best_pixels, crop, feature_cosines, gallery, predict, spread
 from pcr_seg.run import build_module
@@ -26,7 +26,7 @@ def make_module(tmp_path: Path, source: Source) -> SemiSupervisedSegmentation:
     module.bank.prototypes = prototypes
     module.bank.is_initialized.fill_(True)
     with torch.inference_mode():
-        features = module.network(normalize(read_image(source.val[1].image))[None]).features[0]
+        features = module.network(normalize(as_tensor(read_image(source.val[1].image)))[None]).features[0]
     module.bank.prototypes[2, 1] = features[:, 3, 4]
     return module
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.sources import find_images
-from pcr_seg.data.transforms import normalize
+from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.inference import whole_image
 from pcr_seg.models.deeplab import SegmentorOutput
 from pcr_seg.module import SemiSupervisedSegmentation
@@ -56,7 +56,7 @@ def test_prediction_keeps_each_images_size(trained: Path, tmp_path: Path, size: 
             assert (image.size, image.mode) == ((width, height), mode)
     module = load_module(checkpoint)
     with torch.no_grad():
-        logits = module.teacher(normalize(picture)[None]).logits
+        logits = module.teacher(normalize(as_tensor(picture))[None]).logits
     expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(1)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/index/deep/a.png")), expected.byte().numpy())
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Generator, Tensor, nn
 
+from pcr_seg.data.transforms import as_floats
 from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, sample_features
 
 SCARCE, MOST = 100, 20_000  # features of a class
@@ -21,7 +22,7 @@ def labeled_features(
 
     Args:
         student: in eval mode.
-        batches: `image` (B, 3, H, W) and `mask` (B, H, W); the same at each pass.
+        batches: `image` (B, 3, H, W) and `mask` (B, H, W) as loaders give them; the same at each pass.
         grid_cells: as in `jittered_grid`.
         generator: of the draws; its device is the student's.
     """
@@ -50,8 +51,9 @@ def collect(
     device = generator.device
     kept = [torch.empty(0, student.feature_dim + 1, device=device)] * student.num_classes
     for batch in batches:
-        maps = student(batch["image"].to(device)).features
-        for features, labels in zip(maps, batch["mask"].to(device), strict=True):
+        batch = as_floats({key: batch[key].to(device) for key in ("image", "mask")})
+        maps = student(batch["image"]).features
+        for features, labels in zip(maps, batch["mask"], strict=True):
             points = choose(labels)
             sampled, found = sample_features(features[None], points, labels.shape)[0], at_points(labels, points)
             keys = torch.rand(len(points), 1, generator=generator, device=device)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
+from pcr_seg.data.transforms import as_floats
 from pcr_seg.inference import predict_heads
 from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, pseudo_label, relative_confidence, sample_features
 from pcr_seg.module import SemiSupervisedSegmentation
@@ -46,7 +47,8 @@ class Diagnosis(L.Callback):
         ]
         if not views:
             return
-        images, truth = (torch.stack([view[key] for view in views]).to(module.device) for key in ("image", "mask"))
+        views = as_floats({key: torch.stack([view[key] for view in views]) for key in ("image", "mask")})
+        images, truth = views["image"].to(module.device), views["mask"].to(module.device)
         bank = module.bank if module.bank.is_initialized else None
         heads = predict_heads(module.teacher, bank, images).split(len(module.class_names), dim=1)
         labels, confidence = pseudo_label(heads[0])
@@ -63,13 +65,14 @@ class Diagnosis(L.Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
         """Measure the features of a few validation images."""
         features, labels = [], []
-        for image, mask in ((sample["image"], sample["mask"]) for sample in self.val):
+        for sample in map(as_floats, self.val):
+            image, mask = sample["image"].to(module.device), sample["mask"].to(module.device)
             cells = min(module.grid_cells, *mask.shape)
             generator = torch.Generator().manual_seed(0)
             points = jittered_grid(*mask.shape, cells, generator=generator).to(module.device)
-            maps = module.network(image[None].to(module.device)).features
+            maps = module.network(image[None]).features
             features.append(sample_features(maps, points, mask.shape)[0])
-            labels.append(at_points(mask.to(module.device), points))
+            labels.append(at_points(mask, points))
         within, between = class_distances(torch.cat(features), torch.cat(labels), len(module.class_names))
         module.log_dict({"diagnosis/within_class": within, "diagnosis/between_class": between})
 

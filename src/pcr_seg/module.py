@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcr_seg.bank_init import labeled_features
+from pcr_seg.data.transforms import as_floats
 from pcr_seg.inference import center_pad, iou_per_class, predict_heads
 from pcr_seg.method import (
     IGNORE_INDEX,
@@ -208,6 +209,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """One step: supervised alone while burning in (or for ever), semi-supervised afterwards."""
+        batch = as_floats(batch)
         if self.in_burn_in or not self.uses_unlabeled:
             return self.supervised_step(batch["labeled"])
         return self.semi_supervised_step(batch["labeled"], batch["unlabeled"])
@@ -477,6 +479,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         """Count the pixels of one image: both heads' hits, and the pseudo-labels that would train."""
+        batch = as_floats(batch)
         with torch.autocast(self.device.type, enabled=False):  # scores are fp32's, whatever training computes in
             logits = self.predict_scored(batch["image"])
         truth = center_pad(batch["mask"], logits["linear"].shape[-2:])

@@ -13,7 +13,7 @@ from torch import Tensor
 from pcr_seg import visualize
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
-from pcr_seg.data.transforms import normalize
+from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.inference import disagreement
 from pcr_seg.module import SemiSupervisedSegmentation
 
@@ -94,7 +94,7 @@ def predict(
     module: SemiSupervisedSegmentation, images: Sequence[np.ndarray], *, nearest: bool = True
 ) -> list[Prediction]:
     """Predict images (H, W, channels) uint8 of one size in one batch; `nearest=False` saves a second forward."""
-    logits = module.predict_image(torch.stack([normalize(image) for image in images]).to(module.device))
+    logits = module.predict_image(normalize(torch.stack([as_tensor(image) for image in images]).to(module.device)))
     best = {head: values.softmax(dim=1).max(dim=1) for head, values in logits.items()}
     labels = {head: found.indices.byte().cpu().numpy() for head, found in best.items()}
     confidence = {head: found.values.cpu().numpy() for head, found in best.items()}
@@ -113,7 +113,7 @@ def predict(
 @torch.inference_mode()
 def feature_cosines(module: SemiSupervisedSegmentation, image: np.ndarray) -> Tensor:
     """Cosine (h, w, C, K) of each feature of one image (H, W, 3) with each prototype."""
-    features = module.network(normalize(image)[None].to(module.device)).features[0]
+    features = module.network(normalize(as_tensor(image)[None].to(module.device))).features[0]
     return module.bank.cosines(features.permute(1, 2, 0))
 
 

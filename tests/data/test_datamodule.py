@@ -34,7 +34,7 @@ from pcr_seg.data.datamodule import (
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown
-from pcr_seg.data.transforms import denormalize
+from pcr_seg.data.transforms import normalize
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
@@ -182,8 +182,8 @@ def test_what_a_batch_holds(tiny_set: Source) -> None:
     loaders = make(tiny_set).train_dataloader()
     (labeled, *_), (unlabeled, *_) = (batches(loaders[key], 0) for key in ("labeled", "unlabeled"))
     assert labeled.keys() == {"image", "mask", "name", "seed"}
-    assert (labeled["image"].shape, labeled["image"].dtype) == ((2, 3, 32, 32), torch.float32)
-    assert (labeled["mask"].shape, labeled["mask"].dtype) == ((2, 32, 32), torch.int64)
+    assert (labeled["image"].shape, labeled["image"].dtype) == ((2, 3, 32, 32), torch.uint8)
+    assert (labeled["mask"].shape, labeled["mask"].dtype) == ((2, 32, 32), torch.uint8)
     assert set(labeled["mask"].unique().tolist()) <= {0, 1, 2, 3, 4, 255}
     assert unlabeled.keys() == {"weak", "strong", "valid", "name", "seed"}
     assert unlabeled["weak"].shape == (2, 3, 32, 32)
@@ -257,7 +257,7 @@ def test_validation_sees_whole_images(tiny_set: Source) -> None:
     loaded = list(make(tiny_set).val_dataloader())
     assert names(loaded) == [sample.name for sample in tiny_set.val]
     for batch, sample in zip(loaded, tiny_set.val, strict=True):
-        assert (denormalize(batch["image"][0]) == read_image(sample.image)).all()
+        assert (batch["image"][0].permute(1, 2, 0).numpy() == read_image(sample.image)).all()
         assert (batch["mask"][0].numpy() == read_mask(sample)).all()
 
 
@@ -327,7 +327,7 @@ def test_valid_is_false_exactly_on_padding(tiny_set: Source, strong_color: bool)
     inside[8:56, 8:56] = True  # the 48 pixels of the image
     for batch in batches(make(tiny_set, **options).train_dataloader()["unlabeled"], 0):
         assert (batch["valid"] == inside).all()
-        assert batch["weak"][..., ~inside].abs().max() < 0.01
+        assert normalize(batch["weak"])[..., ~inside].abs().max() < 0.01
     for batch in batches(make(tiny_set, **options).train_dataloader()["labeled"], 0):
         assert ((batch["mask"] != 255) == inside).all()
 
@@ -374,7 +374,7 @@ def test_strong_shows_the_same_place_as_weak(tmp_path: Path) -> None:
         view = views[0, view_seed(0, UNLABELED, position)]
         weak, strong = (
             (gray - gray.min()) / (gray.max() - gray.min())  # 0 is dark, 1 is bright
-            for gray in (shown.mean(dim=0)[view["valid"]] for shown in (view["weak"], view["strong"][0]))
+            for gray in (shown.float().mean(dim=0)[view["valid"]] for shown in (view["weak"], view["strong"][0]))
         )
         clear = (weak - 0.5).abs() > 0.25  # a pixel on an edge may be either
         assert ((weak > 0.5) != (strong > 0.5))[clear].float().mean() < 0.02  # blur rounds the corner
@@ -389,7 +389,7 @@ def draws(tmp_path: Path, count: int) -> Iterator[dict[str, float]]:
     views = Views((Sample("ramp", tmp_path / "ramp.png"),), 96, (0.5, 2.0), 255, strong_color=True)
     for position in range(count):
         view = views[0, view_seed(0, UNLABELED, position)]
-        red, green, _ = denormalize(view["weak"]).transpose(2, 0, 1).astype(float)
+        red, green, _ = view["weak"].numpy().astype(float)
         scale = 95 / (green[-1, 0] - green[0, 0])
         room = 220 - 96 / scale  # where the crop can begin, in pixels of the image
         yield {

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask, read_pair
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown, make_split
-from pcr_seg.data.transforms import geometric, normalize, photometric, recolor, reseed
+from pcr_seg.data.transforms import as_tensor, geometric, photometric, recolor, reseed
 
 LABELED, UNLABELED, BANK = range(3)  # streams with random numbers of their own
 
@@ -243,6 +243,7 @@ class Views(Dataset):
 
     A sample with a mask gives `image` (C, S, S) and `mask` (S, S); one without gives `weak` (C, S, S), `strong`
     (V, C, S, S), V views in other colors, and `valid` (S, S), False on padding. Each has its `name` and the `seed`.
+    Images and masks are bytes; `transforms.as_floats` makes a batch of them what networks take.
     A file that turns bad is handled as `SegmentationData` says; `skipped` marks those of all processes.
     """
 
@@ -274,13 +275,13 @@ class Views(Dataset):
         shown, mask = geometric(
             image, mask, self.crop_size, self.scale, self.pad_label, generator=generator, wanted=wanted
         )
-        weak, mask = normalize(shown), torch.from_numpy(mask).long()
+        weak, mask = as_tensor(shown), torch.from_numpy(mask)
         if sample.mask:
             return {"image": weak, "mask": mask, "name": sample.name, "seed": seed}
         strong = [weak] * self.strong_views
         if self.photometric:
             reseed(self.photometric, seed + 1)
-            strong = [normalize(recolor(self.photometric, shown)) for _ in strong]
+            strong = [as_tensor(recolor(self.photometric, shown)) for _ in strong]
         valid = mask != IGNORE_INDEX
         return {"weak": weak, "strong": torch.stack(strong), "valid": valid, "name": sample.name, "seed": seed}
 
@@ -316,7 +317,7 @@ class Views(Dataset):
 
 
 class WholeImages(Dataset):
-    """Images (C, H, W) of any size with their masks (H, W) and names."""
+    """Images (C, H, W) of any size with their masks (H, W), all in bytes, and names."""
 
     def __init__(self, samples: tuple[Sample, ...]) -> None:
         self.samples = samples
@@ -327,7 +328,7 @@ class WholeImages(Dataset):
     def __getitem__(self, index: int) -> dict:
         sample = self.samples[index]
         image, mask = read_pair(sample)
-        return {"image": normalize(image), "mask": torch.from_numpy(mask).long(), "name": sample.name}
+        return {"image": as_tensor(image), "mask": torch.from_numpy(mask), "name": sample.name}
 
 
 def memory_mapped(path: str, read: Callable[[], np.ndarray], cache: Path | None, sample: Sample) -> np.ndarray:

@@ -4,6 +4,7 @@ Weak is geometric: scale, flip, pad, crop (the paper's training transform, metho
 `augmentation.py`). Strong adds color to the weak view; the published method has none and relies on CutMix.
 """
 
+import functools
 import os
 import random
 from collections.abc import Sequence
@@ -144,16 +145,34 @@ def reseed(transform: A.Compose, seed: int) -> None:
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))
 
 
-def normalize(image: np.ndarray) -> Tensor:
-    """(H, W, C) uint8 -> (C, H, W) float with ImageNet's mean 0 and deviation 1."""
-    mean, std = map(torch.from_numpy, mean_and_std(image.shape[2]))
-    # Channel by channel from here on, as the batch will hold it: strided arithmetic takes twice as long.
-    pixels = torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32, order="C"))
-    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+def as_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, C) uint8 -> (C, H, W) uint8, channel by channel as a batch holds it."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def denormalize(image: Tensor) -> np.ndarray:
-    """(C, H, W) normalized -> (H, W, C) uint8: the inverse of `normalize`."""
-    mean, std = mean_and_std(len(image))
-    pixels = image.detach().cpu().float().permute(1, 2, 0).numpy() * std + mean
-    return pixels.round().clip(0, 255).astype(np.uint8)
+def normalize(pixels: Tensor) -> Tensor:
+    """(..., C, H, W) uint8 -> float with ImageNet's mean 0 and deviation 1, on the pixels' device."""
+    mean, std = mean_and_std_on(pixels.device, pixels.shape[-3])
+    return pixels.float().sub_(mean).div_(std)
+
+
+@functools.cache  # to copy them in every step would make a GPU wait
+def mean_and_std_on(device: torch.device, channels: int) -> tuple[Tensor, Tensor]:
+    """`mean_and_std` as (C, 1, 1) tensors there."""
+    return tuple(torch.from_numpy(values)[:, None, None].to(device) for values in mean_and_std(channels))
+
+
+def as_floats(batch: dict) -> dict:
+    """Make of the bytes that loaders give what networks take: images normalized, masks as long integers.
+
+    Bytes are a fifth of that to send from the loaders' processes and to the device. Floats are normalized already.
+    """
+    result = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, dict):
+            result[key] = as_floats(value)
+        elif key in ("image", "weak", "strong") and not value.is_floating_point():
+            result[key] = normalize(value)
+        elif key == "mask":
+            result[key] = value.long()
+    return result
