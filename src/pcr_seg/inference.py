@@ -38,7 +38,7 @@ def sliding_window(
     window: int,
     stride: int,
     num_classes: int | None = None,
-    window_batch: int = 4,
+    window_batch: int | None = None,
 ) -> Tensor:
     """Predict overlapping windows and average their logits (the paper's protocol for Cityscapes).
 
@@ -51,7 +51,8 @@ def sliding_window(
         window: side of a window in pixels (Cityscapes: 769).
         stride: pixels between windows (Cityscapes: 513, two thirds of the window rounded up).
         num_classes: number of logits; taken from the first prediction by default.
-        window_batch: windows predicted at a time; changes time and memory, not the result.
+        window_batch: windows predicted at a time, by default 4, on a CPU 1, whose caches hold no more; changes time and
+            memory, not the result.
 
     Returns:
         (B, num_classes, H, W): at each pixel the mean over the windows that cover it.
@@ -65,6 +66,7 @@ def sliding_window(
     images = F.pad(images, (0, max(0, window - width), 0, max(0, window - height)))
     rows, columns = (window_starts(size, window, stride) for size in images.shape[-2:])
     places = [(slice(top, top + window), slice(left, left + window)) for top in rows for left in columns]
+    window_batch = window_batch or (1 if images.device.type == "cpu" else 4)
     total = count = None
     for i in range(0, len(places), window_batch):
         some = places[i : i + window_batch]
