@@ -103,6 +103,16 @@ def balance(labels: Int[Tensor, "B *S"], num_classes: int, power: float = 1.0) -
     return known * weights[row] * known.sum() / (weights * counts)[:-1].sum().clamp(min=1e-12)
 
 
+def balanced_cross_entropy(
+    logits: Float[Tensor, "B C *S"], labels: Int[Tensor, "B *S"], *, power: float = 0.5
+) -> Float[Tensor, ""]:
+    """Cross-entropy in which a class weighs by its frequency among the batch's labels to minus `power` (`balance`).
+
+    For rare and small classes, which a short training otherwise leaves out.
+    """
+    return cross_entropy(logits, labels, balance(labels, logits.shape[1], power))
+
+
 def ohem_cross_entropy(
     logits: Float[Tensor, "B C *S"],
     labels: Int[Tensor, "B *S"],
