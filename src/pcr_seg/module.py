@@ -25,6 +25,7 @@ import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcr_seg.bank_init import labeled_features
@@ -104,8 +105,9 @@ class SemiSupervisedSegmentation(L.LightningModule):
         ema_decay: of the teacher, reached by the ramp min(1 - 1/(n+1), ema_decay).
         copy_teacher_first_epoch: the teacher equals the student during the whole first semi-supervised epoch, as
             in U2PL's code (A11).
-        teacher_bn: the teacher's BatchNorm statistics: "copy" the student's, "average" them, or "forward" the
-            student's batch through the teacher in training mode without gradient, as U2PL does (A12).
+        teacher_bn: the teacher's BatchNorm statistics: "copy" the student's, "average" them, "forward" the student's
+            batch through the teacher in training mode without gradient, as U2PL does, or the "weak" views (A12): what
+            the images themselves look like, which balanced or mixed crops do not show.
         seed: every random number of a step follows from (seed, batch of the training, rank).
     """
 
@@ -148,7 +150,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         feature_dropout_weight: float = 0.0,
         ema_decay: float = 0.99,
         copy_teacher_first_epoch: bool = False,
-        teacher_bn: Literal["copy", "average", "forward"] = "copy",
+        teacher_bn: Literal["copy", "average", "forward", "weak"] = "copy",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -218,7 +220,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """Loss of the labeled images alone."""
         output = self.student(labeled["image"])
         loss = self.labeled_loss(upsample(output.logits, labeled["mask"].shape[-2:]), output.auxiliary, labeled["mask"])
-        self.refresh_teacher_statistics(labeled["image"])
+        self.refresh_teacher_statistics(labeled["image"], labeled["image"])
         self.log_losses(supervised=loss)
         return loss
 
@@ -241,7 +243,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
             dropped = upsample(self.student(unlabeled["weak"], drop_features=True).logits, size)
             loss = loss + self.feature_dropout_weight * self.agreement(dropped, taught.labels, taught.confidence)
 
-        teacher_features = self.refresh_teacher_statistics(images)
+        teacher_features = self.refresh_teacher_statistics(images, unlabeled["weak"])
         if self.prototype_weight > 0:
             points = jittered_grid(*size, self.grid_cells, device=self.device)
             features = sample_features(output.features, points, size)
@@ -362,12 +364,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.assigned += self.bank.update(features.detach().flatten(0, 1), labels.flatten())
 
     @torch.no_grad()
-    def refresh_teacher_statistics(self, images: Tensor) -> Tensor | None:
-        """The teacher's features of the student's batch, where a setting asks for that forward (A6, A12)."""
-        if self.in_burn_in or (self.teacher_bn != "forward" and self.bank_features != "teacher"):
-            return None
-        self.teacher.train(self.teacher_bn == "forward")
-        features = self.teacher(images).features
+    def refresh_teacher_statistics(self, images: Tensor, weak: Tensor) -> Tensor | None:
+        """Where settings ask for it, BatchNorm's statistics (A12), and the teacher's features of the batch (A6)."""
+        features = None
+        if not self.in_burn_in and self.teacher_bn == "weak":
+            self.teacher.train()(weak)
+        if not self.in_burn_in and (self.teacher_bn == "forward" or self.bank_features == "teacher"):
+            features = self.teacher.train(self.teacher_bn == "forward")(images).features
         self.teacher.eval()
         return features
 
@@ -403,7 +406,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """Move the teacher after each optimizer step (not after each accumulated batch)."""
         if self.trainer.global_step == self._step_before:
             return
-        float_buffers = {"copy": "copy", "average": "average", "forward": "keep"}[self.teacher_bn]
+        float_buffers = {"copy": "copy", "average": "average", "forward": "keep", "weak": "keep"}[self.teacher_bn]
         if self.in_burn_in:
             float_buffers = "copy"  # nothing else could keep the statistics beside the copied weights
         ema_update(self.teacher, self.student, self.teacher_decay(), float_buffers=float_buffers)
@@ -470,6 +473,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def prototype_usage(self) -> Tensor:
         """(C, K): share of each class's features that chose each of its prototypes in this epoch."""
         return self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def on_validation_start(self) -> None:
+        """While labels alone train, take the statistics of the "weak" rule (A12) from the labeled images as they are."""
+        labels_alone = self.in_burn_in or not self.uses_unlabeled
+        if self.teacher_bn == "weak" and labels_alone and self.trainer.state.fn == "fit":
+            batches = self.trainer.datamodule.bank_dataloader()
+            update_bn((as_floats(batch)["image"].to(self.device) for batch in batches), self.teacher)
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero; afterwards the counts stay for whoever wants to show them."""
