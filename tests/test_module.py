@@ -1,5 +1,6 @@
 """The step, the teacher, the bank and the schedule, on tiny networks with real backward passes."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import references as ref
 import torch
 from conftest import small_config
 from omegaconf import OmegaConf
+from torch.optim.swa_utils import update_bn
 
+from pcr_seg.config import build
+from pcr_seg.data.transforms import as_floats
 from pcr_seg.method import IGNORE_INDEX
 from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.run import build_module, fit
+from pcr_seg.run import build_module, fit, load_module
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 NUM_CLASSES = 5
@@ -195,6 +199,27 @@ def test_supervised_teacher_keeps_its_statistics_alive(tmp_path: Path) -> None:
     fit(small_config(tmp_path, "method=supervised", "method.teacher_bn=forward", "trainer.max_epochs=1"))
     state = run_state(tmp_path / "run")["state_dict"]
     assert state["teacher.low_conv.1.running_mean"].any()
+
+
+def test_weak_statistics_are_those_of_images_as_they_are(tmp_path: Path) -> None:
+    settings = ["method.teacher_bn=weak", "method.burn_in_epochs=0", "model.dropout=0"]
+    module = make_module(tmp_path, *settings)
+    expected = copy.deepcopy(module.teacher).train()
+    expected(make_batch()[1]["weak"])
+    step(module)
+    assert not module.teacher.training
+    torch.testing.assert_close(dict(module.teacher.named_buffers()), dict(expected.named_buffers()))
+
+
+def test_weak_statistics_of_supervised_training_are_those_of_its_labeled_images(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "method=supervised", "method.teacher_bn=weak", "model.dropout=0")
+    fit(config)
+    module = load_module(tmp_path / "run/checkpoints/last.ckpt")
+    found = {name: buffer.clone() for name, buffer in module.teacher.named_buffers()}
+    data = build(config.data, build(config.dataset), use_unlabeled=False)
+    update_bn((as_floats(batch)["image"] for batch in data.bank_dataloader()), module.teacher)
+    for name, buffer in module.teacher.named_buffers():
+        torch.testing.assert_close(buffer, found[name])
 
 
 def test_step_in_bf16_keeps_the_bank_in_fp32(tmp_path: Path) -> None:

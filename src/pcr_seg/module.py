@@ -475,7 +475,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         return self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
 
     def on_validation_start(self) -> None:
-        """While labels alone train, take the statistics of the "weak" rule (A12) from the labeled images as they are."""
+        """While labels alone train, take the "weak" statistics (A12) from the labeled images as they are."""
         labels_alone = self.in_burn_in or not self.uses_unlabeled
         if self.teacher_bn == "weak" and labels_alone and self.trainer.state.fn == "fit":
             batches = self.trainer.datamodule.bank_dataloader()
