@@ -51,6 +51,7 @@ def fake(module: nn.Module) -> None:
         ["method.gate=both"],
         ["method.normalizer=u2pl", "method.bank_labels=teacher"],
         ["method.teacher_bn=forward", "method.bank_features=teacher"],
+        ["method.teacher_bn=weak"],
         ["model.auxiliary=true", *OHEM],
     ],
 )
@@ -62,6 +63,8 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: list[str]) -> None
         fake(module)
         labeled, unlabeled = ({name: fake_like(value) for name, value in part.items()} for part in (labeled, unlabeled))
         unlabeled["strong"] = unlabeled["strong"].repeat(1, views, 1, 1, 1)
+        for part, key in ((labeled, "image"), (unlabeled, "weak"), (unlabeled, "strong")):
+            part[key] = part[key].byte()  # as loaders give them
         loss = module.training_step({"labeled": labeled, "unlabeled": unlabeled}, 0)
         loss.backward()
         ema_update(module.teacher, module.student, 0.9)

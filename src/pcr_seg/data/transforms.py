@@ -4,7 +4,6 @@ Weak is geometric: scale, flip, pad, crop (the paper's training transform, metho
 `augmentation.py`). Strong adds color to the weak view; the published method has none and relies on CutMix.
 """
 
-import functools
 import os
 import random
 from collections.abc import Sequence
@@ -152,14 +151,11 @@ def as_tensor(image: np.ndarray) -> Tensor:
 
 def normalize(pixels: Tensor) -> Tensor:
     """(..., C, H, W) uint8 -> float with ImageNet's mean 0 and deviation 1, on the pixels' device."""
-    mean, std = mean_and_std_on(pixels.device, pixels.shape[-3])
-    return pixels.float().sub_(mean).div_(std)
-
-
-@functools.cache  # to copy them in every step would make a GPU wait
-def mean_and_std_on(device: torch.device, channels: int) -> tuple[Tensor, Tensor]:
-    """`mean_and_std` as (C, 1, 1) tensors there."""
-    return tuple(torch.from_numpy(values)[:, None, None].to(device) for values in mean_and_std(channels))
+    images = pixels.float()
+    # By numbers: a tensor of them would have to be copied to the device in each step.
+    for channel, mean, std in zip(images.unbind(-3), *mean_and_std(pixels.shape[-3]), strict=True):
+        channel.sub_(float(mean)).div_(float(std))
+    return images
 
 
 def as_floats(batch: dict) -> dict:
