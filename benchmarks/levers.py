@@ -23,8 +23,9 @@ from torchmetrics.functional.classification import multiclass_confusion_matrix
 from pcr_seg import method
 from pcr_seg.data.datamodule import memory_mapped
 from pcr_seg.data.files import Sample, read_image
-from pcr_seg.data.transforms import View, as_tensor, normalize, show
+from pcr_seg.data.transforms import View, show
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank
+from pcr_seg.pixels import as_tensor, normalize
 
 
 class Lever(NamedTuple):

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pcr_seg import run
 from pcr_seg.data.files import read_image
-from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.export import export
+from pcr_seg.pixels import as_tensor, normalize
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["background", "stripes", "checks", "dots", "rings"]

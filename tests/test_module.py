@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from torch.optim.swa_utils import update_bn
 
 from pcr_seg.config import build
-from pcr_seg.data.transforms import as_floats
 from pcr_seg.method import IGNORE_INDEX
 from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.pixels import as_floats
 from pcr_seg.run import build_module, fit, load_module
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"

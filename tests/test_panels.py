@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 
 from pcr_seg.data.files import read_image
 from pcr_seg.data.sources import Source
-from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.panels import assignment, best_pixels, crop, feature_cosines, gallery, predict, spread
+from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.run import build_module
 
 

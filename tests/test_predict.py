@@ -18,12 +18,12 @@ from torch import nn
 
 from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.sources import find_images
-from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.inference import whole_image
 from pcr_seg.models.deeplab import SegmentorOutput
 from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.panels import assignment
 from pcr_seg.panels import predict as look
+from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.predict import MAPS, batches, check_maps, choose_device, draw_maps, named_images, predict, predict_tiles
 from pcr_seg.run import load_module
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Generator, Tensor, nn
 
-from pcr_seg.data.transforms import as_floats
 from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, sample_features
+from pcr_seg.pixels import as_floats
 
 SCARCE, MOST = 100, 20_000  # features of a class
 

@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
-from pcr_seg.data.transforms import as_floats
 from pcr_seg.inference import predict_heads
 from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, pseudo_label, relative_confidence, sample_features
 from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.pixels import as_floats
 
 NUM_IMAGES = 64
 

@@ -11,9 +11,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from pcr_seg.data.transforms import mean_and_std
 from pcr_seg.inference import predict_heads
 from pcr_seg.method import PrototypeBank
+from pcr_seg.pixels import mean_and_std
 from pcr_seg.run import load_module
 
 SIZES = ((2, 128, 160), (1, 97, 131), (3, 224, 161))  # batch, height, width; the first is also the one that is traced

@@ -29,7 +29,6 @@ from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcr_seg.bank_init import labeled_features
-from pcr_seg.data.transforms import as_floats
 from pcr_seg.inference import center_pad, iou_per_class, predict_heads
 from pcr_seg.method import (
     IGNORE_INDEX,
@@ -50,6 +49,7 @@ from pcr_seg.method import (
     sample_features,
     upsample,
 )
+from pcr_seg.pixels import as_floats
 
 HEADS = {"linear": "", "prototype": "_prototype"}  # and how their keys in the log end
 

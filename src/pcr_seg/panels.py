@@ -13,9 +13,9 @@ from torch import Tensor
 from pcr_seg import visualize
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
-from pcr_seg.data.transforms import as_tensor, normalize
 from pcr_seg.inference import disagreement
 from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.pixels import as_tensor, normalize
 
 NUM_IMAGES = 4  # in a panel
 NUM_CROPS = 4  # of a prototype

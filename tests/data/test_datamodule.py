@@ -34,7 +34,7 @@ from pcr_seg.data.datamodule import (
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown
-from pcr_seg.data.transforms import normalize
+from pcr_seg.pixels import normalize
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import references as ref
 import torch
-from torch.testing import assert_close
 
+from pcr_seg import pixels
 from pcr_seg.data import transforms
 
 PADDING = (124, 116, 104)  # ImageNet's mean color
@@ -76,7 +76,7 @@ def test_padding_is_mean_color_and_pad_label(options: dict) -> None:
     assert (image[~inside] == PADDING).all()
     shown = image[22:42, 17:47]
     assert (shown == content).all() or (shown == content[:, ::-1]).all()
-    padding = transforms.normalize(transforms.as_tensor(image))[:, torch.from_numpy(~inside)]
+    padding = pixels.normalize(pixels.as_tensor(image))[:, torch.from_numpy(~inside)]
     assert padding.abs().max() < 0.01
 
 
@@ -161,32 +161,6 @@ def test_view_follows_from_the_seed() -> None:
     assert len({image.tobytes() for image, _ in first}) == 10
 
 
-def test_normalize_is_the_plain_formula() -> None:
-    image = np.arange(256, dtype=np.uint8).reshape(16, 16)[..., None].repeat(3, axis=-1)
-    image[..., 1] = image[..., 1].T
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    expected = torch.from_numpy((image / 255 - mean) / std).permute(2, 0, 1).float()
-    normalized = transforms.normalize(transforms.as_tensor(image))
-    assert normalized.dtype == torch.float32
-    assert_close(normalized, expected, rtol=1e-5, atol=1e-5)
-    assert_close(transforms.normalize(transforms.as_tensor(image[:, ::-1])), expected.flip(-1), rtol=1e-5, atol=1e-5)
-
-
-def test_a_batch_of_bytes_becomes_floats() -> None:
-    pixels = torch.randint(256, (2, 3, 5, 4), dtype=torch.uint8)
-    mask = torch.tensor([[0, 255]], dtype=torch.uint8)
-    labeled = {"image": pixels, "mask": mask, "name": ["a", "b"]}
-    unlabeled = {"weak": pixels, "strong": pixels[:, None], "valid": torch.tensor([True])}
-    batch = transforms.as_floats({"labeled": labeled, "unlabeled": unlabeled})
-    images = torch.stack([transforms.normalize(one) for one in pixels])
-    assert torch.equal(batch["labeled"]["image"], images) and torch.equal(batch["unlabeled"]["weak"], images)
-    assert torch.equal(batch["unlabeled"]["strong"], images[:, None])
-    assert batch["labeled"]["mask"].tolist() == [[0, 255]] and batch["labeled"]["mask"].dtype == torch.long
-    assert batch["labeled"]["name"] == ["a", "b"] and batch["unlabeled"]["valid"] is unlabeled["valid"]
-    assert transforms.as_floats(batch["labeled"])["image"] is batch["labeled"]["image"]  # floats are normalized already
-    assert labeled["image"] is pixels  # whoever made the batch keeps it
-
-
 def test_photometric_changes_colors_as_often_as_published() -> None:
     content, flat = noise(16, 16, 3), np.full((8, 8, 3), (40, 90, 200), np.uint8)
     images = list(recolored(content, 400))
@@ -215,18 +189,12 @@ def test_images_of_other_channel_counts(channels: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (20, 30, channels), dtype=np.uint8)
     shown, mask = next(views(image, np.zeros((20, 30), np.uint8), 1, 32))
     assert shown.shape == (32, 32, channels)
-    pixels = transforms.as_tensor(shown)
-    assert (pixels.permute(1, 2, 0).numpy() == shown).all()
-    padding = transforms.normalize(pixels)[:, torch.from_numpy(mask == 255)]
+    view = pixels.as_tensor(shown)
+    assert (view.permute(1, 2, 0).numpy() == shown).all()
+    padding = pixels.normalize(view)[:, torch.from_numpy(mask == 255)]
     assert padding.numel() and padding.abs().max() < 0.01
     color = transforms.photometric()
     transforms.reseed(color, 3)
     changed = transforms.recolor(color, shown)
     assert changed.shape == shown.shape and (changed != shown).any()
     assert (changed[..., 3:] == shown[..., 3:]).all()  # the fourth keeps its values
-
-
-def test_grey_is_normalized_as_the_average_of_the_colors() -> None:
-    grey = np.full((1, 1, 1), 100, np.uint8)
-    expected = (100 - sum(transforms.MEAN) / 3) / (sum(transforms.STD) / 3)
-    assert_close(transforms.normalize(transforms.as_tensor(grey)).item(), expected)

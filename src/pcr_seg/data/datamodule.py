@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask, read_pair
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown, make_split
-from pcr_seg.data.transforms import as_tensor, geometric, photometric, recolor, reseed
+from pcr_seg.data.transforms import geometric, photometric, recolor, reseed
+from pcr_seg.pixels import as_tensor
 
 LABELED, UNLABELED, BANK = range(3)  # streams with random numbers of their own
 
@@ -243,7 +244,7 @@ class Views(Dataset):
 
     A sample with a mask gives `image` (C, S, S) and `mask` (S, S); one without gives `weak` (C, S, S), `strong`
     (V, C, S, S), V views in other colors, and `valid` (S, S), False on padding. Each has its `name` and the `seed`.
-    Images and masks are bytes; `transforms.as_floats` makes a batch of them what networks take.
+    Images and masks are bytes; `pixels.as_floats` makes a batch of them what networks take.
     A file that turns bad is handled as `SegmentationData` says; `skipped` marks those of all processes.
     """
 
