@@ -404,3 +404,18 @@ def test_the_teacher_lags_the_student() -> None:
 def test_ema_decay_warms_up() -> None:
     decays = [method.ema_decay_at(step, 0.99) for step in (0, 1, 3, 98, 99, 100, 10**6)]
     assert decays == pytest.approx([0, 0.5, 0.75, 1 - 1 / 99, 0.99, 0.99, 0.99])
+
+
+def test_batchnorm_follows_what_it_normalises_as_before() -> None:
+    network = make_network(2).eval()
+    x, conv, norm = randn(4, 3, 8, 8), network[0], network[1]
+    expected, before = network(x), copy.deepcopy(norm)
+    with method.batchnorm_follows(network):
+        assert_close(network(x), expected)
+    trained = before.train()
+    trained(conv(x))  # on one layer the statistics are those of training mode
+    assert_close(norm.running_mean, trained.running_mean)
+    assert_close(norm.running_var, trained.running_var)
+    after = norm.running_mean.clone()
+    network(randn(4, 3, 8, 8, seed=1))
+    assert_close(norm.running_mean, after)

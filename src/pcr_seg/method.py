@@ -10,6 +10,8 @@ N points, S any spatial axes. Nothing here reads a value back from the device, a
 on data (k-means and the bank's initialisation, which run once, are the exceptions).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -477,3 +479,27 @@ def ema_update(
             ours.copy_(theirs)
         elif float_buffers == "average":
             ours.lerp_(theirs, 1 - decay)
+
+
+@contextmanager
+def batchnorm_follows(network: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm in eval mode also moves its running statistics towards those of what passes.
+
+    By its own momentum, as in training mode, but what it returns is normalised by the statistics as they were: labels
+    and statistics come from one forward, and each layer sees its inputs as it will in evaluation. The statistics are
+    this process's own.
+    """
+
+    def follow(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+        values = inputs[0].detach().float()
+        variance, mean = torch.var_mean(values, dim=(0, *range(2, values.ndim)))
+        for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
+            running.lerp_(now.to(running), norm.momentum)
+
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_pre_hook(follow) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -19,6 +19,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import lightning.pytorch as L
@@ -35,6 +36,7 @@ from pcr_seg.method import (
     PrototypeBank,
     at_points,
     balance,
+    batchnorm_follows,
     class_confidence,
     consistency_loss,
     cross_entropy,
@@ -220,7 +222,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """Loss of the labeled images alone."""
         output = self.student(labeled["image"])
         loss = self.labeled_loss(upsample(output.logits, labeled["mask"].shape[-2:]), output.auxiliary, labeled["mask"])
-        self.refresh_teacher_statistics(labeled["image"], labeled["image"])
+        self.refresh_teacher_statistics(labeled["image"])
         self.log_losses(supervised=loss)
         return loss
 
@@ -243,7 +245,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
             dropped = upsample(self.student(unlabeled["weak"], drop_features=True).logits, size)
             loss = loss + self.feature_dropout_weight * self.agreement(dropped, taught.labels, taught.confidence)
 
-        teacher_features = self.refresh_teacher_statistics(images, unlabeled["weak"])
+        teacher_features = self.refresh_teacher_statistics(images)
         if self.prototype_weight > 0:
             points = jittered_grid(*size, self.grid_cells, device=self.device)
             features = sample_features(output.features, points, size)
@@ -262,7 +264,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
     @torch.no_grad()
     def teach(self, unlabeled: dict) -> PseudoLabeled:
         """The teacher labels the weak views; padding stays unknown."""
-        logits = upsample(self.teacher(unlabeled["weak"]).logits, unlabeled["weak"].shape[-2:])
+        with batchnorm_follows(self.teacher) if self.teacher_bn == "weak" else nullcontext():
+            logits = upsample(self.teacher(unlabeled["weak"]).logits, unlabeled["weak"].shape[-2:])
         labels, confidence = pseudo_label(logits)
         labels = labels.masked_fill(~unlabeled["valid"], IGNORE_INDEX)
         confidence = confidence.masked_fill(~unlabeled["valid"], 0)
@@ -364,11 +367,9 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.assigned += self.bank.update(features.detach().flatten(0, 1), labels.flatten())
 
     @torch.no_grad()
-    def refresh_teacher_statistics(self, images: Tensor, weak: Tensor) -> Tensor | None:
+    def refresh_teacher_statistics(self, images: Tensor) -> Tensor | None:
         """Where settings ask for it, BatchNorm's statistics (A12), and the teacher's features of the batch (A6)."""
         features = None
-        if not self.in_burn_in and self.teacher_bn == "weak":
-            self.teacher.train()(weak)
         if not self.in_burn_in and (self.teacher_bn == "forward" or self.bank_features == "teacher"):
             features = self.teacher.train(self.teacher_bn == "forward")(images).features
         self.teacher.eval()
