@@ -1,6 +1,5 @@
 """The step, the teacher, the bank and the schedule, on tiny networks with real backward passes."""
 
-import copy
 import json
 from pathlib import Path
 

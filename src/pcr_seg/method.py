@@ -490,14 +490,14 @@ def batchnorm_follows(network: nn.Module) -> Iterator[None]:
     this process's own.
     """
 
-    def follow(norm: nn.Module, inputs: tuple[Tensor]) -> None:
+    def follow(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         values = inputs[0].detach().float()
         variance, mean = torch.var_mean(values, dim=(0, *range(2, values.ndim)))
         for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
             running.lerp_(now.to(running), norm.momentum)
 
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    hooks = [norm.register_forward_pre_hook(follow) for norm in norms]
+    hooks = [norm.register_forward_hook(follow) for norm in norms]
     try:
         yield
     finally:
