@@ -40,7 +40,7 @@ ALLOWED = {
     "watch": set(),
     "resume": {"checkpoints", "config"},
     "run": {
-        "checkpoints", "resume", "config", "method", "model_card", "module", "models.official", "loggers", "panels",
+        "checkpoints", "resume", "config", "method", "model_card", "module", "models.deeplab", "models.official", "loggers", "panels",
         "diagnosis", "data.splits", "data.datamodule",
     },
     "evaluate": {"config", "loggers", "module", "run", "data.sources", "data.splits", "data.datamodule"},

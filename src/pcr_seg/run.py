@@ -34,6 +34,7 @@ from pcr_seg.diagnosis import Diagnosis
 from pcr_seg.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.method import jittered_grid
 from pcr_seg.model_card import model_card
+from pcr_seg.models.deeplab import pointwise_by_onednn
 from pcr_seg.models.official import load_official
 from pcr_seg.module import HEADS, SemiSupervisedSegmentation
 from pcr_seg.panels import save_pictures
@@ -125,6 +126,8 @@ def fit(cfg: DictConfig) -> dict:
     if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
         module.student, module.teacher = map(convert_sync_batchnorm, (module.student, module.teacher))
     trainer = make_trainer(cfg, data)
+    if trainer.strategy.root_device.type == "cpu" and torch.get_num_threads() == 1:
+        pointwise_by_onednn(module)
     if trainer.is_global_zero:
         open_run_folder(trainer, module, data, checkpoint)
     try:

@@ -1,5 +1,7 @@
 """The decoder: the paper's layers and their order, by what each of them does to its output."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pcr_seg.models.backbones import TimmBackbone
-from pcr_seg.models.deeplab import ASPP, DeepLab
+from pcr_seg.models.deeplab import ASPP, DeepLab, pointwise_by_onednn
 
 CLASSES, CHANNELS = 5, 8
 
@@ -221,3 +223,15 @@ def test_drop_features_blanks_half_of_each_images_channels() -> None:
         assert kept[alive].float().mean().item() == pytest.approx(0.5, abs=0.15)
         assert (kept[0] != kept[1]).any()
         assert_close(after, before * kept[..., None, None] * 2)  # as loud as before on average
+
+
+def test_pointwise_by_onednn_computes_the_same() -> None:
+    network = DeepLab(TimmBackbone("mobilenetv2_035", output_stride=16), CLASSES, channels=CHANNELS, dropout=0)
+    network.eval().to(memory_format=torch.channels_last)  # BatchNorm of random weights' few values magnifies rounding
+    other = copy.deepcopy(network)
+    pointwise_by_onednn(other)
+    for net in (network, other):
+        net(images(33, 41)).logits.square().sum().backward()
+    assert_close(other(images(33, 41)).logits, network(images(33, 41)).logits)
+    for ours, theirs in zip(other.parameters(), network.parameters(), strict=True):
+        assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3)

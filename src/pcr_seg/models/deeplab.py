@@ -114,3 +114,14 @@ def conv_stage(
     layers += [nn.ReLU(inplace=True)]
     layers += [nn.Dropout2d(dropout)] if dropout else []
     return nn.Sequential(*layers)
+
+
+def pointwise_by_onednn(network: nn.Module) -> None:
+    """Make torch compute 1x1 convolutions with oneDNN on a single CPU thread too, where they take half of the time.
+
+    torch 2.14 leaves batches under 16 to plain matrix products there, but never dilated kernels; of a 1x1 kernel the
+    dilation changes nothing else.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride == (1, 1):
+            layer.dilation = (2, 2)
