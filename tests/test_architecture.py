@@ -40,8 +40,8 @@ ALLOWED = {
     "watch": set(),
     "resume": {"checkpoints", "config"},
     "run": {
-        "checkpoints", "resume", "config", "method", "model_card", "module", "models.deeplab", "models.official", "loggers", "panels",
-        "diagnosis", "data.splits", "data.datamodule",
+        "checkpoints", "resume", "config", "method", "model_card", "module", "models.deeplab", "models.official",
+        "loggers", "panels", "diagnosis", "data.splits", "data.datamodule",
     },
     "evaluate": {"config", "loggers", "module", "run", "data.sources", "data.splits", "data.datamodule"},
     "predict": {"module", "panels", "run", "visualize", "data.files", "data.sources", "data.tiles"},
