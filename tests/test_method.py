@@ -365,6 +365,22 @@ def test_paste(batch: int, channels: Size, dtype: torch.dtype) -> None:
     assert torch.equal(x, before)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_class_mask_draws_half_of_the_classes_shown(seed: int) -> None:
+    labels = torch.stack([random_labels(6, 7, num_classes=5), torch.full((6, 7), IGNORED), torch.full((6, 7), 3)])
+    drawn = method.class_mask(labels, 5, generator=generator(seed))[:, 0]
+    for mask, image in zip(drawn, labels, strict=True):
+        shown = set(image.unique().tolist()) - {IGNORED}
+        inside, outside = set(image[mask].tolist()), set(image[~mask].tolist()) - {IGNORED}
+        assert inside | outside == shown and not inside & outside and len(inside) == -(-len(shown) // 2)
+
+
+def test_class_mask_draws_every_class_alike() -> None:
+    labels = torch.tensor([0, 1, 2, 4]).view(1, 2, 2).expand(4000, 2, 2)
+    shares = method.class_mask(labels, 6, generator=generator(0))[:, 0].float().mean(0)
+    assert_close(shares, torch.full((2, 2), 0.5), atol=0.03, rtol=0)
+
+
 def make_network(seed: int) -> nn.Module:
     """Parameters, float buffers, an integer and a boolean buffer, all different for seeds 1 and 2."""
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))

@@ -135,18 +135,19 @@ def test_cutmix_mixes_images_labels_and_confidence_alike(tmp_path: Path) -> None
     assert torch.equal(mixed.confidence, other_confidence.where(from_other, teach.confidence))
 
 
-def test_boxes_of_unsure_images_show_labeled_ones(tmp_path: Path) -> None:
-    module = make_module(tmp_path, "method.cutmix_probability=1", "method.labeled_cutmix=true")
+def test_classes_of_labeled_images_are_pasted_with_their_labels(tmp_path: Path) -> None:
+    module = make_module(tmp_path, "method.cutmix_probability=0", "method.labeled_classmix=1")
     labeled, unlabeled = make_batch()
     taught = module.teach(unlabeled)
-    confidence = torch.stack([torch.ones(32, 32), torch.zeros(32, 32)])
-    mixed = module.mix(taught._replace(confidence=confidence), labeled)
-    inside = mixed.images != taught.images[:, 0]
-    inside = inside.any(1)
-    assert torch.equal(mixed.images[0], taught.images[1, 0].where(inside[0], taught.images[0, 0])), "sure: as ever"
-    assert torch.equal(mixed.images[1], labeled["image"][1].where(inside[1], taught.images[1, 0]))
-    assert torch.equal(mixed.labels[1], labeled["mask"][1].where(inside[1], taught.labels[1]))
-    assert torch.equal(mixed.confidence, torch.stack([~inside[0], inside[1]]).float())
+    mixed = module.mix(taught, labeled)
+    covered = (mixed.images != taught.images[:, 0]).any(1)
+    assert covered.flatten(1).any(1).all()
+    assert torch.equal(mixed.images, labeled["image"].where(covered[:, None], taught.images[:, 0]))
+    assert torch.equal(mixed.labels, labeled["mask"].where(covered, taught.labels))
+    assert torch.equal(mixed.confidence, taught.confidence.masked_fill(covered, 1))
+    assert torch.equal(
+        module.mix(taught, labeled | {"mask": torch.full_like(labeled["mask"], 255)}).images, taught.images[:, 0]
+    )
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def consistency_loss(
     return (loss * confident).sum() / divisor
 
 
-# ------------------------------------------------------------------------------------------- CutMix
+# ------------------------------------------------------------------------------- CutMix and ClassMix
 
 
 def cutmix_boxes(
@@ -193,6 +193,22 @@ def paste(x: Tensor, boxes: Bool[Tensor, "B 1 H W"], inside: Tensor | None = Non
     """Fill each box of image i, x (B, ..., H, W), with the same place of image i of `inside` (by default x's next)."""
     boxes = boxes[:, 0].view(len(x), *[1] * (x.ndim - 3), *boxes.shape[-2:])
     return torch.where(boxes, x.roll(-1, dims=0) if inside is None else inside, x)
+
+
+def class_mask(
+    labels: Int[Tensor, "B H W"], num_classes: int, *, generator: Generator | None = None
+) -> Bool[Tensor, "B 1 H W"]:
+    """True on half of the classes that each image shows, rounded up, drawn at random; False on ignored pixels.
+
+    Source: ClassMix (Olsson et al., WACV 2021), which cuts the other image's predicted classes out like this.
+    """
+    row = labels.where(labels != IGNORE_INDEX, num_classes).flatten(1)
+    shown = torch.zeros(len(labels), num_classes + 1, device=labels.device).scatter_(1, row, 1.0)
+    shown[:, -1] = 0  # ignored pixels are no class
+    lots = shown * torch.rand(shown.shape, generator=generator, device=labels.device).clamp(min=1e-6)
+    place = lots.argsort(dim=1, descending=True).argsort(dim=1)
+    drawn = place < (shown.sum(dim=1, keepdim=True) + 1) // 2
+    return drawn.gather(1, row).view(labels.shape)[:, None]
 
 
 # ------------------------------------------------------------------------- resolutions and sampling

@@ -38,6 +38,7 @@ from pcr_seg.method import (
     balance,
     batchnorm_follows,
     class_confidence,
+    class_mask,
     consistency_loss,
     cross_entropy,
     cutmix_boxes,
@@ -99,7 +100,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         normalizer: what the consistency loss is divided by (A3; `method.consistency_loss`).
         prototype_gate: the threshold also gates the prototype loss on pseudo-labels (A4).
         cutmix_probability: of a batch being mixed (A9).
-        labeled_cutmix: a mixed box may show a labeled image and its mask (AugSeg, CVPR 2023, adaptive CutMix).
+        labeled_classmix: probability that half of the classes of a labeled image, drawn at random, are pasted with
+            their labels over a view of an unlabeled one (ClassMix; from labeled images as in DACS, WACV 2021).
         strong_color: the student's views of unlabeled images have color jitter, grayscale and blur (A10).
         strong_views: how many such views of each image, with CutMix boxes of their own (UniMatch: 2).
         feature_dropout_weight: of a further consistency loss, on the weak view with half of the backbone's channels
@@ -146,7 +148,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         normalizer: Literal["all", "confident", "u2pl"] = "all",
         prototype_gate: bool = True,
         cutmix_probability: float = 0.5,
-        labeled_cutmix: bool = False,
+        labeled_classmix: float = 0.0,
         strong_color: bool = False,
         strong_views: int = 1,
         feature_dropout_weight: float = 0.0,
@@ -182,7 +184,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.threshold, self.class_thresholds = threshold, class_thresholds
         self.gate, self.drop_percent = gate, drop_percent
         self.normalizer, self.prototype_gate = normalizer, prototype_gate
-        self.cutmix_probability, self.labeled_cutmix = cutmix_probability, labeled_cutmix
+        self.cutmix_probability, self.labeled_classmix = cutmix_probability, labeled_classmix
         self.feature_dropout_weight = feature_dropout_weight
         self.strong_color, self.strong_views = strong_color, strong_views
         self.ema_decay, self.copy_teacher_first_epoch = ema_decay, copy_teacher_first_epoch
@@ -296,20 +298,19 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """CutMix images, pseudo-labels and confidence with the same boxes, or the whole batch not at all.
 
         The strong views (B, V, 3, H, W) become one batch of V * B, each view with boxes of its own. A box shows the
-        batch's next image; with `labeled_cutmix` a labeled one instead, with probability 1 - the mean confidence of
-        the image around it.
+        batch's next image. With `labeled_classmix` classes of a labeled image then cover some of the mixed ones.
         """
         views = []
         for images in unlabeled.images.unbind(1):
             boxes = cutmix_boxes(len(images), *images.shape[-2:], device=self.device)
             boxes = boxes & (torch.rand((), device=self.device) < self.cutmix_probability)
-            around = images, unlabeled.labels, unlabeled.confidence
-            inside = [part.roll(-1, dims=0) for part in around]
-            if self.labeled_cutmix:
+            mixed = [paste(x, boxes) for x in (images, unlabeled.labels, unlabeled.confidence)]
+            if self.labeled_classmix > 0:
+                covered = torch.rand(len(images), 1, 1, 1, device=self.device) < self.labeled_classmix
+                covered = covered & class_mask(labeled["mask"], len(self.class_names))
                 truth = labeled["image"], labeled["mask"], torch.ones_like(unlabeled.confidence)
-                unsure = torch.rand(len(images), device=self.device) > unlabeled.confidence.mean(dim=(1, 2))
-                inside = [paste(x, unsure[:, None, None, None], y) for x, y in zip(inside, truth, strict=True)]
-            views.append([paste(x, boxes, y) for x, y in zip(around, inside, strict=True)])
+                mixed = [paste(x, covered, y) for x, y in zip(mixed, truth, strict=True)]
+            views.append(mixed)
         return PseudoLabeled(*(torch.cat(parts) for parts in zip(*views, strict=True)))
 
     def labeled_loss(self, logits: Tensor, auxiliary: Tensor | None, mask: Tensor) -> Tensor:
