@@ -25,6 +25,7 @@ from pcr_seg.data.datamodule import memory_mapped
 from pcr_seg.data.files import Sample, read_image
 from pcr_seg.data.transforms import View, show
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank
+from pcr_seg.models.deeplab import pointwise_by_onednn
 from pcr_seg.pixels import as_tensor, normalize
 
 
@@ -123,6 +124,8 @@ def networks(side: int) -> dict[str, Lever]:
         return torch.cat([parameter.grad.flatten() for parameter in network.parameters() if parameter.grad is not None])
 
     both = torch.cat([labeled, unlabeled])
+    pointwise = copy.deepcopy(last)
+    pointwise_by_onednn(pointwise)
     teachers = [copy.deepcopy(module.teacher) for _ in range(2)]
 
     def averaged(teacher: torch.nn.Module, update: Callable) -> Tensor:
@@ -135,6 +138,7 @@ def networks(side: int) -> dict[str, Lever]:
         "one student forward of both streams": Lever(
             partial(gradients, last, labeled, unlabeled), partial(gradients, last, both), 1e-5
         ),
+        "1x1 convolutions by oneDNN": Lever(partial(gradients, last, both), partial(gradients, pointwise, both), 1e-5),
         "teacher's average by one call for all tensors": Lever(
             partial(averaged, teachers[0], plain.ema_update), partial(averaged, teachers[1], method.ema_update), 1e-6
         ),
