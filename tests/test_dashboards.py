@@ -6,6 +6,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,16 +29,28 @@ def records(file: Path) -> Iterator:
     from wandb.proto import wandb_internal_pb2
 
     data, position, parts = file.read_bytes(), 7, b""
-    while position + 7 <= len(data):
+    while position + 7 <= len(data):  # a last record that is not all there yet is left out
         if (rest := 32768 - position % 32768) < 7:
             position += rest
             continue
         length, kind = struct.unpack("<xxxxHB", data[position : position + 7])
+        if position + 7 + length > len(data):
+            return
         parts += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
             yield wandb_internal_pb2.Record.FromString(parts)
             parts = b""
+
+
+def when_closed(file: Path) -> list:
+    """The records, once the last one is there: W&B's own process may still write when the run has ended here."""
+    for _ in range(300):
+        found = list(records(file))
+        if any(record.HasField("exit") for record in found):
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"{file}: W&B did not close it within 30 seconds")
 
 
 def add(content: dict, found) -> None:
@@ -59,7 +72,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict:
         fit(small_config(root, "logger=wandb", "upload_checkpoints=true", "method.threshold=0.2"))
     [file] = root.glob("run/wandb/offline-run-*/*.wandb")
     content = {"history": {}, "summary": {}, "config": {}, "artifacts": [], "files": file.parent / "files"}
-    for record in records(file):
+    for record in when_closed(file):
         add(content["history"], record.history.item)
         add(content["summary"], record.summary.update)
         add(content["config"], [*record.config.update, *record.run.config.update])
