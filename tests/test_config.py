@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from pcr_seg.config import CONF, build, command_line
 from pcr_seg.models.deeplab import DeepLab
 from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.resume import refuse_strangers
 from pcr_seg.run import build_module
 
 ROOT = CONF.parent
@@ -38,6 +39,7 @@ def test_every_option_composes_and_its_targets_exist(tmp_path: Path, override: s
     assert len(found) >= 7
     for target in found:
         assert callable(get_method(target) if target.rsplit(".", 1)[1][0].islower() else get_class(target))
+    refuse_strangers("checkpoint", OmegaConf.to_container(config))  # else what trains could not be loaded
 
 
 @pytest.mark.parametrize("dataset", files("dataset"))

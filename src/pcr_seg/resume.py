@@ -15,7 +15,7 @@ from pcr_seg.config import accumulation, device_batch
 
 # What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
 TRUSTED = (
-    r"torch\.optim\.[A-Z]\w*|pcr_seg\.(module\.SemiSupervisedSegmentation|method\.(ohem_)?cross_entropy"
+    r"torch\.optim\.[A-Z]\w*|pcr_seg\.(module\.SemiSupervisedSegmentation|method\.(ohem_|balanced_)?cross_entropy"
     r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)|models\.(deeplab\.DeepLab|backbones\.TimmBackbone)"
     r"|data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic))"
 )
