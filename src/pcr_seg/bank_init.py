@@ -69,7 +69,7 @@ def collect(
 def labeled_regions(
     backbone: nn.Module, batches: Iterable[dict], num_classes: int, scale: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Mean features (N, D) and labels (N,) of what each class covers in each labeled image.
+    """Mean features (N, D), of length 1, and labels (N,) of what each class covers in each labeled image.
 
     Args:
         backbone: in eval mode; its last map is taken.
@@ -85,7 +85,7 @@ def labeled_regions(
         masks = F.one_hot(known, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
         features = region_features(backbone(rescale(batch["image"], scale))[-1], masks)
         image, label = masks.any(dim=(2, 3)).nonzero(as_tuple=True)
-        found.append(features[image, label])
+        found.append(F.normalize(features[image, label], dim=1))  # every image counts alike in a mean
         labels.append(label)
     return torch.cat(found), torch.cat(labels)
 
