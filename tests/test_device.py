@@ -51,7 +51,7 @@ def fake(module: nn.Module) -> None:
         ["method.gate=both"],
         ["method.normalizer=u2pl", "method.bank_labels=teacher"],
         ["method.teacher_bn=forward", "method.bank_features=teacher"],
-        ["method.teacher_bn=weak", "method.labeled_classmix=0.5"],
+        ["method.teacher_bn=weak", "method.labeled_classmix=0.5", "method.region_names=true"],
         ["model.auxiliary=true", *OHEM],
     ],
 )

@@ -51,7 +51,7 @@ class Diagnosis(L.Callback):
         images, truth = views["image"].to(module.device), views["mask"].to(module.device)
         bank = module.bank if module.bank.is_initialized else None
         heads = predict_heads(module.teacher, bank, images).split(len(module.class_names), dim=1)
-        labels, confidence = pseudo_label(heads[0])
+        labels, confidence = pseudo_label(module.correct_names(images, heads[0]))
         if module.class_thresholds:
             confidence = relative_confidence(confidence, labels, module.class_confidence)
         known = truth != IGNORE_INDEX
@@ -59,7 +59,8 @@ class Diagnosis(L.Callback):
         module.log("diagnosis/coverage", confident.sum() / known.sum())
         module.log("diagnosis/precision", (confident & (labels == truth)).sum() / confident.sum())
         if bank:
-            module.log("diagnosis/agreement", (labels == heads[1].max(dim=1).indices).float().mean())
+            linear, prototype = (logits.max(dim=1).indices for logits in heads)
+            module.log("diagnosis/agreement", (linear == prototype).float().mean())
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pcr_seg.bank_init import labeled_features
+from pcr_seg.bank_init import labeled_features, labeled_regions
 from pcr_seg.inference import center_pad, iou_per_class, predict_heads
 from pcr_seg.method import (
     IGNORE_INDEX,
@@ -48,7 +48,10 @@ from pcr_seg.method import (
     jittered_grid,
     paste,
     pseudo_label,
+    region_features,
     relative_confidence,
+    rename_regions,
+    rescale,
     sample_features,
     upsample,
 )
@@ -112,6 +115,10 @@ class SemiSupervisedSegmentation(L.LightningModule):
         teacher_bn: the teacher's BatchNorm statistics: "copy" the student's, "average" them, "forward" the student's
             batch through the teacher in training mode without gradient, as U2PL does, or the "weak" views (A12): what
             the images themselves look like, which balanced or mixed crops do not show.
+        region_names: what the teacher takes for one class in an image is named anew by features of the backbone as it
+            was pretrained, compared with those of the labeled images (`method.rename_regions`).
+        region_scale: the pretrained backbone sees images enlarged by this.
+        region_temperature: divides its cosines.
         seed: every random number of a step follows from (seed, batch of the training, rank).
     """
 
@@ -155,6 +162,9 @@ class SemiSupervisedSegmentation(L.LightningModule):
         ema_decay: float = 0.99,
         copy_teacher_first_epoch: bool = False,
         teacher_bn: Literal["copy", "average", "forward", "weak"] = "copy",
+        region_names: bool = False,
+        region_scale: float = 1.67,
+        region_temperature: float = 0.05,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -169,6 +179,12 @@ class SemiSupervisedSegmentation(L.LightningModule):
             temperature=temperature,
             momentum=prototype_momentum,
         )
+        self.region_names, self.region_scale = region_names, region_scale
+        if region_names:
+            self.pretrained = copy.deepcopy(student.backbone).requires_grad_(False).eval()
+            dim = student.backbone.channels[-1]
+            self.region_bank = PrototypeBank(student.num_classes, 1, dim, temperature=region_temperature)
+        self.background = class_names.index("background") if "background" in class_names else None
         self.register_buffer("class_confidence", torch.ones(student.num_classes))
         self.register_buffer("assigned", torch.zeros(student.num_classes, num_prototypes), persistent=False)
 
@@ -268,6 +284,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         """The teacher labels the weak views; padding stays unknown."""
         with batchnorm_follows(self.teacher) if self.teacher_bn == "weak" else nullcontext():
             logits = upsample(self.teacher(unlabeled["weak"]).logits, unlabeled["weak"].shape[-2:])
+        logits = self.correct_names(unlabeled["weak"], logits)
         labels, confidence = pseudo_label(logits)
         labels = labels.masked_fill(~unlabeled["valid"], IGNORE_INDEX)
         confidence = confidence.masked_fill(~unlabeled["valid"], 0)
@@ -279,6 +296,14 @@ class SemiSupervisedSegmentation(L.LightningModule):
             progress = self.current_epoch / max(self.trainer.max_epochs, 1)
             labels = entropy_gate(logits, labels, 100 - (100 - self.drop_percent) * (1 - progress))
         return PseudoLabeled(unlabeled["strong"], labels, confidence)
+
+    def correct_names(self, images: Tensor, logits: Tensor) -> Tensor:
+        """The teacher's logits after pretrained features have named its regions, where the method asks for that."""
+        if not self.region_names:
+            return logits
+        probabilities = logits.softmax(dim=1)
+        regions = region_features(self.pretrained(rescale(images, self.region_scale))[-1], probabilities)
+        return rename_regions(probabilities, self.region_bank(regions), self.background).clamp(min=1e-6).log()
 
     def agreement(
         self,
@@ -391,10 +416,14 @@ class SemiSupervisedSegmentation(L.LightningModule):
             torch.cuda.reset_peak_memory_stats(self.device)  # a sweep's jobs share the process
 
     def on_train_epoch_start(self) -> None:
-        """Give the bank its prototypes when the burn-in is over."""
+        """Give the banks their prototypes when the burn-in is over."""
         self.assigned.zero_()
         if self.prototype_weight > 0 and not self.in_burn_in and not self.bank.is_initialized:
             self.initialize_bank()
+        if self.region_names and not self.in_burn_in and not self.region_bank.is_initialized:
+            batches = self.trainer.datamodule.bank_dataloader()  # the same on every rank
+            regions = labeled_regions(self.pretrained, batches, len(self.class_names), self.region_scale, self.device)
+            self.region_bank.initialize(*regions)
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
