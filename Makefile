@@ -1,4 +1,4 @@
-# make demo    supervised and PCR on the generated set, side by side
+# make demo    supervised, PCR and pcr_plus on the generated set, side by side
 # make test    the tests
 # make test-faults   kills, faults and fuzzing, which take minutes
 # make bench   time and memory, side by side with the usual ways (a quiet machine, a quarter of an hour)
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
-	OMP_NUM_THREADS=1 $(BIN)/python train.py -m method=supervised,pcr hydra.sweep.dir=runs/demo
+	OMP_NUM_THREADS=1 $(BIN)/python train.py -m method=supervised,pcr,pcr_plus hydra.sweep.dir=runs/demo
 	$(BIN)/python report.py runs='runs/demo/*' output=runs/demo/report
 
 dashboards: $(VENV)/installed

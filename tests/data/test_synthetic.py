@@ -106,7 +106,9 @@ def test_appearances_differ_and_show_their_pattern() -> None:
     pairs = draw_appearances(np.random.default_rng(0))
     assert pairs.shape == (len(CLASSES), NUM_APPEARANCES, 2, 3)
     assert pairs.min() >= 0 and pairs.max() <= 255
-    assert np.linalg.norm(pairs[:, :, 0] - pairs[:, :, 1], axis=-1).min() > 50
+    for share in (0, 0.5):  # at the path's stops, and half of the way to the next one
+        dark, light = np.moveaxis((1 - share) * pairs + share * np.roll(pairs, -1, axis=1), 2, 0)
+        assert np.linalg.norm(dark - light, axis=-1).min() > 50
     for colors in pairs.mean(axis=2):
         assert min(np.linalg.norm(a - b) for a, b in combinations(colors, 2)) > 10
 

@@ -1,8 +1,8 @@
 """A generated data set with large variation inside each class, small enough to train on a laptop in minutes.
 
-A class is a pattern (stripes, checks, dots, rings); its appearances are color pairs that have nothing in
-common, and colors are shared between classes. A few labeled images show a few of these appearances, the
-unlabeled ones all of them, so whoever carries labels from seen to unseen appearances wins.
+A class is a pattern (stripes, checks, dots, rings) in two colors, which lie anywhere on a closed path from one
+random pair of colors to the next; the classes' paths cross. A few labeled images show a few places of each path, the
+unlabeled ones all of them, so whoever carries labels on from the appearances seen to those beside them wins.
 """
 
 import os
@@ -22,7 +22,7 @@ CLASSES = {
     "rings": (120, 200, 110),
 }
 NUM_APPEARANCES = 6
-VERSION = 1  # of the pictures; a change of what is drawn makes a new folder
+VERSION = 2  # of the pictures; a change of what is drawn makes a new folder
 
 
 def synthetic(
@@ -79,11 +79,13 @@ def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabele
 
 
 def draw_appearances(rng: np.random.Generator) -> np.ndarray:
-    """(classes, appearances, 2, 3) colors in 0..255: each appearance a pair far enough apart to see the pattern."""
-    pairs = rng.uniform(30, 225, size=(len(CLASSES), NUM_APPEARANCES, 2, 3))
-    contrast = rng.choice([-1, 1], size=(len(CLASSES), NUM_APPEARANCES, 1)) * rng.uniform(50, 90, size=(1, 1, 3))
-    pairs[..., 1, :] = np.clip(pairs[..., 0, :] + contrast, 0, 255)
-    return pairs
+    """(classes, appearances, 2, 3) colors in 0..255 that a class's path visits: a dark and a light one each time.
+
+    So far apart that the pattern can be seen, on the way from one pair to the next too.
+    """
+    dark = rng.uniform(20, 190, size=(len(CLASSES), NUM_APPEARANCES, 1, 3))
+    contrast = rng.uniform(50, 90, size=(len(CLASSES), NUM_APPEARANCES, 1, 3))
+    return np.concatenate([dark, np.clip(dark + contrast, 0, 255)], axis=2)
 
 
 def draw_image(rng: np.random.Generator, appearances: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -110,8 +112,10 @@ def draw_shape(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size: int
 
 
 def paint(rng: np.random.Generator, label: int, appearances: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(size, size, 3) float: the class's pattern in one of its color pairs, at a random angle, phase and scale."""
-    first, second = appearances[label, rng.integers(NUM_APPEARANCES)] + rng.normal(0, 8, size=(2, 3))
+    """(size, size, 3) float: the class's pattern in colors of its path, at a random angle, phase and scale."""
+    stop, share = divmod(rng.uniform(0, NUM_APPEARANCES), 1)
+    before, after = appearances[label, int(stop)], appearances[label, (int(stop) + 1) % NUM_APPEARANCES]
+    first, second = (1 - share) * before + share * after + rng.normal(0, 8, size=(2, 3))
     angle, period = rng.uniform(0, np.pi), rng.uniform(7, 10)
     phase = rng.uniform(0, 2 * np.pi, 2)
     u = 2 * np.pi / period * (x * np.cos(angle) + y * np.sin(angle)) + phase[0]
