@@ -1,4 +1,4 @@
-# make demo    supervised, PCR and pcr_plus on the generated set, side by side
+# make demo    supervised, PCR and pcr_plus on the generated set (color views: colors name no class there), side by side
 # make test    the tests
 # make test-faults   kills, faults and fuzzing, which take minutes
 # make bench   time and memory, side by side with the usual ways (a quiet machine, a quarter of an hour)

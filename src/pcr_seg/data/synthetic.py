@@ -114,7 +114,7 @@ def draw_shape(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size: int
 def paint(rng: np.random.Generator, label: int, appearances: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(size, size, 3) float: the class's pattern in colors of its path, at a random angle, phase and scale."""
     stop, share = divmod(rng.uniform(0, NUM_APPEARANCES), 1)
-    before, after = appearances[label, int(stop)], appearances[label, (int(stop) + 1) % NUM_APPEARANCES]
+    before, after = appearances[label].take([int(stop), int(stop) + 1], axis=0, mode="wrap")
     first, second = (1 - share) * before + share * after + rng.normal(0, 8, size=(2, 3))
     angle, period = rng.uniform(0, np.pi), rng.uniform(7, 10)
     phase = rng.uniform(0, 2 * np.pi, 2)
