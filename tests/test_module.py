@@ -182,8 +182,7 @@ def test_a_run_names_regions_and_its_checkpoint_keeps_the_names(tmp_path: Path) 
         "method.prototype_gate=false", "method.prototype_on_labeled=false", "method.prototype_on_unlabeled=false",
         "method.bank_labels=teacher", "method.bank_features=teacher", "method.teacher_bn=forward",
         "method.num_prototypes=1", "model.auxiliary=true", "model.pooled_norm=true", "backbone.freeze_bn=true",
-        "method.feature_dropout_weight=0.5", "method.balanced_points=true",
-        "method.class_thresholds=true",
+        "method.feature_dropout_weight=0.5", "method.class_thresholds=true",
     ],
 )  # fmt: skip
 def test_every_open_point_is_a_switch_that_does_something(tmp_path: Path, override: str) -> None:

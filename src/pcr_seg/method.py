@@ -178,16 +178,14 @@ def consistency_loss(
     threshold: float,
     *,
     normalizer: Literal["all", "confident", "u2pl"] = "all",
-    weights: Float[Tensor, "B *S"] | None = None,
 ) -> Float[Tensor, ""]:
     """Cross-entropy to the confident pseudo-labels.
 
     The sum over pixels with confidence >= threshold and label != 255 is divided by the number of "all"
     pixels (the form whose weight grows with the teacher's confidence), of the "confident" ones, or, as
-    in U2PL, by confident**2 / all, which weighs few confident pixels more. `weights` multiply each pixel's loss.
+    in U2PL, by confident**2 / all, which weighs few confident pixels more.
     """
     loss = F.cross_entropy(logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
-    loss = loss if weights is None else loss * weights
     confident = (confidence >= threshold) & (pseudo_labels != IGNORE_INDEX)
     count = confident.sum().clamp(min=1)
     everything = pseudo_labels.numel()

@@ -35,7 +35,6 @@ from pcr_seg.method import (
     IGNORE_INDEX,
     PrototypeBank,
     at_points,
-    balance,
     batchnorm_follows,
     class_confidence,
     class_mask,
@@ -88,9 +87,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
         num_prototypes: K for each class.
         temperature: divides the cosines.
         prototype_momentum: share of the old prototype kept in an update; 1 freezes the bank.
-        balanced_points: in the prototype loss every class among the points weighs the same.
-        balanced_pseudo_labels: in the consistency loss a class weighs by its frequency among the confident pixels to
-            minus this power: 0 not at all, 1 every class the same.
         grid_cells: the prototype head sees one pixel in each of grid_cells x grid_cells cells.
         burn_in_epochs: supervised epochs before prototypes exist and unlabeled images are used.
         bank_init: "kmeans" clusters the labeled images' features; "random" draws them (A7).
@@ -141,8 +137,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
         num_prototypes: int = 4,
         temperature: float = 0.1,
         prototype_momentum: float = 0.99,
-        balanced_points: bool = False,
-        balanced_pseudo_labels: float = 0.0,
         grid_cells: int = 32,
         burn_in_epochs: int = 1,
         bank_init: Literal["kmeans", "random"] = "kmeans",
@@ -194,7 +188,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.consistency_weight, self.prototype_weight = consistency_weight, prototype_weight
         self.prototype_on_labeled, self.prototype_on_unlabeled = prototype_on_labeled, prototype_on_unlabeled
         self.prototype_momentum = prototype_momentum
-        self.balanced_points, self.balanced_pseudo_labels = balanced_points, balanced_pseudo_labels
         self.grid_cells, self.burn_in_epochs = grid_cells, burn_in_epochs
         self.bank_init, self.bank_labels, self.bank_features = bank_init, bank_labels, bank_features
         self.threshold, self.class_thresholds = threshold, class_thresholds
@@ -254,8 +247,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         logits = upsample(output.logits, size)
 
         supervised = self.labeled_loss(logits[:num_labeled], output.auxiliary, mask)
-        frequency = self.pseudo_weights(mixed)
-        consistency = self.agreement(logits[num_labeled:], mixed.labels, mixed.confidence, weights=frequency)
+        consistency = self.agreement(logits[num_labeled:], mixed.labels, mixed.confidence)
         loss = supervised + self.consistency_weight * consistency
         self.log_losses(supervised=supervised, consistency=consistency)
 
@@ -305,19 +297,12 @@ class SemiSupervisedSegmentation(L.LightningModule):
         regions = region_features(self.pretrained(rescale(images, self.region_scale))[-1], probabilities)
         return rename_regions(probabilities, self.region_bank(regions), self.background).clamp(min=1e-6).log()
 
-    def agreement(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        confidence: Tensor,
-        threshold: float | None = None,
-        weights: Tensor | None = None,
-    ) -> Tensor:
+    def agreement(self, logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float | None = None) -> Tensor:
         """The consistency loss of any logits to confident pseudo-labels, with this run's gate and divisor."""
         # Where the entropy gate alone decides, it has ignored the others already.
         usual = 0.0 if self.gate == "entropy" else self.threshold
         threshold = usual if threshold is None else threshold
-        return consistency_loss(logits, labels, confidence, threshold, normalizer=self.normalizer, weights=weights)
+        return consistency_loss(logits, labels, confidence, threshold, normalizer=self.normalizer)
 
     def mix(self, unlabeled: PseudoLabeled, labeled: dict) -> PseudoLabeled:
         """CutMix images, pseudo-labels and confidence with the same boxes, or the whole batch not at all.
@@ -352,24 +337,12 @@ class SemiSupervisedSegmentation(L.LightningModule):
         on_labeled, on_unlabeled = prototype_logits.transpose(1, 2).split([len(mask), len(mixed.labels)])
         loss = prototype_logits.new_zeros(())
         if self.prototype_on_labeled:
-            labels = at_points(mask, points)
-            loss = loss + cross_entropy(on_labeled, labels, self.weights(labels))
+            loss = loss + cross_entropy(on_labeled, at_points(mask, points))
         if self.prototype_on_unlabeled:
             labels, confidence = at_points(mixed.labels, points), at_points(mixed.confidence, points)
             threshold = None if self.prototype_gate else 0.0
-            loss = loss + self.agreement(on_unlabeled, labels, confidence, threshold, self.weights(labels))
+            loss = loss + self.agreement(on_unlabeled, labels, confidence, threshold)
         return loss
-
-    def pseudo_weights(self, mixed: PseudoLabeled) -> Tensor | None:
-        """Weights of the consistency loss's pixels, where a setting asks for some."""
-        if self.balanced_pseudo_labels == 0:
-            return None
-        confident = mixed.labels.where(mixed.confidence >= self.threshold, IGNORE_INDEX)
-        return balance(confident, len(self.class_names), self.balanced_pseudo_labels)
-
-    def weights(self, labels: Tensor) -> Tensor | None:
-        """Weights of the prototype loss's points, where a setting asks for some."""
-        return balance(labels, len(self.class_names)) if self.balanced_points else None
 
     @torch.no_grad()
     def update_bank(
