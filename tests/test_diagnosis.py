@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import small_config
 
+from pcr_seg.data.sources import Source
 from pcr_seg.diagnosis import class_distances
 from pcr_seg.run import fit
 
@@ -46,3 +47,14 @@ def test_diagnosis_changes_nothing_and_logs_every_figure(tmp_path: Path) -> None
     for name in ("coverage", "precision", "agreement", "within_class", "between_class"):
         values = [float(row[f"diagnosis/{name}"]) for row in rows if row.get(f"diagnosis/{name}")]
         assert values and all(0 <= value <= 2 for value in values), name
+
+
+def test_steps_without_masks_have_no_figures(tiny_set: Source, tmp_path: Path) -> None:
+    data = Path(tiny_set.train[0].image).parents[2]
+    folder = ["dataset=folder", f"dataset.root={data}", "recipe=synthetic", "optimizer=adamw_scratch"]
+    steps = ["split=10", "global_batch=1", "data.steps_per_epoch=6", "method.burn_in_epochs=1", "data.num_workers=0"]
+    summary = fit(small_config(tmp_path, *folder, *steps, "diagnosis=true"))
+    with (tmp_path / "run/metrics.csv").open() as lines:
+        coverage = [row["diagnosis/coverage"] for row in csv.DictReader(lines) if row.get("diagnosis/coverage")]
+    assert summary["num_unlabeled"] == 6, "two with masks, one in each of six steps"
+    assert len(coverage) == 6 and coverage.count("nan") == 4

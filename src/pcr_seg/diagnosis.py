@@ -1,5 +1,7 @@
 """Why a method gains or fails: measured beside the training, with masks that the training itself never reads."""
 
+import math
+
 import lightning.pytorch as L
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from pcr_seg.module import SemiSupervisedSegmentation
 from pcr_seg.pixels import as_floats
 
 NUM_IMAGES = 64
+FIGURES = ("coverage", "precision", "agreement")
 
 
 class Diagnosis(L.Callback):
@@ -45,8 +48,12 @@ class Diagnosis(L.Callback):
         views = [
             self.views[self.places[name], seed] for name, seed in zip(names, seeds, strict=True) if name in self.places
         ]
-        if not views:
-            return
+        # Of no image a figure is NaN: a key that is not logged would keep the value of the step before.
+        figures = self.compare(module, views) if views else {}
+        module.log_dict({f"diagnosis/{name}": figures.get(name, math.nan) for name in FIGURES})
+
+    def compare(self, module: SemiSupervisedSegmentation, views: list[dict]) -> dict[str, Tensor]:
+        """Figures of the teacher's pseudo-labels on views with masks; no agreement while there are no prototypes."""
         views = as_floats({key: torch.stack([view[key] for view in views]) for key in ("image", "mask")})
         images, truth = views["image"].to(module.device), views["mask"].to(module.device)
         bank = module.bank if module.bank.is_initialized else None
@@ -56,11 +63,12 @@ class Diagnosis(L.Callback):
             confidence = relative_confidence(confidence, labels, module.class_confidence)
         known = truth != IGNORE_INDEX
         confident = known & (confidence >= module.threshold)
-        module.log("diagnosis/coverage", confident.sum() / known.sum())
-        module.log("diagnosis/precision", (confident & (labels == truth)).sum() / confident.sum())
+        right = confident & (labels == truth)
+        figures = {"coverage": confident.sum() / known.sum(), "precision": right.sum() / confident.sum()}
         if bank:
             linear, prototype = (logits.max(dim=1).indices for logits in heads)
-            module.log("diagnosis/agreement", (linear == prototype).float().mean())
+            figures["agreement"] = (linear == prototype).float().mean()
+        return figures
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: SemiSupervisedSegmentation) -> None:
