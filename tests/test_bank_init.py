@@ -56,20 +56,3 @@ def test_of_many_features_a_fair_sample_is_kept(monkeypatch) -> None:
     features, labels = bank_init.labeled_features(Pixels(), batches, 20, torch.Generator().manual_seed(0))
     from_late = (features[:, 1] > 500).sum()
     assert len(labels) == 150 and 50 < from_late < 100, "of 400 and 400"
-
-
-class Colors(nn.Module):
-    """A backbone whose last map is the image itself."""
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [images]
-
-
-def test_a_region_is_the_mean_of_what_a_class_covers_in_an_image() -> None:
-    masks = [torch.zeros(4, 6, dtype=torch.long), torch.full((4, 6), 3)]
-    masks[0][:, 3:] = 2
-    masks[0][0] = IGNORE_INDEX
-    features, labels = bank_init.labeled_regions(Colors(), make_batches(*masks), 4, 1.0, torch.device("cpu"))
-    assert labels.tolist() == [0, 2, 3]
-    expected = torch.tensor([[0, 2, 1], [2, 2, 4], [3, 1.5, 2.5]])
-    torch.testing.assert_close(features, torch.nn.functional.normalize(expected, dim=1))

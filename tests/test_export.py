@@ -25,7 +25,7 @@ SHAPES = [(1, 3, 75, 141), (2, 3, 64, 96), (3, 3, 33, 150)]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
-    run.fit(small_config(root, "method.threshold=0.2"))
+    run.fit(small_config(root, "method.threshold=0.2", "method.region_names=true"))  # all that a file may hold
     return root / "run/checkpoints/last.ckpt"
 
 

@@ -362,32 +362,6 @@ def test_paste(batch: int, channels: Size, dtype: torch.dtype) -> None:
     assert torch.equal(x, before)
 
 
-def test_region_features_are_weighted_means() -> None:
-    features, probabilities = randn(2, 3, 4, 5), randn(2, 6, 8, 10).softmax(dim=1)
-    probabilities[1, 2] = 0
-    found = method.region_features(features, probabilities)
-    for image, c in product(range(2), range(6)):
-        total, weight = torch.zeros(3), 0.0
-        for row, column in product(range(8), range(10)):
-            share = probabilities[image, c, row, column]
-            total, weight = total + share * features[image, :, row // 2, column // 2], weight + share
-        assert_close(found[image, c], total / weight if weight else total)
-
-
-@pytest.mark.parametrize("background", [None, 0, 2])
-def test_rename_regions_shares_each_region_out(background: int | None) -> None:
-    probabilities, names = randn(2, 3, 4, 5).softmax(dim=1), randn(2, 3, 3)
-    found = method.rename_regions(probabilities, names, background, inertia=1.5)
-    expected = torch.zeros_like(probabilities)
-    for image, region in product(range(2), range(3)):
-        votes = [names[image, region, c].exp() * (torch.e**1.5 if c == region else 1) for c in range(3)]
-        for c, vote in enumerate(votes):
-            share = vote / sum(votes) if region != background else float(c == region)
-            expected[image, c] += probabilities[image, region] * share
-    assert_close(found, expected)
-    assert_close(found.sum(dim=1), torch.ones(2, 4, 5))
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_class_mask_draws_half_of_the_classes_shown(seed: int) -> None:
     labels = torch.stack([random_labels(6, 7, num_classes=5), torch.full((6, 7), IGNORED), torch.full((6, 7), 3)])

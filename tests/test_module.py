@@ -150,31 +150,6 @@ def test_classes_of_labeled_images_are_pasted_with_their_labels(tmp_path: Path) 
     )
 
 
-def test_regions_take_the_names_that_pretrained_features_give_them(tmp_path: Path) -> None:
-    module = make_module(tmp_path, "method.region_names=true")
-    weak = make_batch()[1]["weak"]
-    logits = torch.full((2, NUM_CLASSES, 32, 32), -9.0)
-    logits[:, 1, :16], logits[:, 2, 16:] = 9, 9  # two regions in each image
-    with torch.no_grad():
-        features = module.pretrained(
-            torch.nn.functional.interpolate(weak, (53, 53), mode="bilinear", align_corners=True)
-        )
-        looks = features[-1][0, :, : features[-1].shape[2] // 2].mean(dim=(1, 2))
-        module.region_bank.prototypes[4, 0] = looks  # the upper half of the first image, as class 4
-        named = module.correct_names(weak, logits).softmax(1)
-    assert named[0, 4, :16].min() > 0.9 > named[0, 1, :16].max() and named.sum(1).allclose(torch.ones(()))
-    assert torch.equal(make_module(tmp_path).correct_names(weak, logits), logits)
-
-
-def test_a_run_names_regions_and_its_checkpoint_keeps_the_names(tmp_path: Path) -> None:
-    fit(small_config(tmp_path, "method.region_names=true"))
-    module = load_module(tmp_path / "run/checkpoints/last.ckpt")
-    assert module.background == 0 and module.region_bank.is_initialized
-    assert module.region_bank.prototypes.any(dim=-1).sum() == NUM_CLASSES, "every class was labeled"
-    student = dict(module.student.backbone.named_parameters())
-    assert any(not torch.equal(student[name], p) for name, p in module.pretrained.named_parameters())
-
-
 @pytest.mark.parametrize(
     "override",
     [

@@ -1,13 +1,12 @@
-"""What the prototype banks are clustered from, once, when the burn-in is over."""
+"""What the prototype bank is clustered from, once, when the burn-in is over."""
 
 import functools
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, region_features, rescale, sample_features
+from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, sample_features
 from pcr_seg.pixels import as_floats
 
 SCARCE, MOST = 100, 20_000  # features of a class
@@ -63,31 +62,6 @@ def collect(
                 kept[c] = torch.cat([kept[c], keyed[found == c]])
                 kept[c] = kept[c][kept[c][:, -1].argsort()[:MOST]]
     return [keyed[:, :-1] for keyed in kept]
-
-
-@torch.no_grad()
-def labeled_regions(
-    backbone: nn.Module, batches: Iterable[dict], num_classes: int, scale: float, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Mean features (N, D), of length 1, and labels (N,) of what each class covers in each labeled image.
-
-    Args:
-        backbone: in eval mode; its last map is taken.
-        batches: as in `labeled_features`.
-        num_classes: C.
-        scale: the images are enlarged by this.
-        device: the backbone's.
-    """
-    found, labels = [], []
-    for batch in batches:
-        batch = as_floats({key: batch[key].to(device) for key in ("image", "mask")})
-        known = batch["mask"].where(batch["mask"] != IGNORE_INDEX, num_classes)
-        masks = F.one_hot(known, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
-        features = region_features(backbone(rescale(batch["image"], scale))[-1], masks)
-        image, label = masks.any(dim=(2, 3)).nonzero(as_tuple=True)
-        found.append(F.normalize(features[image, label], dim=1))  # every image counts alike in a mean
-        labels.append(label)
-    return torch.cat(found), torch.cat(labels)
 
 
 def random_pixels(where: Tensor, most: int, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
 from pcr_seg.inference import predict_heads
 from pcr_seg.method import IGNORE_INDEX, at_points, jittered_grid, pseudo_label, relative_confidence, sample_features
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.module import SemiSupervisedSegmentation, initialized
 from pcr_seg.pixels import as_floats
 
 NUM_IMAGES = 64
@@ -56,9 +56,10 @@ class Diagnosis(L.Callback):
         """Figures of the teacher's pseudo-labels on views with masks; no agreement while there are no prototypes."""
         views = as_floats({key: torch.stack([view[key] for view in views]) for key in ("image", "mask")})
         images, truth = views["image"].to(module.device), views["mask"].to(module.device)
-        bank = module.bank if module.bank.is_initialized else None
-        heads = predict_heads(module.teacher, bank, images).split(len(module.class_names), dim=1)
-        labels, confidence = pseudo_label(module.correct_names(images, heads[0]))
+        bank = initialized(module.bank)
+        logits = predict_heads(module.teacher, bank, images, module.region_names)
+        heads = logits.split(len(module.class_names), dim=1)
+        labels, confidence = pseudo_label(heads[0])
         if module.class_thresholds:
             confidence = relative_confidence(confidence, labels, module.class_confidence)
         known = truth != IGNORE_INDEX

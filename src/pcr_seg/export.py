@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from pcr_seg.inference import predict_heads
 from pcr_seg.method import PrototypeBank
+from pcr_seg.module import initialized
 from pcr_seg.pixels import mean_and_std
+from pcr_seg.region_names import RegionNames
 from pcr_seg.run import load_module
 
 SIZES = ((2, 128, 160), (1, 97, 131), (3, 224, 161))  # batch, height, width; the first is also the one that is traced
@@ -23,13 +25,13 @@ TOLERANCE = 1e-3  # of logits
 class Predictor(nn.Module):
     """The evaluated network with its linear head, and with a bank also the prototype head, as one plain function."""
 
-    def __init__(self, network: nn.Module, bank: PrototypeBank | None) -> None:
+    def __init__(self, network: nn.Module, bank: PrototypeBank | None, region_names: RegionNames | None) -> None:
         super().__init__()
-        self.network, self.bank = network, bank
+        self.network, self.bank, self.region_names = network, bank, region_names
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, channels, H, W) normalized -> logits (B, C, H, W); with a bank a pair of them, linear and prototype."""
-        logits = predict_heads(self.network, self.bank, image)
+        logits = predict_heads(self.network, self.bank, image, self.region_names)
         return logits if self.bank is None else logits.chunk(2, dim=1)
 
 
@@ -44,7 +46,8 @@ def export(cfg: DictConfig) -> Path:
     module = load_module(cfg.checkpoint, student=cfg.eval.student)
     if cfg.prototype_head and not module.bank.is_initialized:
         raise ValueError(f"prototype_head=true: {cfg.checkpoint} has no prototypes yet; export the linear head alone")
-    predictor = Predictor(module.network, module.bank if cfg.prototype_head else None).eval()
+    bank = module.bank if cfg.prototype_head else None
+    predictor = Predictor(module.network, bank, initialized(module.region_names)).eval()
     predictor.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
     channels = predictor.network.backbone.in_channels
     images = [torch.randn(batch, channels, height, width) for batch, height, width in SIZES]

@@ -12,18 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcr_seg.method import PrototypeBank, rescale, upsample
+from pcr_seg.region_names import RegionNames
 
 Predict = Callable[[Tensor], Tensor]
 Protocol = Callable[[Predict, Tensor], Tensor]
 
 
-def predict_heads(network: torch.nn.Module, bank: PrototypeBank | None, images: Tensor) -> Tensor:
+def predict_heads(
+    network: torch.nn.Module, bank: PrototypeBank | None, images: Tensor, region_names: RegionNames | None = None
+) -> Tensor:
     """Full-resolution logits of the linear and, with a bank, the prototype head side by side: (B, C or 2C, H, W).
 
-    One tensor, so that every protocol below treats the heads alike in one forward.
+    One tensor, so that every protocol below treats the heads alike in one forward. With `region_names` what the linear
+    head takes for one class in an image is named anew.
     """
     output, size = network(images), images.shape[-2:]
     linear = upsample(output.logits.float(), size)
+    linear = linear if region_names is None else region_names(images, linear)
     return linear if bank is None else torch.cat([linear, bank.dense_logits(output.features, size)], dim=1)
 
 

@@ -78,41 +78,6 @@ def entropy_gate(
     return pseudo_labels.masked_fill(entropy > limit, IGNORE_INDEX)
 
 
-def region_features(
-    features: Float[Tensor, "B D h w"], probabilities: Float[Tensor, "B C H W"]
-) -> Float[Tensor, "B C D"]:
-    """Mean feature of each class in each image, weighted by the class's probability; 0 where it has none."""
-    weights = F.interpolate(probabilities, features.shape[-2:], mode="area")
-    sums = torch.einsum("bchw,bdhw->bcd", weights, features.float())
-    return sums / weights.sum(dim=(2, 3))[..., None].clamp(min=1e-6)
-
-
-def rename_regions(
-    probabilities: Float[Tensor, "B C H W"],
-    names: Float[Tensor, "B C C"],
-    background: int | None = None,
-    *,
-    inertia: float = 3.0,
-) -> Float[Tensor, "B C H W"]:
-    """Give each class's region in an image to the classes that its features look like: probabilities that sum to 1.
-
-    A region is all that one class has in one image, each pixel with its probability; it is shared out by the softmax of
-    its logits for every class, its own raised by `inertia`. A network trained on few labels finds objects better than
-    it tells their classes apart; features that were not trained on those labels do that better.
-
-    Args:
-        probabilities: of each pixel.
-        names: logits of [region, class].
-        background: a class whose region keeps its name: whatever is no other class has no look of its own.
-        inertia: 0 believes the features alone.
-    """
-    own = torch.eye(names.shape[1], device=names.device)
-    shares = (names + inertia * own).softmax(dim=2)
-    if background is not None:
-        shares = torch.where((torch.arange(len(own), device=own.device) == background)[:, None], own, shares)
-    return torch.einsum("bchw,bcd->bdhw", probabilities, shares)
-
-
 # ------------------------------------------------------------------------------------------- losses
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from pcr_seg.bank_init import labeled_features, labeled_regions
+from pcr_seg.bank_init import labeled_features
 from pcr_seg.inference import center_pad, iou_per_class, predict_heads
 from pcr_seg.method import (
     IGNORE_INDEX,
@@ -47,14 +47,12 @@ from pcr_seg.method import (
     jittered_grid,
     paste,
     pseudo_label,
-    region_features,
     relative_confidence,
-    rename_regions,
-    rescale,
     sample_features,
     upsample,
 )
 from pcr_seg.pixels import as_floats
+from pcr_seg.region_names import RegionNames
 
 HEADS = {"linear": "", "prototype": "_prototype"}  # and how their keys in the log end
 
@@ -111,8 +109,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         teacher_bn: the teacher's BatchNorm statistics: "copy" the student's, "average" them, "forward" the student's
             batch through the teacher in training mode without gradient, as U2PL does, or the "weak" views (A12): what
             the images themselves look like, which balanced or mixed crops do not show.
-        region_names: what the teacher takes for one class in an image is named anew by features of the backbone as it
-            was pretrained, compared with those of the labeled images (`method.rename_regions`).
+        region_names: what the network takes for one class in an image is named anew by features of the backbone as it
+            was pretrained, in pseudo-labels and in predictions of the linear head (`RegionNames`).
         region_scale: the pretrained backbone sees images enlarged by this.
         region_temperature: divides its cosines.
         seed: every random number of a step follows from (seed, batch of the training, rank).
@@ -173,12 +171,11 @@ class SemiSupervisedSegmentation(L.LightningModule):
             temperature=temperature,
             momentum=prototype_momentum,
         )
-        self.region_names, self.region_scale = region_names, region_scale
+        self.region_names = None
         if region_names:
-            self.pretrained = copy.deepcopy(student.backbone).requires_grad_(False).eval()
-            dim = student.backbone.channels[-1]
-            self.region_bank = PrototypeBank(student.num_classes, 1, dim, temperature=region_temperature)
-        self.background = class_names.index("background") if "background" in class_names else None
+            background = class_names.index("background") if "background" in class_names else None
+            looks = {"background": background, "scale": region_scale, "temperature": region_temperature}
+            self.region_names = RegionNames(student.backbone, student.num_classes, **looks)
         self.register_buffer("class_confidence", torch.ones(student.num_classes))
         self.register_buffer("assigned", torch.zeros(student.num_classes, num_prototypes), persistent=False)
 
@@ -275,8 +272,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
     def teach(self, unlabeled: dict) -> PseudoLabeled:
         """The teacher labels the weak views; padding stays unknown."""
         with batchnorm_follows(self.teacher) if self.teacher_bn == "weak" else nullcontext():
-            logits = upsample(self.teacher(unlabeled["weak"]).logits, unlabeled["weak"].shape[-2:])
-        logits = self.correct_names(unlabeled["weak"], logits)
+            logits = predict_heads(self.teacher, None, unlabeled["weak"], self.region_names)
         labels, confidence = pseudo_label(logits)
         labels = labels.masked_fill(~unlabeled["valid"], IGNORE_INDEX)
         confidence = confidence.masked_fill(~unlabeled["valid"], 0)
@@ -288,14 +284,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
             progress = self.current_epoch / max(self.trainer.max_epochs, 1)
             labels = entropy_gate(logits, labels, 100 - (100 - self.drop_percent) * (1 - progress))
         return PseudoLabeled(unlabeled["strong"], labels, confidence)
-
-    def correct_names(self, images: Tensor, logits: Tensor) -> Tensor:
-        """The teacher's logits after pretrained features have named its regions, where the method asks for that."""
-        if not self.region_names:
-            return logits
-        probabilities = logits.softmax(dim=1)
-        regions = region_features(self.pretrained(rescale(images, self.region_scale))[-1], probabilities)
-        return rename_regions(probabilities, self.region_bank(regions), self.background).clamp(min=1e-6).log()
 
     def agreement(self, logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float | None = None) -> Tensor:
         """The consistency loss of any logits to confident pseudo-labels, with this run's gate and divisor."""
@@ -393,10 +381,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.assigned.zero_()
         if self.prototype_weight > 0 and not self.in_burn_in and not self.bank.is_initialized:
             self.initialize_bank()
-        if self.region_names and not self.in_burn_in and not self.region_bank.is_initialized:
-            batches = self.trainer.datamodule.bank_dataloader()  # the same on every rank
-            regions = labeled_regions(self.pretrained, batches, len(self.class_names), self.region_scale, self.device)
-            self.region_bank.initialize(*regions)
+        if self.region_names and not self.in_burn_in and not self.region_names.is_initialized:
+            self.region_names.initialize(self.trainer.datamodule.bank_dataloader(), self.device)  # alike on every rank
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
@@ -469,7 +455,8 @@ class SemiSupervisedSegmentation(L.LightningModule):
 
     def predict_scored(self, images: Tensor) -> dict[str, Tensor]:
         """The same for the pixels that are scored: a padded square's where the protocol is `center_padded`."""
-        predict = functools.partial(predict_heads, self.network, self.bank if self.bank.is_initialized else None)
+        bank, region_names = initialized(self.bank), initialized(self.region_names)
+        predict = functools.partial(predict_heads, self.network, bank, region_names=region_names)
         logits = self.protocol(predict, images).split(self.student.num_classes, dim=1)
         return dict(zip(HEADS, logits, strict=False))
 
@@ -544,6 +531,11 @@ class SemiSupervisedSegmentation(L.LightningModule):
         progress = checkpoint["progress"]
         self.assigned.copy_(progress["assigned"])
         self.validated_at, self.scores = progress["validated_at"], progress["scores"]
+
+
+def initialized(part: PrototypeBank | RegionNames | None) -> PrototypeBank | RegionNames | None:
+    """The part once it has seen labeled images, None before."""
+    return part if part is not None and part.is_initialized else None
 
 
 def check_choices(function: Callable, values: dict) -> None:
