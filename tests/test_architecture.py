@@ -8,7 +8,8 @@ import pytest
 SRC = Path(__file__).parents[1] / "src/pcr_seg"
 ALLOWED = {
     "method": set(),
-    "inference": {"method"},
+    "region_names": {"method", "pixels"},
+    "inference": {"method", "region_names"},
     "visualize": set(),
     "report.tables": set(),
     "report.plots": {"report.tables"},
@@ -16,7 +17,7 @@ ALLOWED = {
     "report.write": {"report.pages", "report.plots", "report.tables"},
     "pixels": set(),
     "bank_init": {"method", "pixels"},
-    "module": {"bank_init", "method", "inference", "pixels"},
+    "module": {"bank_init", "method", "inference", "pixels", "region_names"},
     "models.backbones": set(),
     "models.deeplab": set(),
     "models.official": set(),
@@ -48,7 +49,7 @@ ALLOWED = {
     "choose": {"evaluate", "module", "panels", "predict", "run", "data.files", "data.sources"},
     "cli": {"config"},
     "app": {"module", "panels", "run", "visualize"},
-    "export": {"inference", "method", "pixels", "run"},
+    "export": {"inference", "method", "module", "pixels", "region_names", "run"},
 }  # fmt: skip
 
 
