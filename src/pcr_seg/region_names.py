@@ -46,7 +46,9 @@ class RegionNames(nn.Module):
         """Whether the classes' looks are known."""
         return self.bank.is_initialized
 
-    def forward(self, images: Float[Tensor, "B 3 H W"], logits: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def forward(
+        self, images: Float[Tensor, "B channels H W"], logits: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
         """Logits of the images after each class's region has been shared out by its look (`rename_regions`)."""
         probabilities = logits.softmax(dim=1)
         looks = region_features(self.backbone(enlarge(images, self.scale))[-1], probabilities)
@@ -91,7 +93,7 @@ def region_features(
     return sums / weights.sum(dim=(2, 3))[..., None].clamp(min=1e-6)
 
 
-def enlarge(images: Float[Tensor, "B D H W"], scale: float) -> Float[Tensor, "B D H2 W2"]:
+def enlarge(images: Float[Tensor, "B channels H W"], scale: float) -> Float[Tensor, "B channels H2 W2"]:
     """Resize by a factor in whole hundredths, in integers: exported programs cannot round the sides of an image."""
     hundredths = round(100 * scale)
     sides = tuple((side * hundredths + 50) // 100 for side in images.shape[-2:])
