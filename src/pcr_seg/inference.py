@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcr_seg.method import PrototypeBank, rescale, upsample
+from pcr_seg.method import PrototypeBank, upsample
 from pcr_seg.region_names import RegionNames
 
 Predict = Callable[[Tensor], Tensor]
@@ -115,7 +115,7 @@ def multi_scale(
     """
     total, size = 0.0, images.shape[-2:]
     for scale in scales:
-        scaled = rescale(images, scale)
+        scaled = upsample(images, tuple(max(1, round(side * scale)) for side in size))
         logits = inner(predict, scaled)
         if flip:
             logits = (logits + inner(predict, scaled.flip(-1)).flip(-1)) / 2

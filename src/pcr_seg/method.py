@@ -217,11 +217,6 @@ def upsample(x: Float[Tensor, "B C h w"], size: tuple[int, int] | torch.Size) ->
     return F.interpolate(x.float(), tuple(size), mode="bilinear", align_corners=True)
 
 
-def rescale(images: Float[Tensor, "B C H W"], scale: float) -> Float[Tensor, "B C H2 W2"]:
-    """Resize by a factor, to whole pixels."""
-    return upsample(images, tuple(max(1, round(side * scale)) for side in images.shape[-2:]))
-
-
 def jittered_grid(
     height: int,
     width: int,

@@ -174,8 +174,13 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.region_names = None
         if region_names:
             background = class_names.index("background") if "background" in class_names else None
-            looks = {"background": background, "scale": region_scale, "temperature": region_temperature}
-            self.region_names = RegionNames(student.backbone, student.num_classes, **looks)
+            self.region_names = RegionNames(
+                student.backbone,
+                student.num_classes,
+                background=background,
+                scale=region_scale,
+                temperature=region_temperature,
+            )
         self.register_buffer("class_confidence", torch.ones(student.num_classes))
         self.register_buffer("assigned", torch.zeros(student.num_classes, num_prototypes), persistent=False)
 
@@ -382,7 +387,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         if self.prototype_weight > 0 and not self.in_burn_in and not self.bank.is_initialized:
             self.initialize_bank()
         if self.region_names and not self.in_burn_in and not self.region_names.is_initialized:
-            self.region_names.initialize(self.trainer.datamodule.bank_dataloader(), self.device)  # alike on every rank
+            self.region_names.initialize(self.trainer.datamodule.bank_dataloader())  # alike on every rank
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""

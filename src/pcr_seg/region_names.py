@@ -54,9 +54,10 @@ class RegionNames(nn.Module):
         looks = region_features(self.backbone(enlarge(images, self.scale))[-1], probabilities)
         return rename_regions(probabilities, self.bank(looks), self.background).clamp(min=1e-6).log()
 
-    def initialize(self, batches: Iterable[dict], device: torch.device) -> None:
-        """Learn the classes' looks from labeled images: `image` (B, 3, H, W) and `mask` (B, H, W) as loaders give."""
-        self.bank.initialize(*labeled_regions(self.backbone, batches, len(self.bank.prototypes), self.scale, device))
+    def initialize(self, batches: Iterable[dict]) -> None:
+        """Learn the classes' looks from labeled images, in batches as `labeled_regions` takes them."""
+        num_classes, device = len(self.bank.prototypes), self.bank.prototypes.device
+        self.bank.initialize(*labeled_regions(self.backbone, batches, num_classes, self.scale, device))
 
 
 @torch.no_grad()
