@@ -24,6 +24,17 @@ from pcr_seg.data.sources import Source
 from pcr_seg.method import PrototypeBank, ema_update
 
 OHEM = ["method.supervised_loss._target_=pcr_seg.method.ohem_cross_entropy"]
+SETTINGS = [
+    [],
+    ["method=supervised"],
+    ["method=consistency"],
+    ["method=unimatch"],
+    ["method.gate=both"],
+    ["method.normalizer=u2pl", "method.bank_labels=teacher"],
+    ["method.teacher_bn=forward", "method.bank_features=teacher"],
+    ["method.teacher_bn=weak", "method.labeled_classmix=0.5", "method.region_names=true"],
+    ["model.auxiliary=true", *OHEM],
+]
 
 
 def fake_like(tensor: torch.Tensor) -> torch.Tensor:
@@ -41,30 +52,22 @@ def fake(module: nn.Module) -> None:
                     tensors[name] = nn.Parameter(empty, tensor.requires_grad) if name in part._parameters else empty
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["method=supervised"],
-        ["method=consistency"],
-        ["method=unimatch"],
-        ["method.gate=both"],
-        ["method.normalizer=u2pl", "method.bank_labels=teacher"],
-        ["method.teacher_bn=forward", "method.bank_features=teacher"],
-        ["method.teacher_bn=weak", "method.labeled_classmix=0.5", "method.region_names=true"],
-        ["model.auxiliary=true", *OHEM],
-    ],
-)
+def byte_batch(overrides: list[str]) -> tuple[dict, dict]:
+    """Labeled and unlabeled images in bytes, as loaders give them, with as many strong views as the method takes."""
+    labeled, unlabeled = make_batch()
+    unlabeled["strong"] = unlabeled["strong"].repeat(1, 2 if "method=unimatch" in overrides else 1, 1, 1, 1)
+    for part, key in ((labeled, "image"), (unlabeled, "weak"), (unlabeled, "strong")):
+        part[key] = (part[key] * 60 + 120).clamp(0, 255).byte()
+    return labeled, unlabeled
+
+
+@pytest.mark.parametrize("overrides", SETTINGS)
 def test_a_step_reads_nothing_back(tmp_path: Path, overrides: list[str]) -> None:
-    views = 2 if "method=unimatch" in overrides else 1
-    module, (labeled, unlabeled) = make_module(tmp_path, "method.burn_in_epochs=0", *overrides), make_batch()
+    module, (labeled, unlabeled) = make_module(tmp_path, "method.burn_in_epochs=0", *overrides), byte_batch(overrides)
     module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
     with FakeTensorMode():
         fake(module)
         labeled, unlabeled = ({name: fake_like(value) for name, value in part.items()} for part in (labeled, unlabeled))
-        unlabeled["strong"] = unlabeled["strong"].repeat(1, views, 1, 1, 1)
-        for part, key in ((labeled, "image"), (unlabeled, "weak"), (unlabeled, "strong")):
-            part[key] = part[key].byte()  # as loaders give them
         loss = module.training_step({"labeled": labeled, "unlabeled": unlabeled}, 0)
         loss.backward()
         ema_update(module.teacher, module.student, 0.9)
