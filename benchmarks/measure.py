@@ -96,6 +96,7 @@ def machine() -> dict:
     packages = ("torch", "torchvision", "lightning", "timm", "albumentations", "opencv-python-headless", "pillow")
     return {
         "cpu": cpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "busy": round(os.getloadavg()[0], 1),

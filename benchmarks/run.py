@@ -3,8 +3,8 @@
     python benchmarks/run.py                          # everything: make bench
     python benchmarks/run.py part=method repeats=3    # one part; several: part=[method,step]
 
-Parts: method, levers, step, loader, evaluation, growth. Only an undisturbed machine gives figures worth keeping; parts
-that are not measured keep those they have.
+Parts: method, levers, step, loader, evaluation, growth, and gpu where there is one. Only an undisturbed machine gives
+figures worth keeping; parts that are not measured keep those they have.
 """
 
 import json
@@ -24,13 +24,14 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("method", "levers", "step", "loader", "evaluation", "growth")
+PARTS = ("method", "levers", "step", "loader", "evaluation", "growth", "gpu")
 ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: list[str]) -> None:
     """Run the chosen parts and store what they found."""
-    options = OmegaConf.create({"part": list(PARTS), "repeats": 5, "threads": 1, "output": "benchmarks/results.json",
+    here = [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
+    options = OmegaConf.create({"part": here, "repeats": 5, "threads": 1, "output": "benchmarks/results.json",
                                 "document": "docs/performance.md"})  # fmt: skip
     OmegaConf.set_struct(options, True)  # a misspelt option is refused
     options = OmegaConf.merge(options, OmegaConf.from_cli(arguments))
@@ -102,8 +103,9 @@ def markdown(rows: list[list[str]]) -> str:
 def footnote(machine: dict) -> str:
     """What a table was measured on."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    where = machine.get("gpu") or machine["cpu"]
     return (
-        f"{machine['cpu']}, {machine['threads']} thread(s), load {machine['busy']}; {machine['date']}, commit"
+        f"{where}, {machine['threads']} thread(s), load {machine['busy']}; {machine['date']}, commit"
         f" `{(machine['commit'] or 'unknown')[:12]}`; {versions}."
     )
 

@@ -38,7 +38,7 @@ def measure(repeats: int) -> list[Row]:
     for backbone, crop, stride, images, further in CASES:
         overrides = (f"backbone={backbone}", f"backbone.output_stride={stride}", *further)
         case = f"{backbone}, stride {stride}, {images} + {images} x {crop} x {crop}"
-        pcr, supervised = make_module(*overrides), make_module(*overrides, "method=supervised")
+        pcr, supervised = make_module("camvid", *overrides), make_module("camvid", *overrides, "method=supervised")
         batch = make_batch(images, crop)
         clock = run(pcr, batch, repeats, {"floor": Floor(pcr), "prototypes": lambda m, b: prototypes_alone(m, b)})
         alone = run(supervised, {"labeled": batch["labeled"]}, repeats, {})
@@ -48,10 +48,10 @@ def measure(repeats: int) -> list[Row]:
     return found
 
 
-def make_module(*overrides: str) -> SemiSupervisedSegmentation:
-    """The module that `train.py` makes for a small data set, with random weights and a filled bank."""
+def make_module(dataset: str, *overrides: str) -> SemiSupervisedSegmentation:
+    """The module that `train.py` makes for a data set, with random weights and a filled bank."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = ["dataset=camvid", "output=.", "method.burn_in_epochs=0", *overrides, "backbone.weights=null"]
+        settings = [f"dataset={dataset}", "output=.", "method.burn_in_epochs=0", *overrides, "backbone.weights=null"]
         config = compose("train", settings)
     module = build_module(OmegaConf.to_container(config, resolve=True), CLASSES)
     module.bank.prototypes.uniform_()
@@ -59,13 +59,15 @@ def make_module(*overrides: str) -> SemiSupervisedSegmentation:
     return module
 
 
-def make_batch(images: int, crop: int) -> dict:
+def make_batch(images: int, crop: int, strong_views: int = 1, device: str = "cpu") -> dict:
     """What the loaders return, of noise."""
     generator = torch.Generator().manual_seed(0)
     image, weak = torch.randn(2, images, 3, crop, crop, generator=generator)
     mask = torch.randint(len(CLASSES), (images, crop, crop), generator=generator)
-    unlabeled = {"weak": weak, "strong": weak[:, None], "valid": torch.ones_like(mask, dtype=torch.bool)}
-    return {"labeled": {"image": image, "mask": mask}, "unlabeled": unlabeled}
+    strong = weak[:, None].expand(-1, strong_views, -1, -1, -1)
+    unlabeled = {"weak": weak, "strong": strong, "valid": torch.ones_like(mask, dtype=torch.bool)}
+    streams = {"labeled": {"image": image, "mask": mask}, "unlabeled": unlabeled}
+    return {name: {key: value.to(device) for key, value in stream.items()} for name, stream in streams.items()}
 
 
 def run(module: SemiSupervisedSegmentation, batch: dict, repeats: int, others: dict) -> "Clock":

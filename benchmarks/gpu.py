@@ -1,0 +1,86 @@
+"""Training steps of the paper's recipes on a GPU: time and memory of each method.
+
+The Trainer's steps with hooks, losses, bank, teacher and logging, one after another without waiting for each; the batch
+is on the GPU already.
+"""
+
+import tempfile
+import time
+from itertools import pairwise
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from measure import Row, rows
+from step import make_batch, make_module
+from torch.utils.data import DataLoader
+
+from pcr_seg.module import SemiSupervisedSegmentation
+
+CASES = (  # recipe, crop, labeled images on the GPU (and as many unlabeled ones)
+    ("cityscapes", 769, 2),
+    ("voc", 513, 2),
+    ("voc", 513, 8),
+)
+VERSIONS = (  # method, precision
+    ("supervised", "bf16-mixed"),
+    ("consistency", "bf16-mixed"),
+    ("pcr", "bf16-mixed"),
+    ("unimatch", "bf16-mixed"),
+    ("pcr", "32-true"),
+)
+ROUND = 10  # steps
+
+
+def measure(repeats: int) -> list[Row]:
+    """Rows of each method, against a supervised step on the same labels."""
+    found = []
+    for dataset, crop, images in CASES:
+        seconds, peaks = {}, {}
+        for method, precision in VERSIONS:
+            version = f"{method}, {precision}"
+            module = make_module(dataset, f"method={method}")
+            seconds[version], peaks[version] = steps(module, images, crop, repeats, precision=precision)
+        found += rows(f"{dataset}, resnet101, {images} + {images} x {crop} x {crop}", seconds, peaks)
+    return found
+
+
+def steps(
+    module: SemiSupervisedSegmentation, images: int, crop: int, repeats: int, **trainer: object
+) -> tuple[list[float], float]:
+    """Seconds of a step in each round of ten, and the most memory held, in MiB, networks and optimizer included."""
+    clock, batch = Clock(repeats), make_batch(images, crop, module.strong_views, "cuda")
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        limits = {"max_steps": clock.total, "limit_val_batches": 0, "log_every_n_steps": 10}
+        fitter = L.Trainer(
+            accelerator="gpu", devices=1, logger=CSVLogger(folder), callbacks=[clock], **limits, **quiet, **trainer
+        )
+        fitter.fit(module, {name: DataLoader([part] * clock.total, batch_size=None) for name, part in batch.items()})
+    return clock.seconds, torch.cuda.max_memory_allocated() / 2**20
+
+
+class Clock(L.Callback):
+    """Times rounds of steps; the first one warms up."""
+
+    def __init__(self, repeats: int) -> None:
+        self.total, self.passed = ROUND * (repeats + 1) + 1, []
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
+        """Look at the clock after each round, once the GPU is done."""
+        if batch_idx % ROUND == 0:
+            torch.cuda.synchronize()
+            self.passed.append(time.perf_counter())
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of a step, for each round but the first."""
+        return [(end - start) / ROUND for start, end in pairwise(self.passed)][1:]
+
+
+def targets(found: list[Row]) -> list[tuple[str, str, str]]:
+    """What the project sets itself, and what came out."""
+    milliseconds = {(row["case"], row["version"]): row["milliseconds"] for row in found}
+    cases = {case for case, _ in milliseconds}
+    extra = max(milliseconds[c, "pcr, bf16-mixed"] / milliseconds[c, "consistency, bf16-mixed"] - 1 for c in cases)
+    return [("on a GPU: prototypes over the same step without them", "3 %", f"{100 * extra:.1f} %")]
