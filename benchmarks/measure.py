@@ -5,14 +5,13 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pcr_seg.run import git_commit
+from pcr_seg.run import git_commit, versions
 
 Row = dict  # case, version, milliseconds, quartiles, ratio to the case's first version, mebibytes or None
 
@@ -102,5 +101,5 @@ def machine() -> dict:
         "busy": round(os.getloadavg()[0], 1),
         "date": time.strftime("%Y-%m-%d"),
         "commit": git_commit(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": versions(*packages),
     }

@@ -38,7 +38,7 @@ def measure(repeats: int) -> list[Row]:
     for backbone, crop, stride, images, further in CASES:
         overrides = (f"backbone={backbone}", f"backbone.output_stride={stride}", *further)
         case = f"{backbone}, stride {stride}, {images} + {images} x {crop} x {crop}"
-        pcr, supervised = make_module("camvid", *overrides), make_module("camvid", *overrides, "method=supervised")
+        pcr, supervised = make_module(*overrides), make_module(*overrides, "method=supervised")
         batch = make_batch(images, crop)
         clock = run(pcr, batch, repeats, {"floor": Floor(pcr), "prototypes": lambda m, b: prototypes_alone(m, b)})
         alone = run(supervised, {"labeled": batch["labeled"]}, repeats, {})
@@ -48,7 +48,7 @@ def measure(repeats: int) -> list[Row]:
     return found
 
 
-def make_module(dataset: str, *overrides: str) -> SemiSupervisedSegmentation:
+def make_module(*overrides: str, dataset: str = "camvid") -> SemiSupervisedSegmentation:
     """The module that `train.py` makes for a data set, with random weights and a filled bank."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = [f"dataset={dataset}", "output=.", "method.burn_in_epochs=0", *overrides, "backbone.weights=null"]

@@ -29,4 +29,6 @@ def test_card_of_two_heads_and_pretrained_weights() -> None:
     card = model_card(SUMMARY | both, CONFIG | {"backbone": {"weights": "timm"}})
     assert "by\nsemi-supervised learning" in card and "and of the initial weights apply" in card
     assert rows(card)[-3:] == [["sky", "90.0", "25.0"], ["sign", "-", "50.0"], ["mean", "50.0", "37.5"]]
-    assert "{" not in card
+    assert "{" not in card and "with pcr-seg 0.1." in card
+    mere_checkout = {"versions": VERSIONS | {"pcr-seg": None}}
+    assert "with pcr-seg." in model_card(SUMMARY | mere_checkout, CONFIG)

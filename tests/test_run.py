@@ -64,6 +64,11 @@ def test_run_folder_is_complete(trained: Path) -> None:
     assert len(list((trained / "prototypes").glob("*.jpg"))) == 5 * 4 and (trained / "details.json").is_file()
 
 
+def test_a_package_that_is_not_installed_does_not_end_a_training() -> None:
+    found = run.versions("torch", "a-checkout-on-the-path")
+    assert torch.__version__.startswith(found["torch"]) and found["a-checkout-on-the-path"] is None
+
+
 def test_a_finished_run_is_not_repeated_nor_another_put_in_its_folder(trained: Path) -> None:
     overrides = ["method.threshold=0.2", "trainer.max_epochs=3"]
     before = (trained / "metrics.csv").stat().st_mtime_ns

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -218,7 +218,6 @@ def open_run_folder(
 def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: SegmentationData) -> dict:
     """What a finished run reached, with what, and at which cost."""
     metrics, config = module.scores, module.metadata["config"]
-    packages = ("pcr-seg", "torch", "lightning", "timm", "albumentations")
     return {
         "dataset": data.source.name,
         "split": str(config["split"]["labeled"]),
@@ -235,7 +234,7 @@ def summarize(trainer: L.Trainer, module: SemiSupervisedSegmentation, data: Segm
         **iou_of_heads(metrics, module.class_names),
         "images_per_second": round(images_per_second(trainer, data, module), 2),
         "peak_memory_mib": round(peak_memory_mib(trainer.strategy.root_device)),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": versions("pcr-seg", "torch", "lightning", "timm", "albumentations"),
         "git_commit": git_commit(),
     }
 
@@ -300,6 +299,17 @@ def peak_memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Python's version and those of packages; None for one that is not installed, as this one in a mere checkout."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def git_commit() -> str | None:
