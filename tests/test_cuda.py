@@ -100,7 +100,9 @@ def test_a_step_is_that_of_the_cpu(tmp_path: Path, exact: None, overrides: list[
         results.append((loss.detach().cpu(), gradients.cpu(), state))
     (loss, gradients, state), (their_loss, their_gradients, their_state) = results
     torch.testing.assert_close(their_loss, loss, rtol=1e-4, atol=1e-5)
-    assert (their_gradients - gradients).norm() < 1e-3 * gradients.norm()
+    assert (
+        their_gradients - gradients
+    ).norm() < 1e-2 * gradients.norm()  # a pixel may fall on the other side of a gate
     torch.testing.assert_close(their_state, state, rtol=1e-3, atol=1e-4)
 
 
