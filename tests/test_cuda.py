@@ -106,7 +106,14 @@ def test_a_step_is_that_of_the_cpu(tmp_path: Path, exact: None, overrides: list[
     torch.testing.assert_close(their_state, state, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("overrides", [["hardware=gpu"], ["method=pcr_named"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["hardware=gpu", "logger=tensorboard"],
+        ["method=pcr_named", "logger=wandb"],
+        ["diagnosis=true", "watch.on_nonfinite=skip"],
+    ],
+)
 def test_a_run_on_a_gpu_is_read_on_a_cpu(tmp_path: Path, exact: None, overrides: list[str]) -> None:
     summary = fit(gpu_config(tmp_path, *overrides))
     assert summary["iterations"] == 6 and 1 < summary["peak_memory_mib"] < 2000

@@ -115,7 +115,7 @@ def validation_to_tensorboard(
     pictures = {"val/images": np.asarray(example_panel(module, source))}
     for head, matrix in module.confusion_counts().items():
         share = matrix / matrix.sum(dim=1, keepdim=True)
-        pictures[f"val/confusion_{head}"] = np.asarray(visualize.fit(visualize.heat(share.numpy()), 512))
+        pictures[f"val/confusion_{head}"] = np.asarray(visualize.fit(visualize.heat(share.cpu().numpy()), 512))
     for key, picture in pictures.items():
         logger.experiment.add_image(key, picture, step, dataformats="HWC")
 
