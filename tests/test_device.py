@@ -1,15 +1,17 @@
-"""Nothing in a training step waits for the device: proven on tensors without values, which no step could read back.
+"""Nothing in a step waits for the device or leaves it: proven on tensors without values, which nothing could read back.
 
-A fake tensor has a shape and a device but no numbers. Reading one (`.item()`, `if tensor`) and a shape that depends on
-one (`nonzero`, masks as indices) are errors.
+A fake tensor has a shape and a device, also one that is not there, but no numbers. Reading one (`.item()`,
+`if tensor`), a shape that depends on one (`nonzero`, masks as indices) and tensors of two devices in one operation are
+errors.
 """
 
+import functools
 from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
 import torch
-from test_module import make_batch, make_module
+from test_module import NUM_CLASSES, make_batch, make_module
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -19,9 +21,12 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import pcr_seg.module
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.sources import Source
-from pcr_seg.method import PrototypeBank, ema_update
+from pcr_seg.inference import predict_heads
+from pcr_seg.method import PrototypeBank, ema_update, jittered_grid
+from pcr_seg.module import SemiSupervisedSegmentation
 
 OHEM = ["method.supervised_loss._target_=pcr_seg.method.ohem_cross_entropy"]
 SETTINGS = [
@@ -37,18 +42,18 @@ SETTINGS = [
 ]
 
 
-def fake_like(tensor: torch.Tensor) -> torch.Tensor:
+def fake_like(tensor: torch.Tensor, device: str = "cpu") -> torch.Tensor:
     """Shape, layout and type of a tensor, without its numbers."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
-def fake(module: nn.Module) -> None:
+def fake(module: nn.Module, device: str = "cpu") -> None:
     """Replace every parameter and buffer by a fake one."""
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    empty = fake_like(tensor)
+                    empty = fake_like(tensor, device)
                     tensors[name] = nn.Parameter(empty, tensor.requires_grad) if name in part._parameters else empty
 
 
@@ -73,6 +78,44 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: list[str]) -> None
         ema_update(module.teacher, module.student, 0.9)
     assert isinstance(loss, FakeTensor) and isinstance(module.bank.prototypes, FakeTensor)
     assert any(parameter.grad is not None for parameter in module.student.parameters())
+
+
+def fake_on_gpu(module: SemiSupervisedSegmentation) -> None:
+    """Move a module to a GPU that need not be there."""
+    fake(module, "cuda")
+    module._device = torch.device("cuda", 0)  # what module.to sets, which cannot move fake parameters
+
+
+# No gradients below: their graph would ask for the driver.
+@pytest.mark.parametrize("overrides", SETTINGS)
+def test_a_step_stays_on_its_device(tmp_path: Path, overrides: list[str]) -> None:
+    module, streams = make_module(tmp_path, "method.burn_in_epochs=0", *overrides), byte_batch(overrides)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
+    with FakeTensorMode(), torch.no_grad():
+        fake_on_gpu(module)
+        labeled, unlabeled = ({key: fake_like(value, "cuda") for key, value in part.items()} for part in streams)
+        loss = module.training_step({"labeled": labeled, "unlabeled": unlabeled}, 0)
+        ema_update(module.teacher, module.student, 0.9)
+    assert loss.device.type == module.bank.prototypes.device.type == "cuda"
+
+
+@pytest.mark.parametrize("protocol", ["whole", "sliding_multi_scale", "voc_center_pad"])
+def test_a_prediction_stays_on_its_device(tmp_path: Path, protocol: str) -> None:
+    module = make_module(tmp_path, "method.region_names=true", f"protocol={protocol}")
+    predict = functools.partial(predict_heads, module.teacher, module.bank, region_names=module.region_names)
+    with FakeTensorMode(), torch.no_grad():
+        fake_on_gpu(module)
+        logits = module.protocol(predict, torch.empty(2, 3, 40, 56, device="cuda"))
+    assert logits.device.type == "cuda" and logits.shape[1] == 2 * NUM_CLASSES
+
+
+def test_a_tensor_of_another_device_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(height: int, width: int, cells: int, device: torch.device) -> torch.Tensor:
+        return jittered_grid(height, width, cells)
+
+    monkeypatch.setattr(pcr_seg.module, "jittered_grid", forgetful)
+    with pytest.raises((RuntimeError, IndexError), match="device"):
+        test_a_step_stays_on_its_device(tmp_path, [])
 
 
 def test_a_value_that_is_read_back_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
