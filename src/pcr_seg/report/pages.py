@@ -71,7 +71,7 @@ def sweep_page(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
         runs=runs,
         tables={title: part.drop(columns=["iterations", *COSTS.values()], errors="ignore")
                 for title, part in tables(runs).items()},
-        plots={heading(*names): labels_chart(lines) for names, lines in plots.sections_of(table)},
+        plots={title: labels_chart(lines) for title, lines in plots.sections_of(table)},
         paired=paired(runs),
         side_by_side=side_by_side(runs),
         baseline=first_baseline,

@@ -24,17 +24,18 @@ def miou_over_labels(table: pd.DataFrame) -> Figure:
     """Draw last-epoch mIoU over labeled images: axes for each data set and family, a line for each method."""
     sections = sections_of(table)
     figure = Figure(figsize=(8, 3.8 * len(sections)), dpi=150, layout="constrained")
-    for axes, (names, lines) in zip(figure.subplots(len(sections), squeeze=False).flat, sections, strict=True):
+    for axes, (title, lines) in zip(figure.subplots(len(sections), squeeze=False).flat, sections, strict=True):
         draw_section(axes, lines)
-        axes.set_title(heading(*names), loc="left")
+        axes.set_title(title, loc="left")
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
-def sections_of(table: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
-    """Lines of an `aggregate` for each data set and family, by their names."""
+def sections_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Lines of an `aggregate` for each data set and family, by heading."""
     table = table.assign(look=pd.factorize(table.method)[0])  # a method looks alike in all axes
-    return list(table.groupby(SECTION[:2], sort=False))
+    sections = table.groupby(SECTION[:2], sort=False)
+    return [(heading(*names, *only_backbone(lines)), lines) for names, lines in sections]
 
 
 def draw_section(axes: Axes, lines: pd.DataFrame) -> None:
@@ -52,12 +53,20 @@ def draw_section(axes: Axes, lines: pd.DataFrame) -> None:
 def draw_methods(axes: Axes, lines: pd.DataFrame) -> None:
     """Draw a line with error bars for each method and backbone, slightly apart so that none hides another."""
     groups = lines.groupby(["backbone", "method"], sort=False)
+    named = not only_backbone(lines)
     dashes = dict(zip(lines.backbone.unique(), cycle(["-", "--", ":", "-."]), strict=False))
     for number, ((backbone, method), line) in enumerate(groups):
         look = line["look"].iloc[0]
         style = {"color": f"C{look}", "marker": "osD^vP*X<>p"[look % 11], "linestyle": dashes[backbone], "capsize": 3}
         x = line.num_labeled * 1.015 ** (number - (len(groups) - 1) / 2)
-        axes.errorbar(x, line.miou_last_mean, line.miou_last_std, label=f"{method}, {backbone}", **style)
+        label = f"{method}, {backbone}" if named else method
+        axes.errorbar(x, line.miou_last_mean, line.miou_last_std, label=label, **style)
+
+
+def only_backbone(lines: pd.DataFrame) -> list[str]:
+    """The backbone of all lines, for their heading; none where there are several, which the lines then name."""
+    names = list(lines.backbone.unique())
+    return names if len(names) == 1 else []
 
 
 def draw_published(axes: Axes, lines: pd.DataFrame) -> None:
