@@ -117,20 +117,12 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, min_kep
     return torch.stack(kept).mean()
 
 
-def consistency_loss(
-    logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float, balance_power: float = 0.0
-) -> Tensor:
-    """Sum over the confident pixels that are not ignored, divided by the number of all pixels.
-
-    A pixel weighs by the number of pixels with its label to minus `balance_power`; the weights' mean is 1.
-    """
-    pairs = zip(pixels_of(logits, pseudo_labels), confidence.flatten(), strict=True)
-    kept = [(row, int(label)) for (row, label), kappa in pairs if label != IGNORE_INDEX and kappa >= threshold]
-    labels = [label for _, label in kept]
-    weights = [labels.count(label) ** -balance_power for label in labels]
+def consistency_loss(logits: Tensor, pseudo_labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:
+    """Sum over the confident pixels that are not ignored, divided by the number of all pixels."""
     total = 0 * logits.sum()
-    for (row, label), weight in zip(kept, weights, strict=True):
-        total = total + weight * len(weights) / sum(weights) * pixel_cross_entropy(row, label)
+    for (row, label), kappa in zip(pixels_of(logits, pseudo_labels), confidence.flatten(), strict=True):
+        if label != IGNORE_INDEX and kappa >= threshold:
+            total = total + pixel_cross_entropy(row, label)
     return total / pseudo_labels.numel()
 
 

@@ -256,14 +256,12 @@ def test_ohem_counts_valid_pixels_only_and_keeps_ties() -> None:
 
 @pytest.mark.parametrize("shape", LOGITS)
 @pytest.mark.parametrize("threshold", [0.0, 0.65, 1.1])
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_consistency_loss(shape: Size, threshold: float, power: float) -> None:
+def test_consistency_loss(shape: Size, threshold: float) -> None:
     logits, labels = 3 * randn(*shape), random_labels(shape[0], *shape[2:], num_classes=shape[1])
     confidence = torch.rand(labels.shape, generator=generator(3))
     confidence[0, ..., :3] = threshold  # just enough
-    given = labels, confidence, threshold
-    expected = output_and_gradient(lambda x: ref.consistency_loss(x, *given, power), logits)
-    actual = output_and_gradient(lambda x: method.consistency_loss(x, *given, balance_power=power), logits)
+    expected = output_and_gradient(lambda x: ref.consistency_loss(x, labels, confidence, threshold), logits)
+    actual = output_and_gradient(lambda x: method.consistency_loss(x, labels, confidence, threshold), logits)
     assert_close(actual, expected)
 
 
@@ -272,7 +270,6 @@ LOSSES = [
     method.ohem_cross_entropy,
     lambda logits, labels: method.ohem_cross_entropy(logits, labels, min_kept=1),
     lambda logits, labels: method.consistency_loss(logits, labels, torch.ones(labels.shape), 0.5),
-    lambda logits, labels: method.consistency_loss(logits, labels, torch.ones(labels.shape), 0.5, balance_power=0.5),
 ]
 
 

@@ -172,15 +172,6 @@ def test_every_open_point_is_a_switch_that_does_something(tmp_path: Path, overri
     assert losses[0] != losses[1] or banks[0] != banks[1] or statistics[0] != statistics[1]
 
 
-def test_rare_pseudo_labels_weigh_more_where_asked(tmp_path: Path) -> None:
-    module, (labeled, _) = make_module(tmp_path, "method.balance_power=0.5", "method.threshold=0.3"), make_batch()
-    logits, labels = torch.randn(2, NUM_CLASSES, 32, 32), labeled["mask"].clone()
-    labels[:, 10:] = 0  # most of them
-    confidence = torch.rand(labels.shape)
-    expected = ref.consistency_loss(logits, labels, confidence, 0.3, 0.5)
-    torch.testing.assert_close(module.agreement(logits, labels, confidence), expected, rtol=1e-4, atol=1e-5)
-
-
 def test_two_strong_views_are_mixed_apart_and_weigh_as_one(tmp_path: Path) -> None:
     module = make_module(tmp_path, "method.cutmix_probability=1", "method.threshold=0.0", "method.strong_views=2")
     labeled, unlabeled = make_batch()

@@ -143,19 +143,15 @@ def consistency_loss(
     threshold: float,
     *,
     normalizer: Literal["all", "confident", "u2pl"] = "all",
-    balance_power: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Cross-entropy to the confident pseudo-labels.
 
     The sum over pixels with confidence >= threshold and label != 255 is divided by the number of "all"
     pixels (the form whose weight grows with the teacher's confidence), of the "confident" ones, or, as
-    in U2PL, by confident**2 / all, which weighs few confident pixels more. With `balance_power` a class
-    weighs by its frequency among the confident pseudo-labels to minus this power (`balance`).
+    in U2PL, by confident**2 / all, which weighs few confident pixels more.
     """
     loss = F.cross_entropy(logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
     confident = (confidence >= threshold) & (pseudo_labels != IGNORE_INDEX)
-    if balance_power > 0:
-        loss = loss * balance(pseudo_labels.where(confident, IGNORE_INDEX), logits.shape[1], balance_power)
     count = confident.sum().clamp(min=1)
     everything = pseudo_labels.numel()
     divisor = {"all": everything, "confident": count, "u2pl": count**2 / everything}[normalizer]

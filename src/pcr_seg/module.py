@@ -95,8 +95,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
         gate: which pseudo-labels train: those above the "threshold", those of low "entropy", or "both" (A2).
         drop_percent: share of pixels kept by the entropy gate at the start, in percent; it rises to 100.
         normalizer: what the consistency loss is divided by (A3; `method.consistency_loss`).
-        balance_power: of each loss on pseudo-labels: classes weigh by their frequency to minus this power, so that a
-            frequent one, such as background, does not swallow the others step by step; 0 weighs pixels alike.
         prototype_gate: the threshold also gates the prototype loss on pseudo-labels (A4).
         cutmix_probability: of a batch being mixed (A9).
         labeled_classmix: probability that half of the classes of a labeled image, drawn at random, are pasted with
@@ -147,7 +145,6 @@ class SemiSupervisedSegmentation(L.LightningModule):
         gate: Literal["threshold", "entropy", "both"] = "threshold",
         drop_percent: float = 80.0,
         normalizer: Literal["all", "confident", "u2pl"] = "all",
-        balance_power: float = 0.0,
         prototype_gate: bool = True,
         cutmix_probability: float = 0.5,
         labeled_classmix: float = 0.0,
@@ -197,7 +194,7 @@ class SemiSupervisedSegmentation(L.LightningModule):
         self.bank_init, self.bank_labels, self.bank_features = bank_init, bank_labels, bank_features
         self.threshold, self.class_thresholds = threshold, class_thresholds
         self.gate, self.drop_percent = gate, drop_percent
-        self.normalizer, self.balance_power, self.prototype_gate = normalizer, balance_power, prototype_gate
+        self.normalizer, self.prototype_gate = normalizer, prototype_gate
         self.cutmix_probability, self.labeled_classmix = cutmix_probability, labeled_classmix
         self.feature_dropout_weight = feature_dropout_weight
         self.strong_color, self.strong_views = strong_color, strong_views
@@ -294,12 +291,11 @@ class SemiSupervisedSegmentation(L.LightningModule):
         return PseudoLabeled(unlabeled["strong"], labels, confidence)
 
     def agreement(self, logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float | None = None) -> Tensor:
-        """The consistency loss of any logits to confident pseudo-labels, with this run's gate, divisor and balance."""
+        """The consistency loss of any logits to confident pseudo-labels, with this run's gate and divisor."""
         # Where the entropy gate alone decides, it has ignored the others already.
         usual = 0.0 if self.gate == "entropy" else self.threshold
         threshold = usual if threshold is None else threshold
-        settings = {"normalizer": self.normalizer, "balance_power": self.balance_power}
-        return consistency_loss(logits, labels, confidence, threshold, **settings)
+        return consistency_loss(logits, labels, confidence, threshold, normalizer=self.normalizer)
 
     def mix(self, unlabeled: PseudoLabeled, labeled: dict) -> PseudoLabeled:
         """CutMix images, pseudo-labels and confidence with the same boxes, or the whole batch not at all.
