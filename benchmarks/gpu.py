@@ -4,16 +4,13 @@ The Trainer's steps with hooks, losses, bank, teacher and logging, one after ano
 is on the GPU already.
 """
 
-import tempfile
 import time
 from itertools import pairwise
 
 import lightning.pytorch as L
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from measure import Row, rows
-from step import make_batch, make_module
-from torch.utils.data import DataLoader
+from step import make_batch, make_module, train
 
 from pcr_seg.module import SemiSupervisedSegmentation
 
@@ -40,23 +37,17 @@ def measure(repeats: int) -> list[Row]:
         for method, precision in VERSIONS:
             version = f"{method}, {precision}"
             module = make_module(f"method={method}", dataset=dataset)
-            seconds[version], peaks[version] = steps(module, images, crop, repeats, precision=precision)
+            seconds[version], peaks[version] = steps(module, images, crop, repeats, precision)
         found += rows(f"{dataset}, resnet101, {images} + {images} x {crop} x {crop}", seconds, peaks)
     return found
 
 
 def steps(
-    module: SemiSupervisedSegmentation, images: int, crop: int, repeats: int, **trainer: object
+    module: SemiSupervisedSegmentation, images: int, crop: int, repeats: int, precision: str
 ) -> tuple[list[float], float]:
     """Seconds of a step in each round of ten, and the most memory held, in MiB, networks and optimizer included."""
     clock, batch = Clock(repeats), make_batch(images, crop, module.strong_views, "cuda")
-    with tempfile.TemporaryDirectory() as folder:
-        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-        limits = {"max_steps": clock.total, "limit_val_batches": 0, "log_every_n_steps": 10}
-        fitter = L.Trainer(
-            accelerator="gpu", devices=1, logger=CSVLogger(folder), callbacks=[clock], **limits, **quiet, **trainer
-        )
-        fitter.fit(module, {name: DataLoader([part] * clock.total, batch_size=None) for name, part in batch.items()})
+    train(module, batch, clock, accelerator="gpu", devices=1, precision=precision)
     return clock.seconds, torch.cuda.max_memory_allocated() / 2**20
 
 

@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> None:
     parts = [options.part] if isinstance(options.part, str) else list(options.part)
     if unknown := set(parts) - set(PARTS):
         sys.exit(f"error: part={unknown.pop()}: choose of {', '.join(PARTS)}")
+    if "gpu" in parts and not torch.cuda.is_available():
+        sys.exit("error: part=gpu: no GPU on this machine; leave it out")
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", ".*(LeafSpec|val_dataloader|logging interval|eval mode|many workers|fork).*")
     output, document = ROOT / options.output, ROOT / options.document
@@ -103,7 +105,7 @@ def markdown(rows: list[list[str]]) -> str:
 def footnote(machine: dict) -> str:
     """What a table was measured on."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    where = machine.get("gpu") or machine["cpu"]
+    where = ", ".join(filter(None, (machine["cpu"], machine.get("gpu"))))
     return (
         f"{where}, {machine['threads']} thread(s), load {machine['busy']}; {machine['date']}, commit"
         f" `{(machine['commit'] or 'unknown')[:12]}`; {versions}."

@@ -71,14 +71,19 @@ def make_batch(images: int, crop: int, strong_views: int = 1, device: str = "cpu
 
 
 def run(module: SemiSupervisedSegmentation, batch: dict, repeats: int, others: dict) -> "Clock":
-    """Train on the same batch under a trainer; return the clock that watched it."""
+    """Train on the same batch on the CPU; return the clock that watched it."""
     clock = Clock(repeats, others)
+    train(module, batch, clock, accelerator="cpu")
+    return clock
+
+
+def train(module: SemiSupervisedSegmentation, batch: dict, clock: L.Callback, **trainer: object) -> None:
+    """Train on the same batch under a trainer, for as many steps as the clock's `total`."""
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         limits = {"max_steps": clock.total, "limit_val_batches": 0, "log_every_n_steps": 10}
-        trainer = L.Trainer(accelerator="cpu", logger=CSVLogger(folder), callbacks=[clock], **limits, **quiet)
-        trainer.fit(module, {name: DataLoader([part] * clock.total, batch_size=None) for name, part in batch.items()})
-    return clock
+        fitter = L.Trainer(logger=CSVLogger(folder), callbacks=[clock], **limits, **quiet, **trainer)
+        fitter.fit(module, {name: DataLoader([part] * clock.total, batch_size=None) for name, part in batch.items()})
 
 
 class Clock(L.Callback):

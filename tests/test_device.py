@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 import pcr_seg.module
 from pcr_seg.data.datamodule import SegmentationData
@@ -57,23 +58,23 @@ def fake(module: nn.Module, device: str = "cpu") -> None:
                     tensors[name] = nn.Parameter(empty, tensor.requires_grad) if name in part._parameters else empty
 
 
-def byte_batch(overrides: list[str]) -> tuple[dict, dict]:
-    """Labeled and unlabeled images in bytes, as loaders give them, with as many strong views as the method takes."""
+def step_inputs(tmp_path: Path, overrides: list[str]) -> tuple[SemiSupervisedSegmentation, dict]:
+    """A module that asks a trainer for no more than its epochs, and a batch in bytes, as loaders give it."""
+    module = make_module(tmp_path, "method.burn_in_epochs=0", *overrides)
+    module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
     labeled, unlabeled = make_batch()
-    unlabeled["strong"] = unlabeled["strong"].repeat(1, 2 if "method=unimatch" in overrides else 1, 1, 1, 1)
+    unlabeled["strong"] = unlabeled["strong"].repeat(1, module.strong_views, 1, 1, 1)
     for part, key in ((labeled, "image"), (unlabeled, "weak"), (unlabeled, "strong")):
         part[key] = (part[key] * 60 + 120).clamp(0, 255).byte()
-    return labeled, unlabeled
+    return module, {"labeled": labeled, "unlabeled": unlabeled}
 
 
 @pytest.mark.parametrize("overrides", SETTINGS)
 def test_a_step_reads_nothing_back(tmp_path: Path, overrides: list[str]) -> None:
-    module, (labeled, unlabeled) = make_module(tmp_path, "method.burn_in_epochs=0", *overrides), byte_batch(overrides)
-    module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
+    module, batch = step_inputs(tmp_path, overrides)
     with FakeTensorMode():
         fake(module)
-        labeled, unlabeled = ({name: fake_like(value) for name, value in part.items()} for part in (labeled, unlabeled))
-        loss = module.training_step({"labeled": labeled, "unlabeled": unlabeled}, 0)
+        loss = module.training_step(tree_map(fake_like, batch), 0)
         loss.backward()
         ema_update(module.teacher, module.student, 0.9)
     assert isinstance(loss, FakeTensor) and isinstance(module.bank.prototypes, FakeTensor)
@@ -89,12 +90,10 @@ def fake_on_gpu(module: SemiSupervisedSegmentation) -> None:
 # No gradients below: their graph would ask for the driver.
 @pytest.mark.parametrize("overrides", SETTINGS)
 def test_a_step_stays_on_its_device(tmp_path: Path, overrides: list[str]) -> None:
-    module, streams = make_module(tmp_path, "method.burn_in_epochs=0", *overrides), byte_batch(overrides)
-    module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
+    module, batch = step_inputs(tmp_path, overrides)
     with FakeTensorMode(), torch.no_grad():
         fake_on_gpu(module)
-        labeled, unlabeled = ({key: fake_like(value, "cuda") for key, value in part.items()} for part in streams)
-        loss = module.training_step({"labeled": labeled, "unlabeled": unlabeled}, 0)
+        loss = module.training_step(tree_map(functools.partial(fake_like, device="cuda"), batch), 0)
         ema_update(module.teacher, module.student, 0.9)
     assert loss.device.type == module.bank.prototypes.device.type == "cuda"
 
