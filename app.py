@@ -9,7 +9,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.app import serve
+from pcr_seg.commands.app import serve
 from pcr_seg.config import command_line, one_line_errors
 
 

@@ -12,7 +12,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.choose import choose
+from pcr_seg.commands.choose import choose
 from pcr_seg.config import command_line, one_line_errors
 
 

@@ -11,7 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.config import command_line, one_line_errors
-from pcr_seg.predict import predict
+from pcr_seg.commands.predict import predict
 
 
 @hydra.main(config_path="conf", config_name="predict", version_base="1.3")

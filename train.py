@@ -15,7 +15,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.config import command_line, one_line_errors
-from pcr_seg.run import fit
+from pcr_seg.training.fit import fit
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")

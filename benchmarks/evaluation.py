@@ -10,7 +10,7 @@ from step import CLASSES, make_module
 from torch import Tensor
 
 from pcr_seg.inference import predict_heads, sliding_window, whole_image
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.module import Segmentation
 
 SIZE, WINDOW, STRIDE = (1024, 2048), 769, 513
 
@@ -54,13 +54,13 @@ def passes_alone(network: torch.nn.Module, crops: Tensor) -> Tensor:
     return crops[:, :1]
 
 
-def score(module: SemiSupervisedSegmentation, protocol: Callable, images: Tensor, mask: Tensor) -> None:
+def score(module: Segmentation, protocol: Callable, images: Tensor, mask: Tensor) -> None:
     """What validation does with an image."""
     module.protocol = protocol
     module.validation_step({"image": images, "mask": mask}, 0)
 
 
-def many(module: SemiSupervisedSegmentation, images: Tensor, mask: Tensor, count: int) -> None:
+def many(module: Segmentation, images: Tensor, mask: Tensor, count: int) -> None:
     """Validation of some images."""
     for _ in range(count):
         score(module, whole_image, images, mask)

@@ -12,7 +12,7 @@ import torch
 from measure import Row, rows
 from step import make_batch, make_module, train
 
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.module import Segmentation
 
 CASES = (  # recipe, crop, labeled images on the GPU (and as many unlabeled ones)
     ("cityscapes", 769, 2),
@@ -43,7 +43,7 @@ def measure(repeats: int) -> list[Row]:
 
 
 def steps(
-    module: SemiSupervisedSegmentation, images: int, crop: int, repeats: int, precision: str
+    module: Segmentation, images: int, crop: int, repeats: int, precision: str
 ) -> tuple[list[float], float]:
     """Seconds of a step in each round of ten, and the most memory held, in MiB, networks and optimizer included."""
     clock, batch = Clock(repeats), make_batch(images, crop, module.strong_views, "cuda")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from pcr_seg.config import CONF, build
 from pcr_seg.method import cross_entropy, jittered_grid, sample_features
-from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.run import build_module
+from pcr_seg.module import Segmentation
+from pcr_seg.training.fit import build_module
 
 CLASSES = [str(c) for c in range(11)]
 PAPER_DECODER = ["model=deeplab", "model.pooled_norm=false"]  # that norm needs more than one image
@@ -48,7 +48,7 @@ def measure(repeats: int) -> list[Row]:
     return found
 
 
-def make_module(*overrides: str, dataset: str = "camvid") -> SemiSupervisedSegmentation:
+def make_module(*overrides: str, dataset: str = "camvid") -> Segmentation:
     """The module that `train.py` makes for a data set, with random weights and a filled bank."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = [f"dataset={dataset}", "output=.", "method.burn_in_epochs=0", *overrides, "backbone.weights=null"]
@@ -70,14 +70,14 @@ def make_batch(images: int, crop: int, strong_views: int = 1, device: str = "cpu
     return {name: {key: value.to(device) for key, value in stream.items()} for name, stream in streams.items()}
 
 
-def run(module: SemiSupervisedSegmentation, batch: dict, repeats: int, others: dict) -> "Clock":
+def run(module: Segmentation, batch: dict, repeats: int, others: dict) -> "Clock":
     """Train on the same batch on the CPU; return the clock that watched it."""
     clock = Clock(repeats, others)
     train(module, batch, clock, accelerator="cpu")
     return clock
 
 
-def train(module: SemiSupervisedSegmentation, batch: dict, clock: L.Callback, **trainer: object) -> None:
+def train(module: Segmentation, batch: dict, clock: L.Callback, **trainer: object) -> None:
     """Train on the same batch under a trainer, for as many steps as the clock's `total`."""
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
@@ -113,11 +113,11 @@ class Clock(L.Callback):
 class Floor:
     """What no mean teacher can do without: its forward, the student's forward and backward, the optimizer's step."""
 
-    def __init__(self, module: SemiSupervisedSegmentation) -> None:
+    def __init__(self, module: Segmentation) -> None:
         self.student, self.teacher = copy.deepcopy(module.student), copy.deepcopy(module.teacher)
         self.optimizer = build(OmegaConf.create({"_target_": "torch.optim.AdamW"}), self.student.parameters())
 
-    def __call__(self, module: SemiSupervisedSegmentation, batch: dict) -> None:
+    def __call__(self, module: Segmentation, batch: dict) -> None:
         """One such step on copies of the module's networks."""
         with torch.no_grad():
             self.teacher(batch["unlabeled"]["weak"])
@@ -127,7 +127,7 @@ class Floor:
         self.optimizer.step()
 
 
-def prototypes_alone(module: SemiSupervisedSegmentation, batch: dict) -> None:
+def prototypes_alone(module: Segmentation, batch: dict) -> None:
     """What the prototype head does in a step: sampling, loss, its backward to the features, and the bank's update."""
     mask = batch["labeled"]["mask"].repeat(2, 1, 1)
     size, small = mask.shape[-2:], -(-mask.shape[-1] // 4)

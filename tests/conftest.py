@@ -24,7 +24,7 @@ SMALL = [
     "data.crop_size=32",
     "global_batch=2",
     "data.steps_per_epoch=2",
-    "method.grid_cells=8",
+    "recipe.grid_cells=8",
     "model.channels=8",
     "trainer.max_epochs=2",
     "trainer.check_val_every_n_epoch=1",
@@ -72,7 +72,7 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Source:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one tiny training of PCR on the generated set; nobody changes it."""
     root = tmp_path_factory.mktemp("trained")
-    from pcr_seg.run import fit  # brings Lightning, which not every test needs
+    from pcr_seg.training.fit import fit  # brings Lightning, which not every test needs
 
     fit(small_config(root, "method.threshold=0.2", "trainer.max_epochs=3"))
     return root / "run"

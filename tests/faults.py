@@ -19,14 +19,14 @@ from conftest import SMALL, TINY_SET
 TRAIN = Path(__file__).parents[1] / "train.py"
 UNTIMED = {"seconds", "images_per_second", "peak_memory_mib", "git_commit"}  # keys of summary.json that may differ
 PLACES = {
-    "start of a step": ("pcr_seg.module", "SemiSupervisedSegmentation.training_step"),
+    "start of a step": ("pcr_seg.module", "Segmentation.training_step"),
     "before the teacher moves": ("pcr_seg.module", "ema_update"),
-    "end of a step": ("pcr_seg.module", "SemiSupervisedSegmentation.on_train_batch_end"),
-    "start of an epoch": ("pcr_seg.module", "SemiSupervisedSegmentation.on_train_epoch_start"),
+    "end of a step": ("pcr_seg.module", "Segmentation.on_train_batch_end"),
+    "start of an epoch": ("pcr_seg.module", "Segmentation.on_train_epoch_start"),
     "k-means": ("pcr_seg.method", "kmeans"),
     "collecting features": ("pcr_seg.module", "sample_features"),
-    "validation": ("pcr_seg.module", "SemiSupervisedSegmentation.validation_step"),
-    "end of validation": ("pcr_seg.module", "SemiSupervisedSegmentation.on_validation_epoch_end"),
+    "validation": ("pcr_seg.module", "Segmentation.validation_step"),
+    "end of validation": ("pcr_seg.module", "Segmentation.on_validation_epoch_end"),
     "halfway through a checkpoint's write": ("torch", "save"),
     "before a checkpoint is synced": ("os", "fsync"),
     "before a file gets its name": ("os", "replace"),
@@ -61,7 +61,7 @@ def die_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
 
 def record(folder: str, *, normless: bool = False) -> None:
     """Write what each step and validation leaves behind, on each rank; perhaps with a network without BatchNorm."""
-    module = sys.modules["pcr_seg.module"].SemiSupervisedSegmentation
+    module = sys.modules["pcr_seg.module"].Segmentation
     step, validated = module.on_train_batch_end, module.on_validation_epoch_end
 
     def write(self: torch.nn.Module, kind: str, **values: object) -> None:

@@ -7,9 +7,9 @@ import pytest
 from conftest import composed, small_config
 from PIL import Image
 
-from pcr_seg import run
-from pcr_seg.app import describe, launch, make_page
-from pcr_seg.panels import predict
+from pcr_seg.training import fit as run
+from pcr_seg.commands.app import describe, launch, make_page
+from pcr_seg.pictures.panels import predict
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from conftest import small_config
 from faults import train
 from omegaconf import OmegaConf
 
-from pcr_seg import run
-from pcr_seg.checkpoints import BEST, LAST, PREVIOUS, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from pcr_seg.training import fit as run
+from pcr_seg.training.checkpoints import BEST, LAST, PREVIOUS, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
 
 
 @pytest.fixture(scope="module")

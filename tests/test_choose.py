@@ -11,11 +11,12 @@ import pytest
 import torch
 from conftest import composed, small_config
 
-from pcr_seg.choose import choose, cover, disagreement_by_prototype
+from pcr_seg.commands.choose import choose, cover, disagreement_by_prototype
 from pcr_seg.config import CONF
 from pcr_seg.data.files import Sample, read_image
-from pcr_seg.panels import predict
-from pcr_seg.run import fit, load_module
+from pcr_seg.pictures.panels import predict
+from pcr_seg.checkpoint import load
+from pcr_seg.training.fit import fit
 
 
 def value(rows: np.ndarray) -> float:

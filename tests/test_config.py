@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from pcr_seg.config import CONF, build, command_line
 from pcr_seg.models.deeplab import DeepLab
-from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.resume import refuse_strangers
-from pcr_seg.run import build_module
+from pcr_seg.module import Segmentation
+from pcr_seg.training.resume import refuse_strangers
+from pcr_seg.training.fit import build_module
 
 ROOT = CONF.parent
 
@@ -46,7 +46,7 @@ def test_every_option_composes_and_its_targets_exist(tmp_path: Path, override: s
 def test_every_recipe_builds_its_real_network(tmp_path: Path, dataset: str) -> None:
     config = composed(f"dataset={dataset}", f"output={tmp_path}", "dataset.root=somewhere", "backbone.weights=null")
     module = build_module(OmegaConf.to_container(config, resolve=True), ["a", "b", "c"])
-    assert isinstance(module, SemiSupervisedSegmentation)
+    assert isinstance(module, Segmentation)
     assert module.bank.prototypes.shape == (3, config.method.num_prototypes, 2 * config.model.channels)
     assert "trainer" in config and config.trainer.max_epochs > 0 and config.data.crop_size >= config.method.grid_cells
 

@@ -17,9 +17,10 @@ from test_module import fit_and_stop_after, run_state
 
 from pcr_seg.config import CONF
 from pcr_seg.method import ema_update
-from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.predict import choose_device
-from pcr_seg.run import fit, load_module
+from pcr_seg.module import Segmentation
+from pcr_seg.commands.predict import choose_device
+from pcr_seg.checkpoint import load
+from pcr_seg.training.fit import fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -119,7 +120,7 @@ def gpu_config(root: Path, *overrides: str) -> DictConfig:
     return small_config(root, "method.threshold=0.2", "trainer.max_epochs=3", *overrides, "trainer.accelerator=gpu")
 
 
-def predictions(module: SemiSupervisedSegmentation, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def predictions(module: Segmentation, images: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
         return {head: logits.cpu() for head, logits in module.predict_image(images).items()}
 

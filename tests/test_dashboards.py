@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import small_config
 
-from pcr_seg.run import fit
+from pcr_seg.training.fit import fit
 
 SCRIPT = Path(__file__).parents[1] / "dashboards/workspaces.py"
 HISTORY = {  # what design and README promise of every run of pcr

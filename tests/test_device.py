@@ -27,7 +27,7 @@ from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.sources import Source
 from pcr_seg.inference import predict_heads
 from pcr_seg.method import PrototypeBank, ema_update, jittered_grid
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.module import Segmentation
 
 OHEM = ["method.supervised_loss._target_=pcr_seg.method.ohem_cross_entropy"]
 SETTINGS = [
@@ -58,7 +58,7 @@ def fake(module: nn.Module, device: str = "cpu") -> None:
                     tensors[name] = nn.Parameter(empty, tensor.requires_grad) if name in part._parameters else empty
 
 
-def step_inputs(tmp_path: Path, overrides: list[str]) -> tuple[SemiSupervisedSegmentation, dict]:
+def step_inputs(tmp_path: Path, overrides: list[str]) -> tuple[Segmentation, dict]:
     """A module that asks a trainer for no more than its epochs, and a batch in bytes, as loaders give it."""
     module = make_module(tmp_path, "method.burn_in_epochs=0", *overrides)
     module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
@@ -81,7 +81,7 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: list[str]) -> None
     assert any(parameter.grad is not None for parameter in module.student.parameters())
 
 
-def fake_on_gpu(module: SemiSupervisedSegmentation) -> None:
+def fake_on_gpu(module: Segmentation) -> None:
     """Move a module to a GPU that need not be there."""
     fake(module, "cuda")
     module._device = torch.device("cuda", 0)  # what module.to sets, which cannot move fake parameters

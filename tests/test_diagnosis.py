@@ -8,8 +8,8 @@ import torch
 from conftest import small_config
 
 from pcr_seg.data.sources import Source
-from pcr_seg.diagnosis import class_distances
-from pcr_seg.run import fit
+from pcr_seg.training.diagnosis import class_distances
+from pcr_seg.training.fit import fit
 
 
 def test_class_distances_against_loops() -> None:

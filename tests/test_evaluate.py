@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import composed
 
-from pcr_seg.evaluate import evaluate
+from pcr_seg.commands.evaluate import evaluate
 
 
 def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:

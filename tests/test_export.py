@@ -12,9 +12,9 @@ import torch
 from conftest import composed, small_config
 from PIL import Image
 
-from pcr_seg import run
+from pcr_seg.training import fit as run
 from pcr_seg.data.files import read_image
-from pcr_seg.export import export
+from pcr_seg.commands.export import export
 from pcr_seg.pixels import as_tensor, normalize
 
 ROOT = Path(__file__).parents[1]

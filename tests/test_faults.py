@@ -17,9 +17,9 @@ import pytest
 import torch
 from faults import PLACES, TRAIN, die_at, differences, finish, outcome, start_ranks, tiny, train
 
-from pcr_seg.checkpoints import EXIT_STOPPED, read_checkpoint
+from pcr_seg.training.checkpoints import EXIT_STOPPED, read_checkpoint
 from pcr_seg.data.datamodule import Views
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.module import Segmentation
 
 VARIANTS = {
     "plain": [],
@@ -233,12 +233,12 @@ def test_ranks_go_on_alone_at_the_same_positions(tmp_path: Path) -> None:
 
 def keep_names(folder: str) -> None:
     """Write the names of each batch's images."""
-    original = SemiSupervisedSegmentation.training_step
+    original = Segmentation.training_step
 
-    def step(self: SemiSupervisedSegmentation, batch: dict, batch_idx: int) -> torch.Tensor:
+    def step(self: Segmentation, batch: dict, batch_idx: int) -> torch.Tensor:
         names = [f"{kind} {name}" for kind, stream in batch.items() for name in stream["name"]]
         file = f"{self.trainer.global_step}_{self.trainer.global_rank}_{batch_idx}.pt"
         torch.save(names, Path(folder) / file)
         return original(self, batch, batch_idx)
 
-    SemiSupervisedSegmentation.training_step = step
+    Segmentation.training_step = step

@@ -6,7 +6,7 @@ import pytest
 from conftest import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pcr_seg import run
+from pcr_seg.training import fit as run
 
 
 def test_tensorboard_shows_scalars_and_pictures_beside_the_csv_file(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from conftest import SUMMARY
 
-from pcr_seg.model_card import model_card
+from pcr_seg.training.model_card import model_card
 
 CONFIG = {"backbone": {"weights": None}, "global_batch": 8, "data": {"crop_size": 321}}
 VERSIONS = {"pcr-seg": "0.1", "torch": "2.9"}

@@ -12,15 +12,16 @@ from torch.optim.swa_utils import update_bn
 
 from pcr_seg.config import build
 from pcr_seg.method import IGNORE_INDEX
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.module import Segmentation
 from pcr_seg.pixels import as_floats
-from pcr_seg.run import build_module, fit, load_module
+from pcr_seg.checkpoint import load
+from pcr_seg.training.fit import build_module, fit
 
 GOLDEN = Path(__file__).parent / "golden" / "losses.json"
 NUM_CLASSES = 5
 
 
-def make_module(tmp_path: Path, *overrides: str) -> SemiSupervisedSegmentation:
+def make_module(tmp_path: Path, *overrides: str) -> Segmentation:
     """A module outside of any trainer: steps can be called, nothing is logged."""
     torch.manual_seed(0)
     config = small_config(tmp_path, "method.cutmix_probability=0", *overrides)
@@ -43,7 +44,7 @@ def make_batch(size: int = 32, num_classes: int = NUM_CLASSES) -> tuple[dict, di
     return {"image": image, "mask": mask}, {"weak": weak, "strong": strong[:, None], "valid": valid}
 
 
-def step(module: SemiSupervisedSegmentation) -> torch.Tensor:
+def step(module: Segmentation) -> torch.Tensor:
     torch.manual_seed(2)
     return module.semi_supervised_step(*make_batch())
 
@@ -219,7 +220,7 @@ def test_weak_statistics_of_supervised_training_are_those_of_its_labeled_images(
     module = load_module(tmp_path / "run/checkpoints/last.ckpt")
     found = {name: buffer.clone() for name, buffer in module.teacher.named_buffers()}
     data = build(config.data, build(config.dataset), use_unlabeled=False)
-    update_bn((as_floats(batch)["image"] for batch in data.bank_dataloader()), module.teacher)
+    update_bn((as_floats(batch)["image"] for batch in data.labeled_dataloader()), module.teacher)
     for name, buffer in module.teacher.named_buffers():
         torch.testing.assert_close(buffer, found[name])
 
@@ -296,20 +297,20 @@ def test_resume_at_an_epochs_end_is_bit_equal(tmp_path: Path) -> None:
 
 def fit_and_stop_after(config: OmegaConf, epochs: int) -> None:
     """Run until the first step of the given epoch, and end there as an interrupted process does."""
-    original = SemiSupervisedSegmentation.on_train_epoch_start
+    original = Segmentation.on_train_epoch_start
 
-    def stop(self: SemiSupervisedSegmentation) -> None:
+    def stop(self: Segmentation) -> None:
         original(self)
         if self.current_epoch == epochs:
             raise SystemExit
 
-    SemiSupervisedSegmentation.on_train_epoch_start = stop  # fmt: skip
+    Segmentation.on_train_epoch_start = stop  # fmt: skip
     try:
         fit(config)
     except SystemExit:
         raise KeyboardInterrupt from None
     finally:
-        SemiSupervisedSegmentation.on_train_epoch_start = original
+        Segmentation.on_train_epoch_start = original
 
 
 def test_teacher_copies_in_burn_in_then_lags(tmp_path: Path) -> None:

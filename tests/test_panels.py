@@ -10,13 +10,13 @@ from omegaconf import OmegaConf
 
 from pcr_seg.data.files import read_image
 from pcr_seg.data.sources import Source
-from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.panels import assignment, best_pixels, crop, feature_cosines, gallery, predict, spread
+from pcr_seg.module import Segmentation
+from pcr_seg.pictures.panels import assignment, best_pixels, crop, feature_cosines, gallery, predict, spread
 from pcr_seg.pixels import as_tensor, normalize
-from pcr_seg.run import build_module
+from pcr_seg.training.fit import build_module
 
 
-def make_module(tmp_path: Path, source: Source) -> SemiSupervisedSegmentation:
+def make_module(tmp_path: Path, source: Source) -> Segmentation:
     """A random network whose prototype (class 2, number 1) is the feature at row 3, column 4 of the second image."""
     torch.manual_seed(0)
     config = OmegaConf.to_container(small_config(tmp_path), resolve=True)

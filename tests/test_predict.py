@@ -20,12 +20,12 @@ from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.sources import find_images
 from pcr_seg.inference import whole_image
 from pcr_seg.models.deeplab import SegmentorOutput
-from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.panels import assignment
-from pcr_seg.panels import predict as look
+from pcr_seg.module import Segmentation
+from pcr_seg.pictures.panels import assignment
+from pcr_seg.pictures.panels import predict as look
 from pcr_seg.pixels import as_tensor, normalize
-from pcr_seg.predict import MAPS, batches, check_maps, choose_device, draw_maps, named_images, predict, predict_tiles
-from pcr_seg.run import load_module
+from pcr_seg.commands.predict import MAPS, batches, check_maps, choose_device, draw_maps, named_images, predict, predict_tiles
+from pcr_seg.training.fit import load_module
 
 ALL_MAPS = f"maps=[{','.join(MAPS)}]"
 
@@ -142,10 +142,10 @@ class Convolutional(nn.Module):
         return SegmentorOutput(20 * self.linear_head(features), features, None)
 
 
-def convolutional_module() -> SemiSupervisedSegmentation:
+def convolutional_module() -> Segmentation:
     torch.manual_seed(0)
     optimizer, protocol = functools.partial(torch.optim.SGD, lr=0.1), functools.partial(whole_image)
-    module = SemiSupervisedSegmentation(Convolutional(), optimizer, list("abcd"), protocol).eval()
+    module = Segmentation(Convolutional(), optimizer, list("abcd"), protocol).eval()
     module.bank.prototypes.normal_()
     module.bank.is_initialized.fill_(True)
     module.metadata = {"palette": [(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)]}

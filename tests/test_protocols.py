@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 
 from pcr_seg import inference
 from pcr_seg.config import CONF
-from pcr_seg.module import SemiSupervisedSegmentation
-from pcr_seg.run import build_module
+from pcr_seg.module import Segmentation
+from pcr_seg.training.fit import build_module
 
 PROTOCOLS = sorted(path.stem for path in (CONF / "protocol").glob("*.yaml"))
 SMALLER = {
@@ -102,7 +102,7 @@ def test_a_constant_prediction_stays_itself(name: str, size: tuple[int, int]) ->
 
 
 @pytest.fixture(scope="module", params=PROTOCOLS)
-def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SemiSupervisedSegmentation:
+def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Segmentation:
     """A tiny network with a bank, for each protocol, with small windows."""
     torch.manual_seed(0)
     overrides = ["backbone=tiny", f"protocol={request.param}", *SMALLER.get(request.param, [])]
@@ -124,7 +124,7 @@ def make_samples() -> list[dict]:
     return samples
 
 
-def validate(module: SemiSupervisedSegmentation, samples: list[dict]) -> dict[str, Tensor]:
+def validate(module: Segmentation, samples: list[dict]) -> dict[str, Tensor]:
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     trainer.validate(module, DataLoader(samples, batch_size=None), verbose=False)
     return trainer.callback_metrics
@@ -142,7 +142,7 @@ def truths_for(protocol: partial, samples: list[dict]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_scores_are_those_of_a_numpy_confusion_matrix(module: SemiSupervisedSegmentation) -> None:
+def test_scores_are_those_of_a_numpy_confusion_matrix(module: Segmentation) -> None:
     samples = make_samples()
     metrics = validate(module, samples)
     predict = partial(inference.predict_heads, module.teacher, module.bank)
@@ -161,7 +161,7 @@ def test_scores_are_those_of_a_numpy_confusion_matrix(module: SemiSupervisedSegm
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES)
-def test_a_prediction_has_its_images_size(module: SemiSupervisedSegmentation, size: tuple[int, int]) -> None:
+def test_a_prediction_has_its_images_size(module: Segmentation, size: tuple[int, int]) -> None:
     logits = module.predict_image(random_images(*size))
     assert list(logits) == ["linear", "prototype"]
     assert all(x.shape == (1, NUM_CLASSES, *size) for x in logits.values())

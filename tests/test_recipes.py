@@ -9,7 +9,7 @@ import pytest
 from conftest import composed
 from PIL import Image
 
-from pcr_seg.run import fit
+from pcr_seg.training.fit import fit
 
 STEPS = [
     "split=2", "global_batch=2", "data.num_workers=0", "data.crop_size=65", "trainer.max_steps=2",

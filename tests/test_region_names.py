@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pcr_seg import region_names
-from pcr_seg.evaluate import evaluate
+from pcr_seg.commands.evaluate import evaluate
 from pcr_seg.inference import predict_heads
 from pcr_seg.method import IGNORE_INDEX
-from pcr_seg.run import fit, load_module
+from pcr_seg.checkpoint import load
+from pcr_seg.training.fit import fit
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -12,8 +12,8 @@ from conftest import SHARED, composed, small_config
 from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 
-from pcr_seg import run
-from pcr_seg.evaluate import evaluate
+from pcr_seg.training import fit as run
+from pcr_seg.commands.evaluate import evaluate
 
 SUMMARY_KEYS = {
     "dataset", "split", "split_family", "method", "backbone", "seed", "num_labeled", "num_unlabeled", "iterations",

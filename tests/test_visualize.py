@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from pcr_seg.visualize import IGNORE_COLOR, colorize, heat, overlay, palette, panel
+from pcr_seg.pictures.visualize import IGNORE_COLOR, colorize, heat, overlay, palette, panel
 
 COLORS = [(0, 0, 0), (200, 0, 0), (0, 100, 50)]
 
@@ -101,6 +101,6 @@ def test_panel_wants_a_picture_for_each_title():
 
 
 def test_drawing_needs_no_display_state():
-    code = "import sys, pcr_seg.visualize, pcr_seg.report; print('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, pcr_seg.pictures.visualize, pcr_seg.report; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -8,8 +8,8 @@ import torch
 from conftest import small_config
 
 from pcr_seg import bank_init, module, run
-from pcr_seg.checkpoints import read_checkpoint
-from pcr_seg.module import SemiSupervisedSegmentation
+from pcr_seg.training.checkpoints import read_checkpoint
+from pcr_seg.module import Segmentation
 
 
 @pytest.fixture
@@ -17,12 +17,12 @@ def spoil(monkeypatch: pytest.MonkeyPatch):
     """Multiply the loss of some steps by a number."""
 
     def spoil_steps(steps: set[int], factor: float) -> None:
-        original = SemiSupervisedSegmentation.labeled_loss
+        original = Segmentation.labeled_loss
 
-        def spoiled(self: SemiSupervisedSegmentation, *args: object) -> torch.Tensor:
+        def spoiled(self: Segmentation, *args: object) -> torch.Tensor:
             return original(self, *args) * (factor if self.trainer.global_step in steps else 1)
 
-        monkeypatch.setattr(SemiSupervisedSegmentation, "labeled_loss", spoiled)
+        monkeypatch.setattr(Segmentation, "labeled_loss", spoiled)
 
     return spoil_steps
 
@@ -43,12 +43,12 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path, spoil, fact
 
 def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss itself is finite: sqrt has an infinite slope at 0."""
-    original = SemiSupervisedSegmentation.labeled_loss
+    original = Segmentation.labeled_loss
 
-    def steep(self: SemiSupervisedSegmentation, logits: torch.Tensor, *args: object) -> torch.Tensor:
+    def steep(self: Segmentation, logits: torch.Tensor, *args: object) -> torch.Tensor:
         return original(self, logits, *args) + (logits.mean() * 0).sqrt()
 
-    monkeypatch.setattr(SemiSupervisedSegmentation, "labeled_loss", steep)
+    monkeypatch.setattr(Segmentation, "labeled_loss", steep)
     with pytest.raises(ValueError, match=r"step 1 of rank 0 .*supervised \d.*gradient nan"):
         run.fit(small_config(tmp_path, "trainer.log_every_n_steps=2"))
 
@@ -56,14 +56,14 @@ def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path: Path, monkeyp
 def test_a_skipped_step_changes_nothing(tmp_path: Path, spoil, monkeypatch, caplog) -> None:
     spoil({4}, float("nan"))
     states = {}
-    original = SemiSupervisedSegmentation.on_train_batch_end
+    original = Segmentation.on_train_batch_end
 
-    def keep(self: SemiSupervisedSegmentation, *args: object) -> None:
+    def keep(self: Segmentation, *args: object) -> None:
         original(self, *args)
         state = {k: v.clone() for k, v in self.state_dict().items() if not k.startswith("teacher")}
         states[self.trainer.global_step] = state
 
-    monkeypatch.setattr(SemiSupervisedSegmentation, "on_train_batch_end", keep)
+    monkeypatch.setattr(Segmentation, "on_train_batch_end", keep)
     run.fit(small_config(tmp_path, "watch.on_nonfinite=skip", "data.steps_per_epoch=3", "method.threshold=0.2"))
     changed = [
         [key for key, value in states[step].items() if not torch.equal(value, states[step - 1][key])]
@@ -86,7 +86,7 @@ def test_an_unknown_policy_is_one_line(tmp_path: Path) -> None:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.message for record in caplog.records if record.name == "pcr_seg.watch"]
+    return [record.message for record in caplog.records if record.name == "pcr_seg.training.watch"]
 
 
 def test_nothing_confident_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -117,13 +117,13 @@ def test_a_class_without_labels_is_named(tmp_path: Path, caplog, monkeypatch: py
 
 
 def test_a_fall_below_the_burn_in_and_dead_prototypes_are_said(tmp_path: Path, caplog, monkeypatch) -> None:
-    original = SemiSupervisedSegmentation.on_validation_epoch_end
+    original = Segmentation.on_validation_epoch_end
 
-    def worse(self: SemiSupervisedSegmentation) -> None:
+    def worse(self: Segmentation) -> None:
         original(self)
         self.scores["val/miou"] = 0.5 - 0.1 * self.current_epoch
 
-    monkeypatch.setattr(SemiSupervisedSegmentation, "on_validation_epoch_end", worse)
+    monkeypatch.setattr(Segmentation, "on_validation_epoch_end", worse)
     run.fit(small_config(tmp_path, "method.num_prototypes=60", "trainer.max_epochs=3"))
     messages = warnings_of(caplog)
     assert sum(m.startswith("mIoU 40.0 is below the 50.0 of the supervised burn-in") for m in messages) == 1
@@ -131,6 +131,6 @@ def test_a_fall_below_the_burn_in_and_dead_prototypes_are_said(tmp_path: Path, c
 
 
 def test_a_healthy_training_is_silent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="pcr_seg.watch"):
+    with caplog.at_level(logging.INFO, logger="pcr_seg.training.watch"):
         run.fit(small_config(tmp_path, "method=supervised", "watch.patience=1"))
     assert warnings_of(caplog) == []

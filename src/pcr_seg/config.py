@@ -15,32 +15,76 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from pcr_seg.checkpoint import LAST_READER
 from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
 
-WHEEL = Path(__file__).parent / "commands"  # where a wheel puts what stands in the root of a checkout
+WHEEL = Path(__file__).parent / "scripts"  # where a wheel puts what stands in the root of a checkout
 CONF = (WHEEL if WHEEL.is_dir() else Path(__file__).parents[2]) / "conf"
+
+
+# Keys and choices that stood elsewhere, or that nothing asked for any more (docs/trials.md says what was measured).
+MOVED = {
+    "method.head_lr_multiplier": "model.head_lr_multiplier",
+    "method.poly_power": "module.poly_power",
+    "method.teacher_bn": "module.teacher_bn",
+    "method.seed": "seed",
+    "method.feature_dropout_weight": "method.feature_weight",
+    "method.prototype_on_labeled": "method.prototype_on=pseudo-labels",
+    "method.prototype_on_unlabeled": "method.prototype_on=labels",
+    "method.strong_views": "method=unimatch, which has two",
+}
+GONE = (
+    "method.gate", "method.drop_percent", "method.class_thresholds", "method.normalizer", "method.bank_init",
+    "method.bank_features", "method.copy_teacher_first_epoch", "method=entropy_gate", "method=random_prototypes",
+)  # fmt: skip
 
 
 def command_line(arguments: list[str]) -> list[str]:
     """Make Hydra read the command line as a person means it; safe to apply twice (DDP starts us again).
 
-    `split=1_8` is the integer 18 for Hydra, so splits are quoted; a split without a file of its own
-    (`split=57`, a list of names) is its `labeled` value; `--cfg` shows values instead of references.
+    `split=1_8` is `split.labeled='1_8'`, quoted, since 1_8 is the integer 18 for Hydra; `experiment=voc_1_8` is the
+    published row of that count; `--cfg` shows values instead of references. A key that has moved ends the command.
     """
-    arguments = [quote_split(argument) for argument in arguments]
+    refuse_moved(arguments)
+    arguments = [name_row(quote_split(argument)) for argument in arguments]
     return [*arguments, "--resolve"] if "--cfg" in arguments and "--resolve" not in arguments else arguments
+
+
+def refuse_moved(arguments: list[str]) -> None:
+    """End the command where it uses a key, or a choice of method, that stands elsewhere now."""
+    for argument in arguments:
+        key, _, value = argument.lstrip("+~").partition("=")
+        ablations = [name for name in value.split(",") if (CONF / f"method/ablation/{name}.yaml").is_file()]
+        if key == "method" and ablations:
+            sys.exit(f"error: method={ablations[0]}: is method=ablation/{ablations[0]} now")
+        if key in MOVED:
+            sys.exit(f"error: {key}: is {MOVED[key]} now")
+        if key in GONE or (gone := [choice for choice in GONE if choice in {f"{key}={v}" for v in value.split(",")}]):
+            name = key if key in GONE else gone[0]
+            sys.exit(f"error: {name}: is gone; the last commit that has it is {LAST_READER} (docs/trials.md)")
 
 
 def quote_split(argument: str) -> str:
     """Quote the value(s) of one `split=` or `split.labeled=` override; leave anything else alone."""
-    match = re.fullmatch(r"(split|split\.labeled)=([^'\"()\[\]]+)", argument)
-    if not match:
+    match = re.fullmatch(r"split(?:\.labeled)?=([^'\"()\[\]]+)", argument)
+    return "split.labeled=" + ",".join(f"'{value}'" for value in match[1].split(",")) if match else argument
+
+
+def name_row(argument: str) -> str:
+    """Name the published rows of an `experiment=` that are given by their fraction: voc_1_8 is voc_183."""
+    key, _, values = argument.partition("=")
+    if key != "experiment":
         return argument
-    key, values = match[1], match[2].split(",")
-    if not all((CONF / "split" / f"{value}.yaml").is_file() for value in values):
-        key = "split.labeled"
-    return f"{key}=" + ",".join(f"'{value}'" for value in values)
+    return f"{key}=" + ",".join(map(published_row, values.split(",")))
+
+
+def published_row(name: str) -> str:
+    """The name by count of a published row that is named by fraction; any other name as it is."""
+    match = re.fullmatch(r"(\w+?)_(1_\d+|full)", name)
+    if not match or match[1] not in NUM_TRAIN:
+        return name
+    return f"{match[1]}_{num_labeled(match[2], NUM_TRAIN[match[1]])}"
 
 
 def published_count(labeled: str, reader: str) -> int | None:

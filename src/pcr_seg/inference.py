@@ -1,4 +1,4 @@
-"""From a network to predictions for whole images of any size, and to their mIoU.
+"""From a network to predictions for whole images of any size, and to their IoU.
 
 `predict` everywhere: normalized images (b, 3, H, W) -> logits (b, C, H, W). A protocol is a function of `predict` and
 images (B, 3, H, W) that returns logits (B, C, H, W), those of several heads side by side; conf/protocol names them.
@@ -11,25 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pcr_seg.method import PrototypeBank, upsample
-from pcr_seg.region_names import RegionNames
+from pcr_seg.method.sampling import upsample
 
 Predict = Callable[[Tensor], Tensor]
 Protocol = Callable[[Predict, Tensor], Tensor]
-
-
-def predict_heads(
-    network: torch.nn.Module, bank: PrototypeBank | None, images: Tensor, region_names: RegionNames | None = None
-) -> Tensor:
-    """Full-resolution logits of the linear and, with a bank, the prototype head side by side: (B, C or 2C, H, W).
-
-    One tensor, so that every protocol below treats the heads alike in one forward. With `region_names` what the linear
-    head takes for one class in an image is named anew.
-    """
-    output, size = network(images), images.shape[-2:]
-    linear = upsample(output.logits.float(), size)
-    linear = linear if region_names is None else region_names(images, linear)
-    return linear if bank is None else torch.cat([linear, bank.dense_logits(output.features, size)], dim=1)
 
 
 def whole_image(predict: Predict, images: Tensor) -> Tensor:

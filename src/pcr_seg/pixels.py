@@ -1,17 +1,26 @@
-"""From pictures' bytes to the numbers that networks take."""
+"""From pictures' bytes to the numbers that networks take, and colors for what networks find."""
+
+import colorsys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-MEAN = (123.675, 116.28, 103.53)  # ImageNet, RGB in 0..255
-STD = (58.395, 57.12, 57.375)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def mean_and_std(channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """ImageNet's for RGB; their average for grey, and for a fourth channel."""
+def by_channel(values: Sequence[float], channels: int) -> np.ndarray:
+    """RGB's means or deviations in 0..1 as (channels,) in 0..255; grey and a fourth channel have their average."""
     order = {1: [3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]
-    return tuple(np.array([*values, sum(values) / 3], np.float32)[order] for values in (MEAN, STD))
+    return np.array([*(255 * value for value in values), 255 * sum(values) / 3], np.float32)[order]
+
+
+def mean_and_std(network: nn.Module | None, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """What images (channels,) in 0..255 are normalised by: the network's `mean` and `std`, or ImageNet's."""
+    mean, std = getattr(network, "mean", IMAGENET_MEAN), getattr(network, "std", IMAGENET_STD)
+    return by_channel(mean, channels), by_channel(std, channels)
 
 
 def as_tensor(image: np.ndarray) -> Tensor:
@@ -19,26 +28,44 @@ def as_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """(..., C, H, W) uint8 -> float with ImageNet's mean 0 and deviation 1, on the pixels' device."""
+def normalize(pixels: Tensor, network: nn.Module | None = None) -> Tensor:
+    """(..., C, H, W) uint8 -> floats with the mean and deviation that the network's weights were trained with.
+
+    They are its `mean` and `std`, RGB in 0..1; ImageNet's where it has none, or without one.
+    """
     images = pixels.float()
     # By numbers: a tensor of them would have to be copied to the device in each step.
-    for channel, mean, std in zip(images.unbind(-3), *mean_and_std(pixels.shape[-3]), strict=True):
+    for channel, mean, std in zip(images.unbind(-3), *mean_and_std(network, pixels.shape[-3]), strict=True):
         channel.sub_(float(mean)).div_(float(std))
     return images
 
 
-def as_floats(batch: dict) -> dict:
-    """Make of the bytes that loaders give what networks take: images normalized, masks as long integers.
+def as_floats(batch: dict, network: nn.Module | None = None) -> dict:
+    """Make of the bytes that loaders give what a network takes: images normalized, masks as long integers.
 
     Bytes are a fifth of that to send from the loaders' processes and to the device. Floats are normalized already.
     """
     result = dict(batch)
     for key, value in batch.items():
         if isinstance(value, dict):
-            result[key] = as_floats(value)
+            result[key] = as_floats(value, network)
         elif key in ("image", "weak", "strong") and not value.is_floating_point():
-            result[key] = normalize(value)
+            result[key] = normalize(value, network)
         elif key == "mask":
             result[key] = value.long()
     return result
+
+
+def distinct_colors(num_colors: int) -> list[tuple[int, int, int]]:
+    """Choose distinct colors for classes or prototypes that bring none of their own: no grey, black or white.
+
+    Steps of the golden ratio spread any number of hues evenly, so the first colors do not depend on how many
+    follow. Hues come close again after 5, 8, 13 ... steps: there the cycles of 2 in saturation and 3 in value
+    keep the colors apart, until all three fall together after 144.
+    """
+    golden = (5**0.5 - 1) / 2
+    colors = []
+    for i in range(num_colors):
+        rgb = colorsys.hsv_to_rgb((0.58 + i * golden) % 1, (0.80, 0.55)[i % 2], (0.85, 1.0, 0.60)[i % 3])
+        colors.append(tuple(round(channel * 255) for channel in rgb))
+    return colors

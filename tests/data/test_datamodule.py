@@ -267,7 +267,7 @@ def test_masks_of_unlabeled_images_are_never_opened(tiny_set: Source, tmp_path: 
     for sample in source.train[4:]:
         Path(sample.mask).write_bytes(b"not a mask")
     data = make(source, write_list(tmp_path / "labeled.txt", source.train[:4]))
-    for loader in (*data.train_dataloader().values(), data.bank_dataloader(), data.val_dataloader()):
+    for loader in (*data.train_dataloader().values(), data.labeled_dataloader(), data.val_dataloader()):
         assert len(list(loader)) > 0
     Path(source.train[0].mask).write_bytes(b"not a mask")
     with pytest.raises(ValueError, match=str(source.train[0].mask)):
@@ -462,13 +462,13 @@ def test_supervised_training_takes_as_many_steps(tiny_set: Source) -> None:
 @pytest.mark.parametrize(("count", "passes"), [(1, 4), (4, 4), (128, 4), (129, 3), (257, 1), (600, 1)])
 def test_bank_sees_every_labeled_image_one_to_four_times(tiny_set: Source, count: int, passes: int) -> None:
     data = make(repeat(tiny_set, count), "full", use_unlabeled=False, batch_size=7)
-    loaded = list(data.bank_dataloader())
+    loaded = list(data.labeled_dataloader())
     assert Counter(names(loaded)) == {sample.name: passes for sample in data.split.labeled}
 
 
 def test_bank_is_deterministic_and_its_views_differ(tiny_set: Source) -> None:
     options = {"use_unlabeled": False, "crop_size": 16}
-    first, second, other = (list(make(tiny_set, "full", seed=s, **options).bank_dataloader()) for s in (0, 0, 1))
+    first, second, other = (list(make(tiny_set, "full", seed=s, **options).labeled_dataloader()) for s in (0, 0, 1))
     assert_equal(first, second)
     views = {image.numpy().tobytes() for batch in first + other for image in batch["image"]}
     assert len(views) > 0.9 * 2 * 4 * len(tiny_set.train)  # two draws of the same crop may happen

@@ -14,7 +14,7 @@ from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
 from pcr_seg.data.files import Format, Sample
 from pcr_seg.data.sources import Source
 from pcr_seg.method import cross_entropy, ohem_cross_entropy
-from pcr_seg.run import fit
+from pcr_seg.training.fit import fit
 
 # The same examples in each run, and no search for a smaller one after a failure, which takes minutes.
 ANY = settings(

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from pcr_seg.report.pages import command, run_page, svg, sweep_page
 from pcr_seg.report.tables import collect, compare
-from pcr_seg.run import fit
+from pcr_seg.training.fit import fit
 
 WIDTHS = {"desktop": 1280, "phone": 390}
 

@@ -6,7 +6,7 @@ import operator
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +19,9 @@ from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, rea
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown, make_split
 from pcr_seg.data.transforms import geometric, photometric, recolor, reseed
-from pcr_seg.pixels import as_tensor
+from pcr_seg.pixels import IMAGENET_MEAN, as_tensor
 
-LABELED, UNLABELED, BANK = range(3)  # streams with random numbers of their own
+LABELED, UNLABELED, EVERY, OTHER = range(4)  # streams with random numbers of their own
 
 
 class SegmentationData(L.LightningDataModule):
@@ -48,6 +48,8 @@ class SegmentationData(L.LightningDataModule):
         use_unlabeled: load the unlabeled stream; a supervised training does not need it.
         strong_color: color jitter, grayscale and blur on the student's views of unlabeled images.
         strong_views: number of those views.
+        other: load a second batch of unlabeled images beside each, in an order of its own.
+        pad_color: RGB in 0..1 around images that are smaller than the crop; the network's mean.
         cache: folder for the training images' pixels, written on first use and memory-mapped from then on; null decodes
             each time. It pays for large PNG files, and takes 3 bytes a pixel of disk (Cityscapes: 19 GB).
     """
@@ -72,6 +74,8 @@ class SegmentationData(L.LightningDataModule):
         use_unlabeled: bool = True,
         strong_color: bool = False,
         strong_views: int = 1,
+        other: bool = False,
+        pad_color: Sequence[float] = IMAGENET_MEAN,
         cache: str | None = None,
     ) -> None:
         super().__init__()
@@ -82,7 +86,8 @@ class SegmentationData(L.LightningDataModule):
         self.num_workers = num_workers if num_workers is not None else min(8, (os.cpu_count() or 1) // 2)
         self.on_error, self.max_skipped = on_error, max_skipped
         self.seed, self.use_unlabeled = seed, use_unlabeled
-        self.strong_color, self.strong_views = strong_color, strong_views
+        self.strong_color, self.strong_views, self.other = strong_color, strong_views, other
+        self.pad_color = tuple(pad_color)
         self.cache = Path(cache) if cache else None
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={on_error}: choose raise or skip")
@@ -98,6 +103,8 @@ class SegmentationData(L.LightningDataModule):
         loaders = {"labeled": self._train_loader(self.split.labeled, LABELED)}
         if self.use_unlabeled:
             loaders["unlabeled"] = self._train_loader(self.split.unlabeled, UNLABELED)
+            if self.other:
+                loaders["other"] = self._train_loader(self.split.unlabeled, OTHER)
         return loaders
 
     def val_dataloader(self) -> DataLoader:
@@ -107,11 +114,11 @@ class SegmentationData(L.LightningDataModule):
             raise ValueError(f"{self.source.name}: {size} validation images are too few for {world} devices; use fewer")
         return eval_loader(self.source.val[rank::world], self.num_workers)
 
-    def bank_dataloader(self) -> DataLoader:
+    def labeled_dataloader(self) -> DataLoader:
         """Every labeled image, one to four times, through the training transform, in a fixed order."""
         passes = max(1, min(4, 512 // len(self.split.labeled)))
         order = [
-            (index, view_seed(self.seed, BANK, turn * len(self.split.labeled) + index))
+            (index, view_seed(self.seed, EVERY, turn * len(self.split.labeled) + index))
             for turn in range(passes)
             for index in range(len(self.split.labeled))
         ]
@@ -142,6 +149,7 @@ class SegmentationData(L.LightningDataModule):
             self.cache,
             self.on_error,
             self.max_skipped,
+            self.pad_color,
         )
 
     def _loader(self, views: "Views", sampler: object, *, drop_last: bool) -> DataLoader:
@@ -259,7 +267,9 @@ class Views(Dataset):
         cache: Path | None = None,
         on_error: str = "raise",
         max_skipped: float = 0.05,
+        pad_color: Sequence[float] = IMAGENET_MEAN,
     ) -> None:
+        self.pad_color = pad_color
         self.samples, self.strong_views, self.cache = samples, strong_views, cache
         self.crop_size, self.scale, self.pad_label = crop_size, scale, pad_label
         self.photometric = photometric() if strong_color else None
@@ -274,7 +284,7 @@ class Views(Dataset):
         sample, image, mask = self._read(index)
         generator = np.random.default_rng(seed)
         shown, mask = geometric(
-            image, mask, self.crop_size, self.scale, self.pad_label, generator=generator, wanted=wanted
+            image, mask, self.crop_size, self.scale, self.pad_label, self.pad_color, generator=generator, wanted=wanted
         )
         weak, mask = as_tensor(shown), torch.from_numpy(mask)
         if sample.mask:

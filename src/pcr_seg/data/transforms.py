@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 from pcr_seg.data.files import IGNORE_INDEX
-from pcr_seg.pixels import mean_and_std
+from pcr_seg.pixels import IMAGENET_MEAN, by_channel
 
 cv2.setNumThreads(0)  # the loader's processes are the parallelism; OpenCV's own threads fight with them
 
@@ -76,23 +76,24 @@ def geometric(
     crop_size: int,
     scale: tuple[float, float] = (0.5, 2.0),
     pad_label: int = IGNORE_INDEX,
+    pad_color: Sequence[float] = IMAGENET_MEAN,
     *,
     generator: np.random.Generator,
     wanted: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weak view of an image (H, W, C) and its mask (H, W), square: random scale, mirror image, crop, padding.
 
-    Padding is the mean color, evenly on both sides; its label `pad_label` is 255, which keeps it out of every loss, or
+    Padding has the color `pad_color`, RGB in 0..1, evenly on both sides; its label `pad_label` is 255, which keeps it out of every loss, or
     0 as in the reference code. Only the part that is shown is resized: bilinear, the mask by nearest neighbour.
     With a `wanted` class in the mask the view shows one of its pixels, drawn at random.
     """
     pixels = () if wanted is None else np.argwhere(mask == wanted)
     around = pixels[generator.integers(len(pixels))] if len(pixels) else None
     view = random_view(*image.shape[:2], crop_size, scale, generator, around)
-    mean_color = [round(float(value)) for value in mean_and_std(image.shape[2])[0]]
+    fill = [round(float(value)) for value in by_channel(pad_color, image.shape[2])]
     return (
         # OpenCV drops the axis of a single channel.
-        show(image, view, crop_size, cv2.INTER_LINEAR, mean_color).reshape(crop_size, crop_size, -1),
+        show(image, view, crop_size, cv2.INTER_LINEAR, fill).reshape(crop_size, crop_size, -1),
         show(mask, view, crop_size, cv2.INTER_NEAREST, pad_label),
     )
 

@@ -9,6 +9,8 @@ from timm.layers import freeze_batch_norm_2d
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from pcr_seg.pixels import IMAGENET_MEAN, IMAGENET_STD
+
 
 class TimmBackbone(nn.Module):
     """A timm model as three feature maps: stride 4, last but one, and last.
@@ -25,9 +27,10 @@ class TimmBackbone(nn.Module):
         ceil_mode: round the ResNet stem's max-pool up, as the reference network does.
         options: further arguments of timm's constructor.
         in_channels: of the images; pretrained weights for RGB are summed or repeated to fit (timm's rule).
+        mean: RGB in 0..1 that images are normalised by; by default the weights' own, ImageNet's without weights.
+        std: likewise.
 
     Attributes:
-        in_channels: of the images.
         channels: of the three maps.
 
     Raises:
@@ -46,12 +49,21 @@ class TimmBackbone(nn.Module):
         ceil_mode: bool = False,
         options: dict | None = None,
         in_channels: int = 3,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
+        # A checkpoint rebuilds the backbone from these.
+        self.name, self.output_stride, self.weights, self.freeze_bn = name, output_stride, weights, freeze_bn
+        self.freeze, self.multi_grid, self.ceil_mode = list(freeze), list(multi_grid or ()), ceil_mode
+        self.options = dict(options or {})
         maps = {"features_only": True, "output_stride": output_stride, "in_chans": in_channels}
-        self.net = create(name, weights, **maps, **options or {})
+        self.net = create(name, weights, **maps, **self.options)
         self.in_channels = in_channels
-        for block, dilation in zip(self.net.layer4 if multi_grid else (), multi_grid or (), strict=True):
+        trained = self.net.pretrained_cfg if weights else {}
+        self.mean = list(mean or trained.get("mean", IMAGENET_MEAN))
+        self.std = list(std or trained.get("std", IMAGENET_STD))
+        for block, dilation in zip(self.net.layer4 if multi_grid else (), self.multi_grid, strict=True):
             block.conv2.dilation = block.conv2.padding = (dilation, dilation)
         if ceil_mode:
             self.net.maxpool.ceil_mode = True

@@ -35,6 +35,12 @@ class DeepLab(nn.Module):
         pooled_norm: BatchNorm in ASPP's image-pooling branch. With a few images per batch that layer sees
             a few values per channel and its running statistics mislead evaluation: turn it off there.
         auxiliary: add a head on the last but one backbone map (paper: Cityscapes only).
+        head_lr_multiplier: learning rate of everything behind the backbone, as a multiple of the backbone's.
+
+    Attributes:
+        feature_dim: D.
+        in_channels: of the images, as the backbone's.
+        mean: RGB in 0..1 that images are normalised by, as the backbone's; and `std`.
     """
 
     def __init__(
@@ -47,10 +53,14 @@ class DeepLab(nn.Module):
         dropout: float = 0.1,
         pooled_norm: bool = True,
         auxiliary: bool = False,
+        head_lr_multiplier: float = 1.0,
     ) -> None:
         super().__init__()
         low, middle, high = backbone.channels
-        self.num_classes, self.feature_dim = num_classes, 2 * channels
+        self.num_classes, self.channels, self.feature_dim = num_classes, channels, 2 * channels
+        self.rates, self.dropout, self.pooled_norm = list(rates), dropout, pooled_norm
+        self.auxiliary, self.head_lr_multiplier = auxiliary, head_lr_multiplier
+        self.in_channels, self.mean, self.std = backbone.in_channels, backbone.mean, backbone.std
         self.backbone = backbone
         self.aspp = ASPP(high, channels, rates, pooled_norm)
         self.head = conv_stage((2 + len(rates)) * channels, channels, 3, bias=False, dropout=dropout)
@@ -66,19 +76,28 @@ class DeepLab(nn.Module):
                 conv_stage(middle, channels, 3, dropout=dropout), nn.Conv2d(channels, num_classes, 1)
             )
 
-    def forward(self, images: Tensor, drop_features: bool = False) -> SegmentorOutput:
-        """(B, 3, H, W) normalized images -> SegmentorOutput with h about H/4.
+    def forward(self, images: Tensor) -> SegmentorOutput:
+        """(B, 3, H, W) normalized images -> SegmentorOutput with h about H/4."""
+        return self.decode(self.encode(images))
 
-        `drop_features` sets half of the backbone's channels to zero, at random for each image (UniMatch's
-        feature perturbation).
-        """
-        low, middle, high = self.backbone(images)
-        if drop_features:
-            low, high = F.dropout2d(low, 0.5), F.dropout2d(high, 0.5)
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalized images -> the backbone's maps: stride 4, last but one, last."""
+        return self.backbone(images)
+
+    def decode(self, maps: list[Tensor]) -> SegmentorOutput:
+        """The backbone's maps, or what a method has made of them -> SegmentorOutput."""
+        low, middle, high = maps
         high = F.interpolate(self.head(self.aspp(high)), low.shape[-2:], mode="bilinear", align_corners=True)
         features = torch.cat([self.low_conv(low), high], dim=1)
         auxiliary = self.auxiliary_head(middle) if self.auxiliary_head is not None else None
         return SegmentorOutput(self.linear_head(features), features, auxiliary)
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """The backbone's trained parameters at `lr`, and all others at its multiple."""
+        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
+        known = set(map(id, self.backbone.parameters()))
+        heads = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
+        return [{"params": backbone, "lr": lr}, {"params": heads, "lr": lr * self.head_lr_multiplier}]
 
 
 class ASPP(nn.Module):

@@ -89,29 +89,29 @@ def load_official(module: nn.Module, path: str | Path) -> None:
     takes the teacher's prototypes where there are any, and is left alone otherwise.
 
     Args:
-        module: has `student`, `teacher` and `bank` (`pcr_seg.module.SemiSupervisedSegmentation`).
+        module: has `student`, `teacher` and a `method`, perhaps with a `bank` (`pcr_seg.module.Segmentation`).
         path: a file of `torch.save`, read without running code from it.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint of the reference code, or not of this network; nothing is loaded then.
     """
-    content = read_official(Path(path))
+    content, bank = read_official(Path(path)), getattr(module.method, "bank", None)
     student = content.get("model_state", content.get("teacher_state", content))
     teacher = content.get("teacher_state", student)
     try:
         student, teacher = (from_official(state, module.student) for state in (student, teacher))
         student.pop("bank.prototypes", None)
-        prototypes = teacher.pop("bank.prototypes", module.bank.prototypes)
-        if prototypes.shape != module.bank.prototypes.shape:
+        prototypes = teacher.pop("bank.prototypes", None)
+        if bank is not None and prototypes is not None and prototypes.shape != bank.prototypes.shape:
             raise ValueError(f"holds {prototypes.shape[1]} prototypes for each class; set method.num_prototypes")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     module.student.load_state_dict(student)
-    module.teacher.load_state_dict(teacher)
-    if prototypes is not module.bank.prototypes:
-        module.bank.prototypes.copy_(prototypes)
-        module.bank.is_initialized.fill_(True)
+    module.teacher.network.load_state_dict(teacher)
+    if bank is not None and prototypes is not None:
+        bank.prototypes.copy_(prototypes)
+        bank.is_initialized.fill_(True)
 
 
 def read_official(path: Path) -> dict:

@@ -1,0 +1,213 @@
+"""From a checkpoint file to what it predicts with. Needs torch and the network's own libraries alone.
+
+A checkpoint says how its network and method were made: a class by its dotted name, and the arguments it was made with.
+Only this project's own classes are called, unless the caller trusts others by name.
+"""
+
+import functools
+import importlib
+import inspect
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import FunctionType
+
+import torch
+from torch import nn
+
+from pcr_seg.inference import Protocol
+from pcr_seg.predictor import Predictor
+
+FORMAT = 2
+LAST_READER = "3bc4437"  # the last commit that reads format 1, from before one file held one method
+LAST = "last.ckpt"
+
+# What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
+TRUSTED = (
+    r"pcr_seg\.(method\.\w+\.([A-Z]\w*|(ohem_|balanced_)?cross_entropy)"
+    r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)"
+    r"|models\.(deeplab\.DeepLab|backbones\.TimmBackbone|smp\.SMP))"
+)
+
+
+def load(
+    checkpoint: str | Path,
+    *,
+    student: nn.Module | None = None,
+    trust: str | Sequence[str] = (),
+    network: str = "teacher",
+    protocol: Protocol | None = None,
+) -> Predictor:
+    """Rebuild what a checkpoint predicts with, in eval mode on the CPU, from nothing but the file.
+
+    Args:
+        checkpoint: a file of a run's `checkpoints` folder, or one that a plain `Trainer` has written.
+        student: a network of the class that was trained, where that is not this project's; its weights are replaced.
+        trust: dotted names of modules, or packages, whose classes may be called to rebuild network and method instead.
+        network: which one predicts, "teacher" or "student".
+        protocol: how to predict whole images, instead of the checkpoint's way.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not a checkpoint of this project, one that asks for code that is not trusted, or weights that do not
+            fit the network.
+    """
+    content = read_checkpoint(checkpoint)
+    made, origin = content["pcr_seg"], f"checkpoint={checkpoint}"
+    nodes = [made["method"], made["protocol"], *([] if student else [made["student"]])]
+    refuse_strangers(origin, nodes, trust)
+    try:
+        model = student or rebuilt(made["student"])
+        method = rebuilt(made["method"])
+        if hasattr(method, "attach"):
+            method.attach(model)
+        model.load_state_dict(part(content["state_dict"], "student." if network == "student" else "teacher.network."))
+        method.load_state_dict(part(content["state_dict"], "method."))
+        protocol = protocol or rebuilt(made["protocol"])
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{origin}: does not fit this version of the code: {reason}") from error
+    metadata = {key: made[key] for key in ("config", "dataset") if key in made}
+    predictor = Predictor(
+        model, method, made["classes"], made["palette"], protocol, name=made["name"], metadata=metadata
+    )
+    return predictor.requires_grad_(False).eval()
+
+
+def part(state: dict, prefix: str) -> dict:
+    """The entries of a state dict below a prefix."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """Load a checkpoint of this project to the CPU; nothing in it is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged (checksums included), of an older format, or not of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint={path}: no such file; a run keeps them in checkpoints/{LAST}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        made = content["pcr_seg"]
+        whole = damaged is None and {"classes", "palette"} <= set(made)
+        whole = whole and {"state_dict", "loops", "epoch", "global_step"} <= set(content)
+    except Exception as error:
+        raise ValueError(f"checkpoint={path}: not a complete checkpoint of this project") from error
+    if not whole:
+        raise ValueError(f"checkpoint={path}: not a complete checkpoint of this project")
+    if made.get("format") != FORMAT:
+        raise ValueError(f"checkpoint={path}: of an older version; the last commit that reads it is {LAST_READER}")
+    return content
+
+
+# --------------------------------------------------------------------------------- how things were made
+
+
+def described(thing: object) -> object:
+    """How an object was made, in plain values: `_target_` and arguments, as Hydra writes it.
+
+    A module's arguments are its attributes of the same names (as scikit-learn's estimators keep them). Arguments that it
+    did not keep are listed as `_assumed_`, with their defaults; where there is no default, or a value is not plain,
+    `_target_` stands alone, and `load` needs the network itself.
+    """
+    if isinstance(thing, functools.partial):
+        return described(thing.func) | {key: described(value) for key, value in thing.keywords.items()}
+    if isinstance(thing, FunctionType):
+        return {"_target_": f"{thing.__module__}.{thing.__qualname__}", "_partial_": True}
+    if isinstance(thing, nn.Module):
+        node = {"_target_": f"{type(thing).__module__}.{type(thing).__qualname__}"}
+        try:
+            return node | kept_arguments(thing)
+        except TypeError:
+            return node | {"_unknown_": True}
+    if isinstance(thing, list | tuple):
+        return [described(value) for value in thing]
+    if isinstance(thing, dict):
+        return {str(key): described(value) for key, value in thing.items()}
+    if thing is None or isinstance(thing, bool | int | float | str):
+        return thing
+    raise TypeError(f"{type(thing).__name__} is no plain value")
+
+
+def kept_arguments(module: nn.Module) -> dict:
+    """The arguments of a module's constructor, as described; raises a TypeError for one that cannot be known."""
+    arguments, assumed = {}, []
+    for name, parameter in constructor_parameters(type(module)).items():
+        if hasattr(module, name):
+            arguments[name] = described(getattr(module, name))
+        elif parameter.default is inspect.Parameter.empty:
+            raise TypeError(f"{name} was not kept")
+        else:
+            assumed.append(name)
+    return arguments | ({"_assumed_": assumed} if assumed else {})
+
+
+def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
+    """Named parameters of a constructor, and of its parent's where it passes further ones on."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for owner in cls.__mro__:
+        if "__init__" in vars(owner):
+            own = list(inspect.signature(owner.__init__).parameters.values())[1:]
+            parameters = {p.name: p for p in own if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} | parameters
+            if not any(p.kind == p.VAR_KEYWORD for p in own):
+                break
+    return parameters
+
+
+def rebuilt(node: object) -> object:
+    """What `described` describes. Calls whatever the nodes name: `refuse_strangers` comes first."""
+    if isinstance(node, list):
+        return [rebuilt(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: rebuilt(value) for key, value in node.items() if not re.fullmatch("_[a-z]+_", key)}
+    if "_target_" not in node:
+        return arguments
+    if node.get("_unknown_"):
+        raise ValueError(
+            f"{node['_target_']} did not keep its arguments as attributes of the same names; hand the network over: "
+            "load(..., student=network)"
+        )
+    for assumed in node.get("_assumed_", ()):
+        warnings.warn(
+            f"{node['_target_']} did not keep its argument {assumed}, so the default is assumed; where it was another, "
+            "hand the network over: load(..., student=network)",
+            stacklevel=2,
+        )
+    target = imported(node["_target_"])
+    # Weights are in the checkpoint: nothing is downloaded or read for them again.
+    arguments |= {key: None for key in ("weights", "encoder_weights") if key in arguments}
+    return functools.partial(target, **arguments) if node.get("_partial_") else target(**arguments)
+
+
+def imported(target: str) -> Callable:
+    """A class or function by its dotted name."""
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def refuse_strangers(
+    origin: str, nodes: Iterable[object], trust: str | Sequence[str] = (), trusted: str = TRUSTED
+) -> None:
+    """Raise a ValueError where one of these nodes would call something that is not trusted."""
+    nodes, names = list(nodes), [trust] if isinstance(trust, str) else list(trust or ())
+    own = "|".join(rf"{re.escape(name)}\.[\w.]+" for name in names if name)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            target = str(node.get("_target_", ""))
+            if target and not re.fullmatch(trusted, target) and not (own and re.fullmatch(own, target)):
+                raise ValueError(
+                    f"{origin}: names {target}, which is not this project's code; if you know it: "
+                    f"trust={target.rpartition('.')[0]}"
+                )
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node

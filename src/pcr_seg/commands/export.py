@@ -1,0 +1,138 @@
+"""A checkpoint's network as one file for other programs: ONNX or pt2."""
+
+import json
+import math
+import operator
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from pcr_seg.commands.evaluate import open_checkpoint
+from pcr_seg.pixels import mean_and_std
+from pcr_seg.predictor import Predictor, predict_heads
+
+SIZES = ((2, 128, 160), (1, 97, 131), (3, 224, 161))  # batch, height, width; the first is also the one that is traced
+TOLERANCE = 1e-3  # of logits
+
+
+class Exported(nn.Module):
+    """A predictor's linear head, or both heads, as one plain function."""
+
+    def __init__(self, predictor: Predictor, *, prototype_head: bool) -> None:
+        super().__init__()
+        self.network, self.method, self.prototype_head = predictor.network, predictor.method, prototype_head
+        flags_as_constants(self.method)
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """(B, channels, H, W) normalized -> logits (B, C, H, W), or a pair of them: linear and prototype."""
+        heads = predict_heads(self.network, self.method, image, linear=not self.prototype_head)
+        return (heads["linear"], heads["prototype"]) if self.prototype_head else heads["linear"]
+
+
+def flags_as_constants(method: nn.Module) -> None:
+    """Make plain values of buffers that are one flag (is_initialized): a tracer cannot ask a tensor."""
+    for part in method.modules():
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            if buffer.dtype == torch.bool and buffer.ndim == 0:
+                delattr(part, name)
+                setattr(part, name, bool(buffer))
+
+
+def export(cfg: DictConfig) -> Path:
+    """Write the predictor as ONNX or pt2 with dynamic batch, height and width, compared at three sizes.
+
+    Raises:
+        ValueError: an unknown format, no prototypes where their head is asked for, or a file that answers differently.
+    """
+    if cfg.format not in ("onnx", "pt2"):
+        raise ValueError(f"format={cfg.format}: choose onnx or pt2")
+    predictor = open_checkpoint(cfg)
+    if cfg.prototype_head and predictor.bank is None:
+        raise ValueError(f"prototype_head=true: {cfg.checkpoint} has no prototypes yet; export the linear head alone")
+    function = Exported(predictor, prototype_head=cfg.prototype_head).eval()
+    function.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
+    images = [torch.randn(batch, predictor.channels, height, width) for batch, height, width in SIZES]
+    output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
+    axes = {0: "batch", 2: "height", 3: "width"}
+    dynamic = {axis: torch.export.Dim(name, min=1 if axis == 0 else 32) for axis, name in axes.items()}
+    program = torch.export.export(
+        function,
+        (images[0],),
+        dynamic_shapes={"image": dynamic},
+        prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
+    )
+    partial = output.with_name("partial_" + output.name)
+    write = write_pt2 if cfg.format == "pt2" else write_onnx
+    exported = write(program, partial, metadata(predictor))
+    difference = max(largest_difference(function, exported, image) for image in images)
+    if difference > TOLERANCE:
+        raise ValueError(f"{output}: its logits differ from the network's by {difference:.2g}; not written")
+    os.replace(partial, output)
+    sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in SIZES)
+    print(f"{output}: logits within {difference:.1g} of the network's at {sizes}")
+    print(f"docs/export.md runs it without this package; python app.py checkpoint={cfg.checkpoint}")
+    return output
+
+
+def metadata(predictor: Predictor) -> dict[str, object]:
+    """What a program needs to feed the file and to read its answer: preprocessing, classes and their colors."""
+    channels = predictor.channels
+    mean, std = mean_and_std(predictor.network, channels)
+    return {
+        "classes": predictor.class_names,
+        "palette": [list(color) for color in predictor.palette],
+        "color_order": {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}[channels],
+        "value_range": [0, 255],  # of what mean and std apply to
+        "mean": [round(float(value), 3) for value in mean],
+        "std": [round(float(value), 3) for value in std],
+        "dataset": predictor.metadata.get("dataset"),
+    }
+
+
+@torch.inference_mode()
+def largest_difference(function: Callable, exported: Callable, image: Tensor) -> float:
+    """Largest absolute difference of any logit between the network and the file."""
+    pairs = [result if isinstance(result, tuple) else (result,) for result in (function(image), exported(image))]
+    return max((a - b).abs().max().item() for a, b in zip(*pairs, strict=True))
+
+
+def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, object]) -> Callable:
+    """Write one pt2 file, the metadata as its extra file metadata.json, and return a function that runs it."""
+    round_up_in_integers(program.graph)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
+    return torch.export.load(path).module()
+
+
+def round_up_in_integers(graph: torch.fx.Graph) -> None:
+    """Write ceil(a / b) on sizes as (a + b - 1) // b: timm's "same" padding uses the first, which pt2 cannot store."""
+
+    def call(function: Callable, *arguments: object) -> torch.fx.Node:
+        node = graph.call_function(function, arguments)
+        node.meta["val"] = function(*(getattr(argument, "meta", {"val": argument})["val"] for argument in arguments))
+        return node
+
+    for node in [node for node in graph.nodes if node.target is math.ceil]:
+        a, b = node.args[0].args
+        with graph.inserting_before(node):
+            node.replace_all_uses_with(call(operator.floordiv, call(operator.add, a, b - 1), b))
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, object]) -> Callable:
+    """Write one ONNX file, the metadata as JSON under its keys, and return a function that runs it."""
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401  torch's exporter imports it late and fails less clearly
+    except ImportError as error:
+        raise ValueError("format=onnx needs more packages: pip install 'pcr-seg[export]'") from error
+    names = ["logits", "prototype_logits"][: len(program.graph_signature.user_outputs)]
+    onnx = torch.onnx.export(program, verbose=False, input_names=["image"], output_names=names)
+    onnx.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
+    onnx.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda image: tuple(torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()}))

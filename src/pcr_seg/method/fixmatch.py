@@ -1,0 +1,67 @@
+"""FixMatch for segmentation: the network labels weak views for itself, and learns them on strong ones.
+
+Source: Sohn et al., NeurIPS 2020; for segmentation as in UniMatch (Yang et al., CVPR 2023), whose baseline it is. What
+differs from UniMatch's code is listed in docs/method.md.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pcr_seg.method.losses import consistency_loss, cross_entropy, labeled_loss
+from pcr_seg.method.mixing import UnlabeledViews, cutmix
+from pcr_seg.method.sampling import upsample
+from pcr_seg.method.teacher import Teacher
+
+
+class FixMatch(nn.Module):
+    """Pseudo-labels of the network itself under a high threshold; strong views have other colors and are mixed.
+
+    Args:
+        threshold: least confidence of a pseudo-label that trains, in 0..1.
+        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
+        consistency_weight: of the loss on pseudo-labels.
+        cutmix_probability: of a batch being mixed.
+        burn_in_epochs: epochs on labels alone before; none in the published method.
+    """
+
+    ema_decay = 0.0  # the teacher is the network itself
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.95,
+        supervised_loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        auxiliary_weight: float = 0.4,
+        consistency_weight: float = 1.0,
+        cutmix_probability: float = 0.5,
+        burn_in_epochs: int = 0,
+    ) -> None:
+        super().__init__()
+        self.threshold, self.cutmix_probability, self.burn_in_epochs = threshold, cutmix_probability, burn_in_epochs
+        self.supervised_loss, self.auxiliary_weight = supervised_loss, auxiliary_weight
+        self.consistency_weight = consistency_weight
+        self.views = UnlabeledViews(color=True)
+        self.weights = {"supervised": 1.0, "consistency": consistency_weight}
+        self.figures: dict[str, Tensor] = {}
+
+    def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
+        """The losses of a step."""
+        image, mask, n = labeled["image"], labeled["mask"], len(labeled["mask"])
+        if unlabeled is None:
+            return {"supervised": labeled_loss(self.supervised_loss, student(image), mask, self.auxiliary_weight)}
+
+        labels, confidence = teacher.label(unlabeled["weak"], unlabeled["valid"])
+        strong, labels, confidence = cutmix(unlabeled["strong"][:, 0], labels, confidence, self.cutmix_probability)
+        self.figures = {"confident": (confidence >= self.threshold).float().mean()}
+
+        images = torch.cat([image, strong])
+        output = student(images)
+        teacher.observe(images)
+        logits = upsample(output.logits, mask.shape[-2:])
+        return {
+            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n]),
+            "consistency": consistency_loss(logits[n:], labels, confidence, self.threshold),
+        }

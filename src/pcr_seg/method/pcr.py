@@ -1,0 +1,183 @@
+"""PCR, the paper's section 3: two predictors that must agree, one of them a set of prototypes.
+
+Xu, Liu, Bian, Yang: "Semi-supervised Semantic Segmentation with Prototype-based Consistency Regularization", NeurIPS
+2022 (arXiv 2210.04388). After a burn-in on labels alone, each step does this:
+
+1. The teacher, an average of the student, labels the weak view of each unlabeled image; the student sees the strong
+   view, mixed by CutMix together with these labels and their confidence.
+2. Two predictors share the student's features: the linear head, and the prototype head, whose logit of a class is the
+   cosine to the nearest of the class's K prototypes, divided by a temperature.
+3. Both learn the labels and the confident pseudo-labels: a pixel can please the prototype head only by coming close to
+   some prototype of its class, which makes a class compact in a few places instead of one.
+4. The prototypes, first found by k-means among the labeled features, move towards the features that chose them, by
+   labels and by pseudo-labels on which the mean of both heads is sure.
+
+"A1" ... mark what the paper leaves open (docs/method.md); "reference code" is HeimingX/semi_seg_proto @1b98ea6.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Generator, Tensor, nn
+
+from pcr_seg.method.losses import IGNORE_INDEX, consistency_loss, cross_entropy, labeled_loss
+from pcr_seg.method.mixing import UnlabeledViews, cutmix
+from pcr_seg.method.prototypes import PrototypeBank, labeled_features
+from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
+from pcr_seg.method.teacher import Teacher
+
+
+class PCR(nn.Module):
+    """Prototype-based consistency regularization.
+
+    Args:
+        num_classes: C.
+        feature_dim: D, channels of the student's features.
+        num_prototypes: K for each class; the paper uses 4 (VOC) and 3 (Cityscapes).
+        temperature: divides the cosines; 0.1 in the reference code.
+        prototype_momentum: share of the old prototype kept in an update, in 0..1; 1 freezes the bank.
+        grid_cells: the prototype head sees one pixel in each of grid_cells x grid_cells cells.
+        threshold: least confidence of a pseudo-label that trains, in 0..1 (A2).
+        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
+        consistency_weight: of the linear head's loss on pseudo-labels.
+        prototype_weight: of the prototype head's loss; 0 leaves the prototypes out.
+        prototype_on: whether the prototype head learns the labels, the pseudo-labels, or both (A1).
+        prototype_gate: the threshold also gates what the prototype head learns of pseudo-labels (A4).
+        bank_labels: pseudo-labels that move the prototypes: the two heads' mean or the teacher's (A5).
+        cutmix_probability: of a batch being mixed (A9).
+        strong_color: strong views have color jitter, grayscale and blur (A10).
+        burn_in_epochs: epochs on labels alone before.
+        ema_decay: of the teacher.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        *,
+        num_prototypes: int = 4,
+        temperature: float = 0.1,
+        prototype_momentum: float = 0.99,
+        grid_cells: int = 32,
+        threshold: float = 0.8,
+        supervised_loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+        auxiliary_weight: float = 0.4,
+        consistency_weight: float = 1.0,
+        prototype_weight: float = 1.0,
+        prototype_on: Literal["both", "labels", "pseudo-labels"] = "both",
+        prototype_gate: bool = True,
+        bank_labels: Literal["ensemble", "teacher"] = "ensemble",
+        cutmix_probability: float = 0.5,
+        strong_color: bool = False,
+        burn_in_epochs: int = 1,
+        ema_decay: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.num_classes, self.feature_dim, self.num_prototypes = num_classes, feature_dim, num_prototypes
+        self.temperature, self.prototype_momentum, self.grid_cells = temperature, prototype_momentum, grid_cells
+        self.threshold, self.cutmix_probability, self.strong_color = threshold, cutmix_probability, strong_color
+        self.supervised_loss, self.auxiliary_weight = supervised_loss, auxiliary_weight
+        self.consistency_weight, self.prototype_weight = consistency_weight, prototype_weight
+        self.prototype_on, self.prototype_gate, self.bank_labels = prototype_on, prototype_gate, bank_labels
+        self.burn_in_epochs, self.ema_decay = burn_in_epochs, ema_decay
+
+        self.views = UnlabeledViews(color=strong_color)
+        self.weights = {"supervised": 1.0, "consistency": consistency_weight, "prototype": prototype_weight}
+        self.figures: dict[str, Tensor] = {}
+        self.bank = PrototypeBank(
+            num_classes, num_prototypes, feature_dim, temperature=temperature, momentum=prototype_momentum
+        )
+        self.register_buffer("assigned", torch.zeros(num_classes, num_prototypes))  # features of this epoch
+
+    def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
+        """The three losses of a step; the prototypes move in it."""
+        if unlabeled is None:
+            output = student(labeled["image"])
+            loss = labeled_loss(self.supervised_loss, output, labeled["mask"], self.auxiliary_weight)
+            return {"supervised": loss}
+
+        # The teacher labels the weak views; CutMix mixes strong views, labels and confidence alike.
+        labels, confidence = teacher.label(unlabeled["weak"], unlabeled["valid"])
+        strong, labels, confidence = cutmix(unlabeled["strong"][:, 0], labels, confidence, self.cutmix_probability)
+
+        images = torch.cat([labeled["image"], strong])
+        output = student(images)
+        teacher.observe(images)  # A12
+        return self.losses(output, labeled["mask"], labels, confidence)
+
+    def losses(self, output: Any, mask: Tensor, labels: Tensor, confidence: Tensor) -> dict[str, Tensor]:
+        """What both heads learn of labeled images with masks, and of mixed ones with pseudo-labels, all (B, H, W)."""
+        # The linear head learns labels and confident pseudo-labels.
+        n, size = len(mask), mask.shape[-2:]
+        logits = upsample(output.logits, size)
+        supervised = labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n])
+        consistency = consistency_loss(logits[n:], labels, confidence, self.threshold)
+        losses = {"supervised": supervised, "consistency": consistency}
+        self.figures = {"confident": (confidence >= self.threshold).float().mean()}
+        if self.prototype_weight == 0:
+            return losses
+
+        # The prototype head learns the same at one pixel of each cell: cos(feature, nearest of K) / T.
+        points = jittered_grid(*size, self.grid_cells, device=mask.device)
+        mask, labels, confidence = (at_points(x, points) for x in (mask, labels, confidence))
+        features = sample_features(output.features, points, size)  # (2B, N, D)
+        scores = self.bank(features).transpose(1, 2)  # (2B, C, N)
+        prototype = scores.new_zeros(())
+        if self.prototype_on != "pseudo-labels":
+            prototype = prototype + cross_entropy(scores[:n], mask)
+        if self.prototype_on != "labels":
+            threshold = self.threshold if self.prototype_gate else 0.0
+            prototype = prototype + consistency_loss(scores[n:], labels, confidence, threshold)
+
+        # Prototypes follow the student's features (A6), by labels and by pseudo-labels, in one update.
+        with torch.no_grad():
+            if self.bank_labels == "ensemble":
+                both = (at_points(logits[n:], points).softmax(dim=1) + scores[n:].softmax(dim=1)) / 2
+                confidence, ensemble = both.max(dim=1)
+                labels = ensemble.where(labels != IGNORE_INDEX, IGNORE_INDEX)
+            labels = labels.where(confidence >= self.threshold, IGNORE_INDEX)
+            self.assigned += self.bank.update(features.flatten(0, 1), torch.cat([mask, labels]).flatten())
+        return losses | {"prototype": prototype}
+
+    @torch.no_grad()
+    def begin(self, student: nn.Module, labeled_batches: Iterable[dict], generator: Generator) -> None:
+        """After the burn-in, cluster the labeled images' features into prototypes (A7); every rank takes rank 0's."""
+        if self.prototype_weight == 0 or self.bank.is_initialized:
+            return
+        many = dist.is_available() and dist.is_initialized()
+        if not many or dist.get_rank() == 0:
+            student.eval()
+            features, labels = labeled_features(student, labeled_batches, self.grid_cells, generator)
+            self.bank.initialize(features, labels, generator=generator)
+            student.train()
+        if many:
+            dist.broadcast(self.bank.prototypes, src=0)
+            self.bank.is_initialized.fill_(True)
+
+    def accumulate(self, batches: int) -> None:
+        """Let `batches` calls move the prototypes as far as one call with all their pixels: momentum^(1 / batches)."""
+        self.bank.momentum = self.prototype_momentum ** (1 / batches)
+
+    def heads(self, features: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Full-size logits of the prototype head, once there are prototypes."""
+        return {"prototype": self.bank.dense_logits(features, size)} if self.bank.is_initialized else {}
+
+    def new_epoch(self) -> None:
+        """Count the use of prototypes from zero."""
+        self.assigned.zero_()
+
+    @property
+    def usage(self) -> Tensor:
+        """(C, K): share of each class's features that chose each of its prototypes in this epoch."""
+        return self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """How evenly prototypes are used (entropy, 1 for all alike), and how many were the nearest to no feature."""
+        if not self.bank.is_initialized:
+            return {}
+        entropy = torch.special.entr(self.usage).sum(dim=1).mean() / math.log(max(self.num_prototypes, 2))
+        return {"prototypes/usage_entropy": entropy, "prototypes/dead": (self.usage == 0).float().sum()}

@@ -1,0 +1,75 @@
+"""Between a network's resolution and the image's: upsampling, and sampling instead of it.
+
+Axes: B images, D feature channels, H W image, h w feature map, N points.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+
+def upsample(x: Float[Tensor, "B C h w"], size: tuple[int, int] | torch.Size) -> Float[Tensor, "B C H W"]:
+    """Bilinear with aligned corners, as everywhere in the reference code; in fp32, which confidence needs."""
+    return F.interpolate(x.float(), tuple(size), mode="bilinear", align_corners=True)
+
+
+def jittered_grid(
+    height: int,
+    width: int,
+    cells: int,
+    *,
+    generator: Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Int[Tensor, "N 2"]:
+    """Draw one (row, column) inside each of cells x cells cells of height // cells by width // cells.
+
+    Row-major. What the cells leave over at the bottom and right is never drawn: at 513 pixels and 32
+    cells row 512 is not (as in the reference code's `mask_generation`).
+
+    Raises:
+        ValueError: the image is smaller than the number of cells.
+    """
+    if min(height, width) < cells:
+        raise ValueError(f"grid_cells={cells} exceeds the crop of {height}x{width} pixels: lower method.grid_cells")
+    jitter = torch.rand(2, cells, cells, generator=generator, device=device)
+    cell = torch.arange(cells, device=device)
+    rows = cell[:, None] * (height // cells) + (jitter[0] * (height // cells)).long()
+    columns = cell[None, :] * (width // cells) + (jitter[1] * (width // cells)).long()
+    return torch.stack([rows, columns], dim=-1).flatten(0, 1)
+
+
+def at_points(x: Tensor, points: Int[Tensor, "N 2"]) -> Tensor:
+    """Values of x (..., H, W) at points of (row, column) -> (..., N)."""
+    return x[..., points[:, 0], points[:, 1]]
+
+
+def sample_features(
+    features: Float[Tensor, "B D h w"], points: Int[Tensor, "N 2"], size: tuple[int, int]
+) -> Float[Tensor, "B N D"]:
+    """Upsample the features to `size` (bilinear, align_corners) and pick `points`, without upsampling.
+
+    The whole map at full resolution would be 514 MiB for each 513x513 image.
+    """
+    (batch, _, h, w), (rows, columns) = features.shape, points.unbind(1)
+    y0, y1, v = neighbours(rows, h, size[0])
+    x0, x1, u = neighbours(columns, w, size[1])
+    corners = torch.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1])
+    of_image = h * w * torch.arange(batch, device=features.device)[:, None, None]
+    # One look-up of all corners in a table of pixels, which channels-last features are in memory: its backward makes
+    # one map of gradients and adds whole pixels to it.
+    table = features.permute(0, 2, 3, 1).flatten(0, 2)
+    a, b, c, d = F.embedding(of_image + corners, table).float().unbind(1)
+    u, v = u[:, None], v[:, None]
+    return torch.lerp(torch.lerp(a, b, u), torch.lerp(c, d, u), v)
+
+
+def neighbours(index: Int[Tensor, " N"], small: int, large: int) -> tuple[Tensor, Tensor, Float[Tensor, " N"]]:
+    """The two low-resolution positions that a full-resolution one blends, and the share of the second.
+
+    Along one axis of `small` positions upsampled to `large` with aligned corners. In integers: the share
+    is exact to the last bit, which a float coordinate is not.
+    """
+    span = max(large - 1, 1)
+    low = (index * (small - 1) // span).clamp(max=max(small - 2, 0))
+    return low, (low + 1).clamp(max=small - 1), (index * (small - 1) - low * span) / span

@@ -1,0 +1,147 @@
+"""The teacher: an exponential moving average of the student, which labels unlabeled images and is what is evaluated.
+
+Every rule for its BatchNorm statistics (A12) stands here.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+
+from pcr_seg.method.losses import IGNORE_INDEX
+from pcr_seg.method.sampling import upsample
+
+BatchNormRule = Literal["copy", "forward", "weak"]
+
+
+class Teacher(nn.Module):
+    """A copy of the student that follows it: decay * teacher + (1 - decay) * student after each optimizer step.
+
+    The decay rises as min(1 - 1 / (n + 1), decay) over the n steps that it has followed (U2PL): the first one copies.
+
+    Args:
+        student: is copied.
+        decay: of the average; 0 is the student itself.
+        bn: where BatchNorm's statistics come from. "copy": the student's. "forward": `observe` passes the student's
+            batch through the teacher in training mode, as U2PL does. "weak": what the images themselves look like,
+            which balanced or mixed crops do not show, namely the weak views that it labels and, while labels alone
+            train, the labeled images (`refresh`).
+
+    Raises:
+        ValueError: another rule.
+    """
+
+    def __init__(self, student: nn.Module, *, decay: float = 0.99, bn: BatchNormRule = "copy") -> None:
+        super().__init__()
+        if bn not in get_args(BatchNormRule):
+            raise ValueError(f"teacher_bn={bn}: choose one of {', '.join(get_args(BatchNormRule))}")
+        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        self.decay, self.bn = decay, bn
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self._steps = 0  # the same: reading the buffer would wait for the device
+        self.register_load_state_dict_post_hook(lambda teacher, _: setattr(teacher, "_steps", int(teacher.steps)))
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stay in eval mode whatever the module around it does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def label(
+        self,
+        images: Float[Tensor, "B D h w"],
+        valid: Bool[Tensor, "B H W"],
+        refine: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> tuple[Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
+        """Pseudo-labels and confidence at the size of `valid`; 255 and 0 where that is False (padding).
+
+        `refine` makes other logits of the images and their logits before they are read.
+        """
+        with batchnorm_follows(self.network) if self.bn == "weak" else nullcontext():
+            logits = upsample(self.network(images).logits, valid.shape[-2:])
+        labels, confidence = pseudo_label(logits if refine is None else refine(images, logits))
+        return labels.masked_fill(~valid, IGNORE_INDEX), confidence.masked_fill(~valid, 0)
+
+    @torch.no_grad()
+    def observe(self, images: Float[Tensor, "B D h w"]) -> None:
+        """See the student's batch, for the rule "forward"; the others need nothing of it."""
+        if self.bn == "forward":
+            self.network.train()(images)
+            self.network.eval()
+
+    def follow(self, student: nn.Module) -> None:
+        """Move towards the student, after each optimizer step."""
+        decay = ema_decay_at(self._steps, self.decay)
+        ema_update(self.network, student, decay, float_buffers="copy" if self.bn == "copy" else "keep")
+        self.steps += 1
+        self._steps += 1
+
+    def copy(self, student: nn.Module) -> None:
+        """Equal the student, statistics included, after each optimizer step while labels alone train."""
+        ema_update(self.network, student, 0.0, float_buffers="copy")
+
+    def refresh(self, batches: Iterable[Tensor]) -> None:
+        """Take the statistics from these images, for the rule "weak" while no weak view brings them."""
+        if self.bn == "weak":
+            update_bn(batches, self.network)
+            self.network.eval()
+
+
+def pseudo_label(logits: Float[Tensor, "B C *S"]) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
+    """Return the most probable class of each pixel and its softmax probability in (0, 1]."""
+    best, pseudo_labels = logits.float().max(dim=1)
+    # exp(max - logsumexp) is the largest softmax value without a second tensor of C channels.
+    return pseudo_labels, (best - logits.float().logsumexp(dim=1)).exp()
+
+
+def ema_decay_at(step: int, decay: float) -> float:
+    """Decay of the average at a semi-supervised step counted from 0: min(1 - 1 / (step + 1), decay) (U2PL)."""
+    return min(1 - 1 / (step + 1), decay)
+
+
+@torch.no_grad()
+def ema_update(
+    teacher: nn.Module,
+    student: nn.Module,
+    decay: float,
+    *,
+    float_buffers: Literal["copy", "keep"] = "copy",
+) -> None:
+    """Move the teacher's parameters to decay * teacher + (1 - decay) * student.
+
+    Float buffers (BatchNorm's statistics) are copied by default: averaging them on top of BatchNorm's
+    own average lags so far behind that short trainings evaluate wrongly. Integer buffers are always
+    copied: an average would truncate and drift.
+    """
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
+    for ours, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
+        if not ours.is_floating_point() or float_buffers == "copy":
+            ours.copy_(theirs)
+
+
+@contextmanager
+def batchnorm_follows(network: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm in eval mode also moves its running statistics towards those of what passes.
+
+    By its own momentum, as in training mode, but what it returns is normalised by the statistics as they were: labels
+    and statistics come from one forward, and each layer sees its inputs as it will in evaluation. The statistics are
+    this process's own.
+    """
+
+    def follow(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        values = inputs[0].detach().float()
+        variance, mean = torch.var_mean(values, dim=(0, *range(2, values.ndim)))
+        for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
+            running.lerp_(now.to(running), norm.momentum)
+
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    hooks = [norm.register_forward_hook(follow) for norm in norms]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,54 @@
+"""Networks of segmentation_models_pytorch (an extra: `pip install 'pcr-seg[smp]'`)."""
+
+from torch import Tensor, nn
+
+from pcr_seg.models.deeplab import SegmentorOutput
+
+
+class SMP(nn.Module):
+    """A network of segmentation_models_pytorch; prototypes live among its decoder's features.
+
+    Args:
+        arch: of the network, "unet", "fpn", "upernet" ... as `segmentation_models_pytorch.create_model` takes it.
+        num_classes: C.
+        encoder_name: of its encoder.
+        encoder_weights: pretrained ones that it downloads, or None.
+        options: further arguments of the network.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        num_classes: int,
+        *,
+        encoder_name: str = "resnet34",
+        encoder_weights: str | None = "imagenet",
+        options: dict | None = None,
+    ) -> None:
+        super().__init__()
+        try:
+            import segmentation_models_pytorch as smp
+        except ImportError as error:
+            raise ValueError("networks of segmentation_models_pytorch need it: pip install 'pcr-seg[smp]'") from error
+        self.arch, self.num_classes, self.encoder_name = arch, num_classes, encoder_name
+        self.encoder_weights, self.options = encoder_weights, dict(options or {})
+        self.net = smp.create_model(
+            arch, encoder_name, encoder_weights, classes=num_classes, **self.options
+        )
+        self.feature_dim = self.net.segmentation_head[0].in_channels
+
+    def forward(self, images: Tensor) -> SegmentorOutput:
+        """(B, 3, H, W) normalized images, sides that the encoder's stride divides -> SegmentorOutput."""
+        return self.decode(self.encode(images))
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Images -> the encoder's maps."""
+        return self.net.encoder(images)
+
+    def decode(self, maps: list[Tensor]) -> SegmentorOutput:
+        """Maps -> SegmentorOutput."""
+        features = self.net.decoder(maps)
+        return SegmentorOutput(self.net.segmentation_head(features), features, None)

@@ -1,0 +1,179 @@
+"""Pictures of a predictor: predictions for a few images, and what each prototype stands for."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from pcr_seg.data.files import Sample, read_image, read_mask
+from pcr_seg.data.sources import Source
+from pcr_seg.inference import disagreement
+from pcr_seg.pictures import visualize
+from pcr_seg.pixels import as_tensor, distinct_colors, normalize
+from pcr_seg.predictor import Predictor
+
+NUM_IMAGES = 4  # in a panel
+NUM_CROPS = 4  # of a prototype
+GALLERY_IMAGES = 32  # searched for the pixels nearest to each prototype
+CROP = 72  # side of one of a prototype's crops, in pixels of the picture
+
+
+class PrototypeView(NamedTuple):
+    """What one prototype stands for."""
+
+    label: int
+    number: int  # among the prototypes of its class
+    usage: float  # share of its class's features that chose it in the last epoch
+    cosine: float  # mean over the crops' centers
+    crops: Image.Image  # the surroundings of the nearest pixels of several images
+
+
+def save_pictures(predictor: Predictor, confusion: dict[str, Tensor], source: Source, output: Path) -> None:
+    """Leave in a run folder what report.py shows of it: panel.png, prototypes/CLASS_NUMBER.jpg and details.json.
+
+    details.json: `classes`, `palette`, `confusion` (pixels of `[truth][prediction]` for each head) and `prototypes`.
+    """
+    example_panel(predictor, source).save(output / "panel.png")
+    views = gallery(predictor, source)
+    for view in views:
+        (output / "prototypes").mkdir(exist_ok=True)
+        view.crops.save(output / f"prototypes/{view.label}_{view.number}.jpg", quality=85)
+    details = {
+        "classes": source.classes,
+        "palette": source.palette,
+        "confusion": {head: counts.tolist() for head, counts in confusion.items()},
+        "prototypes": [{key: value for key, value in view._asdict().items() if key != "crops"} for view in views],
+    }
+    (output / "details.json").write_text(json.dumps(details) + "\n")
+
+
+def example_panel(predictor: Predictor, source: Source) -> Image.Image:
+    """Rows of image, truth, both heads, prototype assignment and confidence for a few validation images."""
+    bank, rows = predictor.bank, []
+    prototypes = [] if bank is None else distinct_colors(bank.prototypes.shape[:2].numel())
+    for sample in examples(source):
+        image, truth = read_image(sample.image, sample.format), read_mask(sample)
+        [found] = look(predictor, [image])
+        row = [visualize.rgb(image), visualize.colorize(truth, source.palette)]
+        row += [visualize.colorize(labels, source.palette) for labels in found.labels.values()]
+        if found.nearest is not None:
+            row.append(visualize.colorize(found.nearest, prototypes))
+        rows.append([*row, visualize.heat(found.confidence["linear"])])
+    titles = ["image", "truth", "linear head", "confidence"]
+    if bank is not None:
+        titles[3:3] = ["prototype head", "nearest prototype"]
+    return visualize.panel(rows, titles, legend=list(zip(source.classes, source.palette, strict=True)))
+
+
+def spread(samples: tuple[Sample, ...], most: int) -> tuple[Sample, ...]:
+    """Up to `most` samples from all over a set: neighbours are often alike."""
+    return samples[:: max(1, len(samples) // most)][:most]
+
+
+def examples(source: Source) -> tuple[Sample, ...]:
+    """The validation images of panels."""
+    return spread(source.val, NUM_IMAGES)
+
+
+class View(NamedTuple):
+    """What a predictor says of one image, for pictures and maps."""
+
+    labels: dict[str, np.ndarray]  # of each head, (H, W) uint8 class ids
+    confidence: dict[str, np.ndarray]  # of each head, (H, W) in (0, 1]
+    disagreement: np.ndarray | None  # of the two heads, (H, W) in 0..1; None without a bank
+    nearest: np.ndarray | None  # (H, W) index c * K + k of the nearest prototype; None without a bank
+
+
+@torch.inference_mode()
+def look(
+    predictor: Predictor, images: Sequence[np.ndarray], *, nearest: bool = True, linear: bool = False
+) -> list[View]:
+    """Predict images (H, W, channels) uint8 of one size in one batch.
+
+    `nearest=False` saves a second forward, `linear` all heads but the linear one.
+    """
+    batch = torch.stack([as_tensor(image) for image in images]).to(predictor.device)
+    logits = predictor(normalize(batch, predictor.network), linear=linear)
+    best = {head: values.softmax(dim=1).max(dim=1) for head, values in logits.items()}
+    labels = {head: found.indices.byte().cpu().numpy() for head, found in best.items()}
+    confidence = {head: found.values.cpu().numpy() for head, found in best.items()}
+    differ = disagreement(*logits.values()).cpu().numpy() if len(logits) == 2 else None
+    return [
+        View(
+            {head: found[i] for head, found in labels.items()},
+            {head: found[i] for head, found in confidence.items()},
+            None if differ is None else differ[i],
+            assignment(predictor, image) if nearest and differ is not None else None,
+        )
+        for i, image in enumerate(images)
+    ]
+
+
+@torch.inference_mode()
+def feature_cosines(predictor: Predictor, image: np.ndarray) -> Tensor:
+    """Cosine (h, w, C, K) of each feature of one image (H, W, 3) with each prototype."""
+    pixels = normalize(as_tensor(image)[None].to(predictor.device), predictor.network)
+    return predictor.bank.cosines(predictor.network(pixels).features[0].permute(1, 2, 0))
+
+
+def assignment(predictor: Predictor, image: np.ndarray) -> np.ndarray:
+    """Index c * K + k of the nearest prototype of each pixel (H, W): that of the feature nearest to it.
+
+    The image is seen in one piece at its own size, whatever the protocol. Corners are aligned as in all upsampling.
+    """
+    nearest = feature_cosines(predictor, image).flatten(2).argmax(dim=2).cpu().numpy()
+    rows, columns = (
+        np.rint(np.linspace(0, few - 1, many)).astype(int)
+        for few, many in zip(nearest.shape, image.shape[:2], strict=True)
+    )
+    return nearest[rows[:, None], columns]
+
+
+def gallery(predictor: Predictor, source: Source) -> list[PrototypeView]:
+    """For each living prototype the pixels nearest to it, one in each of its best validation images.
+
+    Validation images, because a prototype's own material, a few labeled images, would always look convincing.
+    Nothing without a bank.
+    """
+    if predictor.bank is None:
+        return []
+    samples = spread(source.val, GALLERY_IMAGES)
+    found = [best_pixels(predictor, read_image(sample.image, sample.format)) for sample in samples]
+    cosines, places = (torch.stack(parts).cpu() for parts in zip(*found, strict=True))  # (N, C, K), (N, C, K, 2)
+    views = []
+    for label, number in predictor.bank.prototypes.ne(0).any(dim=-1).nonzero().tolist():
+        score, best = cosines[:, label, number].topk(min(NUM_CROPS, len(samples)), dim=0)
+        shown = {i: visualize.rgb(read_image(samples[i].image, samples[i].format)) for i in best.tolist()}
+        crops = [crop(image, *places[i, label, number].tolist()) for i, image in shown.items()]
+        rows = [crops[:2], crops[2:]] if len(crops) == NUM_CROPS else [crops]
+        usage, cosine = predictor.method.usage[label, number].item(), score.mean().item()
+        views.append(PrototypeView(label, number, round(usage, 4), round(cosine, 4), visualize.grid(rows, gap=2)))
+    return views
+
+
+def best_pixels(predictor: Predictor, image: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Largest cosine (C, K) of an image's features with each prototype, and its place (C, K, 2) as shares of 0..1."""
+    cosines = feature_cosines(predictor, image)
+    height, width = cosines.shape[:2]
+    best, index = cosines.flatten(0, 1).max(dim=0)
+    rows, columns = index // width, index % width  # of the feature map, whose corners are the image's corners
+    return best, torch.stack([rows / max(height - 1, 1), columns / max(width - 1, 1)], dim=-1)
+
+
+def crop(image: np.ndarray, row: float, column: float) -> Image.Image:
+    """The surroundings, a third of the shorter side, of the place at these shares of height and width, marked."""
+    height, width = image.shape[:2]
+    side = max(8, min(height, width) // 3)
+    y, x = row * (height - 1), column * (width - 1)
+    top, left = (max(0, min(round(at - side / 2), size - side)) for at, size in ((y, height), (x, width)))
+    picture = Image.fromarray(image[top : top + side, left : left + side]).resize((CROP, CROP))
+    center = [(at + 0.5) * CROP / side for at in (x - left, y - top)]
+    draw = ImageDraw.Draw(picture)
+    draw.circle(center, 4, outline="black")
+    draw.circle(center, 3, outline="white")
+    return picture

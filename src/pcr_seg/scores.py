@@ -1,0 +1,50 @@
+"""IoU of each head over a whole set, counted image by image on the device, over all processes."""
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from pcr_seg.inference import center_pad, iou_per_class
+
+
+def suffix(head: str) -> str:
+    """How a head's keys in the log end: nothing for the linear one, _prototype ..."""
+    return "" if head == "linear" else f"_{head}"
+
+
+class Scores(nn.Module):
+    """A confusion matrix for each head that there is."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.matrices = num_classes, nn.ModuleDict()
+
+    def reset(self) -> None:
+        """Count from zero."""
+        self.matrices.clear()
+
+    def update(self, heads: dict[str, Tensor], mask: Tensor) -> Tensor:
+        """Count images: logits (B, C, H, W) of each head, and the mask (B, H, W); return the mask as it was scored."""
+        truth = center_pad(mask, heads["linear"].shape[-2:])
+        for head, logits in heads.items():
+            if head not in self.matrices:
+                # Ignored pixels are counted as one class more and left out at the end: dropping them takes longer.
+                matrix = MulticlassConfusionMatrix(self.num_classes + 1, validate_args=False)
+                self.matrices[head] = matrix.to(logits.device)
+            predicted = logits.max(dim=1).indices  # argmax takes several times longer over channels
+            self.matrices[head].update(predicted, truth.clamp(max=self.num_classes))
+        return truth
+
+    def counts(self) -> dict[str, Tensor]:
+        """Pixels (C, C) of [truth, prediction] since the reset, over all processes, for each head."""
+        return {head: matrix.compute()[:-1, :-1] for head, matrix in self.matrices.items()}
+
+    def by_key(self, class_names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The mean over classes of each head, and the IoU of each class, by their keys in the log."""
+        means, classes = {}, {}
+        for head, counts in self.counts().items():
+            iou = iou_per_class(counts)
+            means[f"val/miou{suffix(head)}"] = iou.nanmean()
+            names = [f"val/iou{suffix(head)}/{name}" for name in class_names]
+            classes |= dict(zip(names, iou, strict=True))
+        return means, classes

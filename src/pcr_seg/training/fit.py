@@ -1,0 +1,201 @@
+"""A training from its configuration to a complete run folder."""
+
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as L
+import torch
+import wandb
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from omegaconf import DictConfig, OmegaConf
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from pcr_seg.checkpoint import LAST, constructor_parameters, load
+from pcr_seg.config import CONF, build
+from pcr_seg.data import splits
+from pcr_seg.data.datamodule import SegmentationData
+from pcr_seg.method.sampling import jittered_grid
+from pcr_seg.models.deeplab import pointwise_by_onednn
+from pcr_seg.models.official import load_official
+from pcr_seg.module import Segmentation
+from pcr_seg.pictures.panels import save_pictures
+from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed
+from pcr_seg.training.diagnosis import Diagnosis
+from pcr_seg.training.loggers import LogPanels, ProgressBar, finish_wandb
+from pcr_seg.training.model_card import model_card
+from pcr_seg.training.resume import keep_metrics, moved, resumed
+from pcr_seg.training.summary import print_summary, summarize
+from pcr_seg.training.timer import TrainTimer
+
+# The trainer announces devices and products at each start; what it warns of still shows, but for
+# what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already,
+# loaders that start where a resumed run stands.
+logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+for expected in (
+    r".*in eval mode at the start of training", r"Experiment logs directory", r".*LeafSpec",
+    r".*your dataloader is not resumable",
+):  # fmt: skip
+    warnings.filterwarnings("ignore", expected)
+
+
+def build_module(config: dict, class_names: list[str], palette: list | None = None) -> Segmentation:
+    """Make the module that a resolved configuration describes."""
+    config = OmegaConf.create(config)
+    backbone = build(config.backbone, in_channels=config.dataset.get("channels", 3))
+    student = build(config.model, backbone, len(class_names))
+    method = OmegaConf.to_container(config.method)
+    name = method.pop("name")
+    return build(
+        config.module,
+        student,
+        build_method(OmegaConf.create(method), student, class_names),
+        class_names,
+        optimizer=instantiate(config.optimizer),
+        protocol=instantiate(config.protocol),
+        palette=palette,
+        name=name,
+    )
+
+
+def build_method(node: DictConfig, student: nn.Module, class_names: list[str]) -> nn.Module:
+    """Make a method, handing it what it needs to know of network and classes: those parameters that it has."""
+    known = {"num_classes": student.num_classes, "feature_dim": student.feature_dim, "class_names": class_names}
+    parameters = constructor_parameters(get_class(node._target_))
+    return build(node, **{name: value for name, value in known.items() if name in parameters})
+
+
+# ---------------------------------------------------------------------------------------------- fit
+
+
+def fit(cfg: DictConfig) -> dict:
+    """Train, and leave a complete run folder behind; return what its summary.json holds."""
+    started = time.time()
+    goes_on = bool(cfg.resume)
+    cfg, checkpoint = resumed(cfg)
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    output = Path(cfg.output)
+    if not goes_on and (summary := finished(config)):
+        return summary
+    L.seed_everything(cfg.seed, verbose=False)
+
+    source = build(cfg.dataset)
+    module = build_module(config, list(source.classes), list(source.palette))
+    data = build(cfg.data, source, **streams(module.method), pad_color=module.student.mean)
+    splits.check(source, data.split)
+    if checkpoint:
+        data.start = (checkpoint.epoch, checkpoint.steps)
+    if hasattr(module.method, "grid_cells"):
+        jittered_grid(data.crop_size, data.crop_size, module.method.grid_cells)  # raises now what it would later
+    module.metadata = {"config": config, "dataset": source.name}
+    if str(cfg.init_from_checkpoint).endswith(".pth"):  # the reference code's
+        load_official(module, cfg.init_from_checkpoint)
+    elif cfg.init_from_checkpoint:
+        weights = load(cfg.init_from_checkpoint, network="student").network.state_dict()
+        module.student.load_state_dict(weights)
+        module.teacher.network.load_state_dict(weights)
+
+    if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
+        module.student = convert_sync_batchnorm(module.student)
+        module.teacher.network = convert_sync_batchnorm(module.teacher.network)
+    trainer = make_trainer(cfg, data)
+    if trainer.strategy.root_device.type == "cpu" and torch.get_num_threads() == 1:
+        pointwise_by_onednn(module)
+    if trainer.is_global_zero:
+        open_run_folder(trainer, module, data, checkpoint)
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
+    except RuntimeError as error:
+        if re.search("gloo|nccl", str(error), re.IGNORECASE):
+            raise ConnectionError(f"a process of this training was lost: go on with resume={output}") from error
+        raise
+    if module.validated_at != trainer.global_step:  # stopped by max_steps, or between two validations
+        trainer.validate(module, data, verbose=False)
+    trainer.save_checkpoint(output / "checkpoints" / LAST)
+
+    summary = summarize(trainer, module, data) | {"seconds": round(time.time() - started, 1)}
+    if trainer.is_global_zero:
+        module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
+        (output / "checkpoints/MODEL_CARD.md").write_text(model_card(summary, config), encoding="utf-8")
+        save_pictures(module.predictor, module.confusion.counts(), source, output)
+        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
+        checkpoints = [output / f"checkpoints/{name}.ckpt" for name in ("best", "last")]
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                finish_wandb(logger, summary, checkpoints if cfg.upload_checkpoints else [])
+        print_summary(summary, output)
+    wandb.finish()  # the next job of a sweep gets a run of its own
+    if cfg.get("baseline"):
+        baseline = fit(supervised_baseline(cfg, goes_on))
+        if trainer.is_global_zero:
+            gain = 100 * (summary["miou_last"] - baseline["miou_last"])
+            print(f"{module.name} over supervised: {gain:+.1f} mIoU; both in one page: python report.py runs={output}")
+    return summary
+
+
+def streams(method: nn.Module) -> dict:
+    """What a method needs of the unlabeled images, as arguments of the data module."""
+    if method.views is None:
+        return {"use_unlabeled": False}
+    return {"strong_views": method.views.strong, "strong_color": method.views.color, "other": method.views.other}
+
+
+def supervised_baseline(cfg: DictConfig, goes_on: bool) -> DictConfig:
+    """The same run without unlabeled images, in the run folder's `baseline/`; where it goes on, what is left of it."""
+    folder = Path(cfg.output) / "baseline"
+    begun = goes_on and (folder / "config.yaml").is_file() and not (folder / "summary.json").is_file()
+    run = OmegaConf.merge(cfg, {"baseline": False, "resume": str(folder) if begun else None})
+    run.method = OmegaConf.load(CONF / "method/supervised.yaml")
+    return moved(run, folder)
+
+
+def finished(config: dict) -> dict | None:
+    """The summary of this very configuration's run in its folder, if it ended there: a sweep's second start."""
+    output = Path(config["output"])
+    if not (output / "summary.json").is_file():
+        return None
+    if OmegaConf.to_container(OmegaConf.load(output / "config.yaml")) != config:
+        raise ValueError(f"output={output}: holds a finished run of another configuration; choose another folder")
+    print(f"{output}: finished already, see summary.json")
+    return json.loads((output / "summary.json").read_text())
+
+
+def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
+    """The trainer with its loggers, checkpoints, panels, diagnosis and progress."""
+    callbacks = [build(cfg.checkpoints), build(cfg.watch), TrainTimer(), LogPanels(data.source)]
+    if cfg.diagnosis:
+        callbacks.append(Diagnosis(data))
+    if cfg.trainer.enable_progress_bar:
+        callbacks.append(ProgressBar())
+    loggers = list(instantiate(cfg.logger).values())
+    plugins = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
+    return build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False)
+
+
+def open_run_folder(
+    trainer: L.Trainer, module: Segmentation, data: SegmentationData, checkpoint: Resumed | None
+) -> None:
+    """Write the configuration and the split as used, and tell the loggers."""
+    config, split = module.metadata["config"], data.split
+    output = Path(config["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config), output / "config.partial")
+    os.replace(output / "config.partial", output / "config.yaml")  # all of it or nothing
+    if checkpoint and checkpoint.path.name == PREVIOUS:
+        (output / "checkpoints" / LAST).unlink(missing_ok=True)  # damaged: it must not become the previous one
+    splits.write(split, output / "splits")
+    labeled, unlabeled = f"{len(split.labeled)} labeled ({split.origin})", f"{len(split.unlabeled)} unlabeled"
+    print(f"{data.source.name}: {labeled}, {unlabeled}, {len(data.source.val)} val; run folder {output}")
+    for logger in trainer.loggers:
+        if checkpoint and isinstance(logger, CSVLogger):
+            keep_metrics(logger, checkpoint.metrics)
+        logger.log_hyperparams(config)

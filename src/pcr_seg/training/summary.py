@@ -1,0 +1,121 @@
+"""What a finished run reached, with what, and at which cost: summary.json and the table in the terminal."""
+
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from pcr_seg.config import CONF
+from pcr_seg.data.datamodule import SegmentationData
+from pcr_seg.module import Segmentation
+from pcr_seg.scores import suffix
+from pcr_seg.training.checkpoints import Checkpoints
+from pcr_seg.training.timer import callback, images_per_second
+
+HEADS = ("linear", "prototype")  # whose scores summary.json has
+
+
+def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) -> dict:
+    """What a finished run reached, with what, and at which cost."""
+    metrics, config = module.scores, module.metadata["config"]
+    return {
+        "dataset": data.source.name,
+        "split": str(config["split"]["labeled"]),
+        "split_family": data.split.family,
+        "method": module.name,
+        "backbone": config["backbone"]["name"],
+        "seed": config["seed"],
+        "num_labeled": len(data.split.labeled),
+        "num_unlabeled": len(data.split.unlabeled),
+        "iterations": trainer.global_step,
+        "semi_supervised_iterations": module.semi_supervised_steps,
+        "miou_last": metrics["val/miou"],
+        "miou_best": callback(trainer, Checkpoints).best_score,
+        "miou_prototype_last": metrics.get("val/miou_prototype"),
+        **iou_of_heads(metrics, module.class_names),
+        "images_per_second": round(images_per_second(trainer, data, module), 2),
+        "peak_memory_mib": round(peak_memory_mib(trainer.strategy.root_device)),
+        "versions": versions("pcr-seg", "torch", "lightning", "timm", "albumentations"),
+        "git_commit": git_commit(),
+    }
+
+
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Most memory held at once: on the GPU that was used, otherwise by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def versions(*packages: str) -> dict[str, str | None]:
+    """Python's version and those of packages; None for one that is not installed, as this one in a mere checkout."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of this code, with "-dirty" when files differ from it; None outside a checkout."""
+    checkout = [f"--git-dir={CONF.parent / '.git'}", f"--work-tree={CONF.parent}"]  # a wheel's may lie in another one
+    command = ["git", *checkout, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.stdout.strip() or None if result.returncode == 0 else None
+
+
+def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:
+    """IoU of each class by head; None for a class that does not occur (JSON has no NaN), or a head without a bank."""
+    heads = {}
+    for head in HEADS:
+        found = {name: metrics.get(f"val/iou{suffix(head)}/{name}") for name in classes}
+        found = {name: None if value is None or np.isnan(value) else value for name, value in found.items()}
+        heads[f"iou{suffix(head)}"] = found if f"val/miou{suffix(head)}" in metrics else None
+    return heads
+
+
+def print_summary(summary: dict, output: Path) -> None:
+    """Show the result as a table, and what to type next."""
+    console = Console()
+    title = f"{summary['method']} on {summary['dataset']}, {summary['num_labeled']} labels, last epoch"
+    console.print(score_table(title, summary, summary["miou_last"], summary["miou_prototype_last"]))
+    console.print(f"best epoch (chosen on val) {percent(summary['miou_best'])} · {summary['seconds']:.0f} s")
+    for line in (
+        f"run folder: {output} (pictures in panel.png)",
+        f"python report.py runs={output}",
+        f"python eval.py checkpoint={output}/checkpoints/last.ckpt",
+        f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
+    ):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def score_table(title: str, scores: dict, miou: float, miou_prototype: float | None) -> Table:
+    """IoU of each class and the means, a column for each head that there is (`scores` as of `iou_of_heads`)."""
+    columns = {"linear head": (scores["iou"], miou)}
+    if scores["iou_prototype"]:
+        columns["prototype head"] = (scores["iou_prototype"], miou_prototype)
+    table = Table("IoU", *columns, title=title)
+    for name in scores["iou"]:
+        table.add_row(escape(name), *(percent(iou[name]) for iou, _ in columns.values()))
+    table.add_section()
+    table.add_row("mIoU", *(percent(mean) for _, mean in columns.values()), style="bold")
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one decimal."""
+    return "-" if value is None else f"{100 * value:.1f}"
