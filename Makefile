@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	rm -rf runs/demo
-	OMP_NUM_THREADS=1 $(BIN)/python train.py -m method=supervised,pcr,pcr_plus method.strong_color=true hydra.sweep.dir=runs/demo
+	OMP_NUM_THREADS=1 $(BIN)/python train.py -m method=supervised,pcr,pcr_plus recipe.strong_color=true hydra.sweep.dir=runs/demo
 	$(BIN)/python report.py runs='runs/demo/*' output=runs/demo/report
 
 dashboards: $(VENV)/installed

@@ -1,6 +1,5 @@
 """Whole images and sliding windows: what evaluation costs beyond the network's own passes."""
 
-from collections.abc import Callable
 from functools import partial
 
 import plain
@@ -9,8 +8,9 @@ from measure import Row, compare, peak_mebibytes
 from step import CLASSES, make_module
 from torch import Tensor
 
-from pcr_seg.inference import predict_heads, sliding_window, whole_image
+from pcr_seg.inference import Protocol, sliding_window, whole_image
 from pcr_seg.module import Segmentation
+from pcr_seg.predictor import predict_heads
 
 SIZE, WINDOW, STRIDE = (1024, 2048), 769, 513
 
@@ -19,22 +19,22 @@ def measure(repeats: int) -> list[Row]:
     """Rows of the bare network and of prediction and scoring with one head and with both."""
     module = make_module("backbone=mobilenetv2").eval()
     images, mask = torch.randn(1, 3, *SIZE), torch.randint(len(CLASSES), (1, *SIZE))
-    linear, both = (partial(predict_heads, module.teacher, bank) for bank in (None, module.bank))
+    network, predicted = module.teacher.network, partial(predict, module, images)
     windows = partial(sliding_window, window=WINDOW, stride=STRIDE)
     found = []
     with torch.inference_mode():
         versions = {
-            "network alone": lambda: module.teacher(images),
-            "prediction": lambda: whole_image(linear, images),
-            "prediction, both heads": lambda: whole_image(both, images),
+            "network alone": lambda: network(images),
+            "prediction": lambda: predicted(whole_image, linear=True),
+            "prediction, both heads": lambda: predicted(whole_image),
             "validation, both heads": lambda: score(module, whole_image, images, mask),
         }
         found += compare(f"whole image, {SIZE[0]} x {SIZE[1]}", versions, repeats)
         versions = {
-            "network alone, same windows": lambda: windows(partial(passes_alone, module.teacher), images),
-            "window by window": lambda: plain.sliding_window(linear, images, WINDOW, STRIDE),
-            "prediction": lambda: windows(linear, images),
-            "prediction, both heads": lambda: windows(both, images),
+            "network alone, same windows": lambda: windows(partial(passes_alone, network), images),
+            "window by window": lambda: plain.sliding_window(partial(logits, network), images, WINDOW, STRIDE),
+            "prediction": lambda: predicted(windows, linear=True),
+            "prediction, both heads": lambda: predicted(windows),
             "validation, both heads": lambda: score(module, windows, images, mask),
         }
         found += compare(f"windows of {WINDOW} every {STRIDE}, {SIZE[0]} x {SIZE[1]}", versions, repeats)
@@ -54,7 +54,18 @@ def passes_alone(network: torch.nn.Module, crops: Tensor) -> Tensor:
     return crops[:, :1]
 
 
-def score(module: Segmentation, protocol: Callable, images: Tensor, mask: Tensor) -> None:
+def logits(network: torch.nn.Module, crops: Tensor) -> Tensor:
+    """The linear head's, at full size."""
+    return predict_heads(network, None, crops)["linear"]
+
+
+def predict(module: Segmentation, images: Tensor, protocol: Protocol, *, linear: bool = False) -> dict[str, Tensor]:
+    """Logits of both heads, or of the linear one alone."""
+    module.protocol = protocol
+    return module.predictor.scored(images, linear=linear)
+
+
+def score(module: Segmentation, protocol: Protocol, images: Tensor, mask: Tensor) -> None:
     """What validation does with an image."""
     module.protocol = protocol
     module.validation_step({"image": images, "mask": mask}, 0)

@@ -42,11 +42,10 @@ def measure(repeats: int) -> list[Row]:
     return found
 
 
-def steps(
-    module: Segmentation, images: int, crop: int, repeats: int, precision: str
-) -> tuple[list[float], float]:
+def steps(module: Segmentation, images: int, crop: int, repeats: int, precision: str) -> tuple[list[float], float]:
     """Seconds of a step in each round of ten, and the most memory held, in MiB, networks and optimizer included."""
-    clock, batch = Clock(repeats), make_batch(images, crop, module.strong_views, "cuda")
+    views = module.method.views.strong if module.uses_unlabeled else 1
+    clock, batch = Clock(repeats), make_batch(images, crop, views, "cuda")
     train(module, batch, clock, accelerator="gpu", devices=1, precision=precision)
     return clock.seconds, torch.cuda.max_memory_allocated() / 2**20
 

@@ -126,10 +126,10 @@ def networks(side: int) -> dict[str, Lever]:
     both = torch.cat([labeled, unlabeled])
     pointwise = copy.deepcopy(last)
     pointwise_by_onednn(pointwise)
-    teachers = [copy.deepcopy(module.teacher) for _ in range(2)]
+    teachers = [copy.deepcopy(module.teacher.network) for _ in range(2)]
 
     def averaged(teacher: torch.nn.Module, update: Callable) -> Tensor:
-        teacher.load_state_dict(module.teacher.state_dict())
+        teacher.load_state_dict(module.teacher.network.state_dict())
         update(teacher, last, 0.9)
         return torch.cat([parameter.flatten() for parameter in teacher.parameters()])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pcr_seg.training.fit import git_commit, versions
+from pcr_seg.training.summary import git_commit, versions
 
 Row = dict  # case, version, milliseconds, quartiles, ratio to the case's first version, mebibytes or None
 

@@ -51,11 +51,12 @@ def measure(repeats: int) -> list[Row]:
 def make_module(*overrides: str, dataset: str = "camvid") -> Segmentation:
     """The module that `train.py` makes for a data set, with random weights and a filled bank."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = [f"dataset={dataset}", "output=.", "method.burn_in_epochs=0", *overrides, "backbone.weights=null"]
+        settings = [f"dataset={dataset}", "output=.", "recipe.burn_in_epochs=0", *overrides, "backbone.weights=null"]
         config = compose("train", settings)
     module = build_module(OmegaConf.to_container(config, resolve=True), CLASSES)
-    module.bank.prototypes.uniform_()
-    module.bank.is_initialized.fill_(True)
+    if hasattr(module.method, "bank"):
+        module.method.bank.prototypes.uniform_()
+        module.method.bank.is_initialized.fill_(True)
     return module
 
 
@@ -114,7 +115,7 @@ class Floor:
     """What no mean teacher can do without: its forward, the student's forward and backward, the optimizer's step."""
 
     def __init__(self, module: Segmentation) -> None:
-        self.student, self.teacher = copy.deepcopy(module.student), copy.deepcopy(module.teacher)
+        self.student, self.teacher = copy.deepcopy(module.student), copy.deepcopy(module.teacher.network)
         self.optimizer = build(OmegaConf.create({"_target_": "torch.optim.AdamW"}), self.student.parameters())
 
     def __call__(self, module: Segmentation, batch: dict) -> None:
@@ -133,10 +134,10 @@ def prototypes_alone(module: Segmentation, batch: dict) -> None:
     size, small = mask.shape[-2:], -(-mask.shape[-1] // 4)
     features = torch.rand(len(mask), module.student.feature_dim, small, small)
     features = features.to(memory_format=torch.channels_last).requires_grad_()
-    points = jittered_grid(*size, module.grid_cells)
+    method, points = module.method, jittered_grid(*size, module.method.grid_cells)
     sampled, wanted = sample_features(features, points, size), mask[:, points[:, 0], points[:, 1]]
-    torch.autograd.grad(cross_entropy(module.bank(sampled).transpose(1, 2), wanted), features)
-    module.bank.update(sampled.detach().flatten(0, 1), wanted.flatten())
+    torch.autograd.grad(cross_entropy(method.bank(sampled).transpose(1, 2), wanted), features)
+    method.bank.update(sampled.detach().flatten(0, 1), wanted.flatten())
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:

@@ -20,18 +20,18 @@ TRAIN = Path(__file__).parents[1] / "train.py"
 UNTIMED = {"seconds", "images_per_second", "peak_memory_mib", "git_commit"}  # keys of summary.json that may differ
 PLACES = {
     "start of a step": ("pcr_seg.module", "Segmentation.training_step"),
-    "before the teacher moves": ("pcr_seg.module", "ema_update"),
+    "before the teacher moves": ("pcr_seg.method.teacher", "ema_update"),
     "end of a step": ("pcr_seg.module", "Segmentation.on_train_batch_end"),
     "start of an epoch": ("pcr_seg.module", "Segmentation.on_train_epoch_start"),
-    "k-means": ("pcr_seg.method", "kmeans"),
-    "collecting features": ("pcr_seg.module", "sample_features"),
+    "k-means": ("pcr_seg.method.prototypes", "kmeans"),
+    "collecting features": ("pcr_seg.method.prototypes", "sample_features"),
     "validation": ("pcr_seg.module", "Segmentation.validation_step"),
     "end of validation": ("pcr_seg.module", "Segmentation.on_validation_epoch_end"),
     "halfway through a checkpoint's write": ("torch", "save"),
     "before a checkpoint is synced": ("os", "fsync"),
     "before a file gets its name": ("os", "replace"),
     "writing metrics.csv": ("csv", "DictWriter.writerows"),
-    "summary": ("pcr_seg.run", "summarize"),
+    "summary": ("pcr_seg.training.fit", "summarize"),
 }
 
 
@@ -72,20 +72,26 @@ def record(folder: str, *, normless: bool = False) -> None:
         step(self, outputs, batch, batch_idx)
         names = [stream["name"] for stream in batch.values()]
         write(
-            self, "step", prototypes=self.bank.prototypes, assigned=self.assigned, seed=torch.initial_seed(),
-            names=names, losses={name: value.detach() for name, value in self.latest.items()},
+            self, "step", prototypes=self.method.bank.prototypes, assigned=self.method.assigned, names=names,
+            seed=torch.initial_seed(), losses={name: value.detach() for name, value in self.latest.items()},
         )  # fmt: skip
 
     def record_validation(self: torch.nn.Module) -> None:
-        matrix, counts = self.confusion["linear"].compute(), self.pseudo_counts.clone()
+        matrix, counts = self.confusion.counts()["linear"], self.pseudo_counts.clone()
         validated(self)
         write(self, "validation", matrix=matrix, own=counts, scores=self.scores)
 
     module.on_train_batch_end, module.on_validation_epoch_end = record_step, record_validation
     if normless:
-        run = sys.modules["pcr_seg.run"]
-        build = run.build_module
-        run.build_module = lambda *args: without_norm(build(*args))
+        fit = sys.modules["pcr_seg.training.fit"]
+        build = fit.build_module
+        fit.build_module = lambda *args: without_norm(build(*args))
+        sys.modules["pcr_seg.method.prototypes"].kmeans = any_centers
+
+
+def any_centers(points: torch.Tensor, k: int, generator: torch.Generator) -> torch.Tensor:
+    """In the place of k-means, which weights that differ in the last digits may send to another optimum."""
+    return torch.randn(k, points.shape[1], generator=generator)
 
 
 def without_norm(module: torch.nn.Module) -> torch.nn.Module:
@@ -115,7 +121,7 @@ def be_train(arguments: list[str], log: str, environment: dict, prepare: tuple) 
 def start(arguments: list[str], log: Path, *prepare: object, **environment: str) -> multiprocessing.Process:
     """Start `python train.py ARGUMENTS`, its output going to `log`, after calling prepare[0](*prepare[1:])."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pcr_seg.run"])
+    context.set_forkserver_preload(["pcr_seg.training.fit"])
     process = context.Process(target=be_train, args=(arguments, str(log), environment, prepare))
     process.start()
     return process
@@ -149,7 +155,7 @@ def tiny(root: Path, folder: Path, *overrides: str) -> list[str]:
     """Arguments of a training of ten seconds at most: three epochs of three steps, the first of them burn-in."""
     return [
         f"hydra.run.dir={folder}", f"dataset.root={root}/data", *TINY_SET, *SMALL, "data.steps_per_epoch=3",
-        "trainer.max_epochs=3", "method.threshold=0.2", "data.num_workers=0", "checkpoints.every_n_steps=2", *overrides,
+        "trainer.max_epochs=3", "recipe.threshold=0.2", "data.num_workers=0", "checkpoints.every_n_steps=2", *overrides,
     ]  # fmt: skip
 
 

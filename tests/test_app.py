@@ -7,15 +7,16 @@ import pytest
 from conftest import composed, small_config
 from PIL import Image
 
-from pcr_seg.training import fit as run
+from pcr_seg.checkpoint import load
 from pcr_seg.commands.app import describe, launch, make_page
-from pcr_seg.pictures.panels import predict
+from pcr_seg.pictures.panels import look
+from pcr_seg.training.fit import fit
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
-    run.fit(small_config(root, "method.threshold=0.2"))
+    fit(small_config(root, "method.threshold=0.2"))
     return root / "run"
 
 
@@ -24,14 +25,14 @@ def test_page_is_for_this_machine_alone_by_default() -> None:
 
 
 def test_a_pixels_description_names_what_the_heads_say(trained: Path) -> None:
-    module = run.load_module(trained / "checkpoints/last.ckpt")
-    module.class_names = ["<background>", *module.class_names[1:]]
-    [view] = predict(module, [np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)])
+    predictor = load(trained / "checkpoints/last.ckpt")
+    predictor.class_names = ["<background>", *predictor.class_names[1:]]
+    [view] = look(predictor, [np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)])
     assert view.nearest.shape == view.labels["linear"].shape == view.confidence["prototype"].shape == (40, 56)
     view = view._replace(nearest=view.nearest.copy())
     view.labels["linear"][7, 31], view.confidence["linear"][7, 31] = 0, 0.42
     view.labels["prototype"][7, 31], view.nearest[7, 31] = 2, 4 * 4 + 3  # four prototypes of each class
-    text = describe(module, view, 31, 7)
+    text = describe(predictor, view, 31, 7)
     assert "row 7, column 31" in text and "42%" in text and "rings</span> number 3" in text and "checks</span>" in text
     assert "&lt;background&gt;" in text and "<background>" not in text
 
@@ -39,10 +40,10 @@ def test_a_pixels_description_names_what_the_heads_say(trained: Path) -> None:
 @pytest.mark.filterwarnings("default")  # Gradio calls what the newest pandas would rather not be called
 def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
     pytest.importorskip("gradio", reason="needs gradio (extra: app)")
-    module = run.load_module(trained / "checkpoints/last.ckpt")
+    predictor = load(trained / "checkpoints/last.ckpt")
     pixels = np.random.default_rng(1).integers(0, 256, (64, 160, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    blocks = make_page(module, trained / "prototypes")
+    blocks = make_page(predictor, trained / "prototypes")
     address = launch(blocks, "127.0.0.1", None)
     page, strangers, errors = browser.new_page(viewport={"width": 1280, "height": 900}), [], []
     local = (address, "data:", "blob:")
@@ -68,7 +69,7 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
         page.locator(".pixel").wait_for()
         words = page.locator(".pixel").inner_text()
         assert f"row {y}, column {x}" in words
-        label, number = divmod(predict(module, [pixels])[0].nearest[y, x].item(), 4)
+        label, number = divmod(look(predictor, [pixels])[0].nearest[y, x].item(), 4)
         assert f"{module.class_names[label]} number {number}" in " ".join(words.split())
         crops = page.locator(".stretched", has_text="what this prototype is nearest to").locator("img")
         crops.wait_for()

@@ -9,8 +9,9 @@ from conftest import small_config
 from faults import train
 from omegaconf import OmegaConf
 
+from pcr_seg.checkpoint import LAST, read_checkpoint
 from pcr_seg.training import fit as run
-from pcr_seg.training.checkpoints import BEST, LAST, PREVIOUS, AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from pcr_seg.training.checkpoints import BEST, PREVIOUS, AtomicCheckpointIO, newest_checkpoint
 
 
 @pytest.fixture(scope="module")

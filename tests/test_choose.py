@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import composed, small_config
 
+from pcr_seg.checkpoint import load
 from pcr_seg.commands.choose import choose, cover, disagreement_by_prototype
 from pcr_seg.config import CONF
 from pcr_seg.data.files import Sample, read_image
-from pcr_seg.pictures.panels import predict
-from pcr_seg.checkpoint import load
+from pcr_seg.pictures.panels import look
 from pcr_seg.training.fit import fit
 
 
@@ -41,9 +41,9 @@ def test_copies_come_after_what_is_new() -> None:
 
 
 def test_disagreement_falls_to_the_nearest_prototypes(trained: Path) -> None:
-    module = load_module(trained / "checkpoints/last.ckpt")
+    predictor = load(trained / "checkpoints/last.ckpt")
     image = next((trained.parent / "data").iterdir()) / "images/val/val_00001.png"
-    found, [whole] = disagreement_by_prototype(module, Sample("a", image)), predict(module, [read_image(image)])
+    found, [whole] = disagreement_by_prototype(predictor, Sample("a", image)), look(predictor, [read_image(image)])
     assert found.shape == (20,) and found.sum() == pytest.approx(whole.disagreement.mean(), rel=1e-5)
     number = int(whole.nearest[3, 4])
     assert found[number] == pytest.approx(whole.disagreement[whole.nearest == number].sum() / 48**2, rel=1e-5)
@@ -98,7 +98,7 @@ def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
     alone = f"checkpoint={tmp_path}/checkpoints/last.ckpt"
     with pytest.raises(FileNotFoundError, match=r"splits/labeled\.txt: no such list"):
         choose(composed(alone, "budget=1", name="choose"))
-    content["state_dict"]["bank.is_initialized"].fill_(False)
+    content["state_dict"]["method.bank.is_initialized"].fill_(False)
     torch.save(content, tmp_path / "checkpoints/last.ckpt")
     with pytest.raises(ValueError, match=r"pcr has no prototypes"):
         choose(composed(alone, "budget=1", name="choose"))

@@ -15,11 +15,10 @@ from omegaconf import DictConfig
 from test_device import OHEM, SETTINGS, step_inputs
 from test_module import fit_and_stop_after, run_state
 
-from pcr_seg.config import CONF
-from pcr_seg.method import ema_update
-from pcr_seg.module import Segmentation
-from pcr_seg.commands.predict import choose_device
 from pcr_seg.checkpoint import load
+from pcr_seg.commands.opening import choose_device
+from pcr_seg.config import CONF
+from pcr_seg.predictor import Predictor
 from pcr_seg.training.fit import fit
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -45,7 +44,7 @@ def test_no_step_waits_for_the_gpu(tmp_path: Path, overrides: list[str], precisi
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        ema_update(module.teacher, module.student, 0.9)
+        module.teacher.follow(module.student)
         return loss
 
     step()  # libraries wait while they start
@@ -66,15 +65,15 @@ def test_no_step_waits_for_the_gpu(tmp_path: Path, overrides: list[str], precisi
     [
         [],
         ["method=supervised"],
-        ["method.gate=both", "method.normalizer=u2pl", "method.bank_labels=teacher"],
-        ["method.teacher_bn=forward", "method.bank_features=teacher"],
-        ["method.teacher_bn=weak", "method.region_names=true"],
+        ["method.prototype_gate=false", "method.bank_labels=teacher"],
+        ["module.teacher_bn=forward"],
+        ["method=pcr_named", "module.teacher_bn=weak"],
         ["model.auxiliary=true", *OHEM],
     ],
 )
 def test_a_step_is_that_of_the_cpu(tmp_path: Path, exact: None, overrides: list[str]) -> None:
     # A cell of the grid is one pixel: both devices draw the same points.
-    module, batch = step_inputs(tmp_path, ["method.grid_cells=32", "method.threshold=0.2", *overrides])
+    module, batch = step_inputs(tmp_path, ["recipe.grid_cells=32", "recipe.threshold=0.2", *overrides])
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout | torch.nn.Dropout2d):
             part.p = 0.0
@@ -86,7 +85,7 @@ def test_a_step_is_that_of_the_cpu(tmp_path: Path, exact: None, overrides: list[
         loss = module.training_step(move_data_to_device(batch, device), 0)
         loss.backward()
         gradients = torch.cat([p.grad.flatten() for p in module.student.parameters() if p.grad is not None])
-        ema_update(module.teacher, module.student, 0.9)
+        module.teacher.follow(module.student)
         state = {name: value.cpu().clone() for name, value in module.state_dict().items()}
         results.append((loss.detach().cpu(), gradients.cpu(), state))
     (loss, gradients, state), (their_loss, their_gradients, their_state) = results
@@ -108,11 +107,11 @@ def test_a_run_on_a_gpu_is_read_on_a_cpu(tmp_path: Path, exact: None, overrides:
     summary = fit(gpu_config(tmp_path, *overrides))
     assert summary["iterations"] == 6 and 1 < summary["peak_memory_mib"] < 2000
     assert json.loads((tmp_path / "run/summary.json").read_text())["miou_last"] == summary["miou_last"]
-    module = load_module(tmp_path / "run/checkpoints/last.ckpt")
+    predictor = load(tmp_path / "run/checkpoints/last.ckpt")
     images = torch.randn(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
-    here = predictions(module, images)
-    there = predictions(module.to(choose_device("auto")), images.cuda())
-    assert set(there) == {"linear", "prototype"} and module.device.type == "cuda"
+    here = predictions(predictor, images)
+    there = predictions(predictor.to(choose_device("auto")), images.cuda())
+    assert set(there) == {"linear", "prototype"} and predictor.device.type == "cuda"
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-3)
 
 
@@ -120,9 +119,9 @@ def gpu_config(root: Path, *overrides: str) -> DictConfig:
     return small_config(root, "method.threshold=0.2", "trainer.max_epochs=3", *overrides, "trainer.accelerator=gpu")
 
 
-def predictions(module: Segmentation, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def predictions(predictor: Predictor, images: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
-        return {head: logits.cpu() for head, logits in module.predict_image(images).items()}
+        return {head: logits.cpu() for head, logits in predictor(images).items()}
 
 
 def test_a_broken_run_goes_on_as_it_would_have(tmp_path: Path, exact: None) -> None:

@@ -22,23 +22,22 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-import pcr_seg.module
+from pcr_seg.commands.export import flags_as_constants
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.sources import Source
-from pcr_seg.inference import predict_heads
-from pcr_seg.method import PrototypeBank, ema_update, jittered_grid
+from pcr_seg.method import PrototypeBank, jittered_grid, pcr
 from pcr_seg.module import Segmentation
 
-OHEM = ["method.supervised_loss._target_=pcr_seg.method.ohem_cross_entropy"]
+OHEM = ["recipe.supervised_loss._target_=pcr_seg.method.losses.ohem_cross_entropy"]
 SETTINGS = [
     [],
     ["method=supervised"],
     ["method=consistency"],
     ["method=unimatch"],
-    ["method.gate=both"],
-    ["method.normalizer=u2pl", "method.bank_labels=teacher"],
-    ["method.teacher_bn=forward", "method.bank_features=teacher"],
-    ["method.teacher_bn=weak", "method.labeled_classmix=0.5", "method.region_names=true"],
+    ["method=fixmatch"],
+    ["method.prototype_gate=false", "method.bank_labels=teacher"],
+    ["module.teacher_bn=forward"],
+    ["method=pcr_named", "module.teacher_bn=weak"],
     ["model.auxiliary=true", *OHEM],
 ]
 
@@ -60,10 +59,11 @@ def fake(module: nn.Module, device: str = "cpu") -> None:
 
 def step_inputs(tmp_path: Path, overrides: list[str]) -> tuple[Segmentation, dict]:
     """A module that asks a trainer for no more than its epochs, and a batch in bytes, as loaders give it."""
-    module = make_module(tmp_path, "method.burn_in_epochs=0", *overrides)
+    module = make_module(tmp_path, "recipe.burn_in_epochs=0", *overrides)
     module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=2)
     labeled, unlabeled = make_batch()
-    unlabeled["strong"] = unlabeled["strong"].repeat(1, module.strong_views, 1, 1, 1)
+    views = module.method.views.strong if module.uses_unlabeled else 1
+    unlabeled["strong"] = unlabeled["strong"].repeat(1, views, 1, 1, 1)
     for part, key in ((labeled, "image"), (unlabeled, "weak"), (unlabeled, "strong")):
         part[key] = (part[key] * 60 + 120).clamp(0, 255).byte()
     return module, {"labeled": labeled, "unlabeled": unlabeled}
@@ -76,8 +76,8 @@ def test_a_step_reads_nothing_back(tmp_path: Path, overrides: list[str]) -> None
         fake(module)
         loss = module.training_step(tree_map(fake_like, batch), 0)
         loss.backward()
-        ema_update(module.teacher, module.student, 0.9)
-    assert isinstance(loss, FakeTensor) and isinstance(module.bank.prototypes, FakeTensor)
+        module.teacher.follow(module.student)
+    assert isinstance(loss, FakeTensor) and all(isinstance(x, FakeTensor) for x in module.method.buffers())
     assert any(parameter.grad is not None for parameter in module.student.parameters())
 
 
@@ -94,25 +94,26 @@ def test_a_step_stays_on_its_device(tmp_path: Path, overrides: list[str]) -> Non
     with FakeTensorMode(), torch.no_grad():
         fake_on_gpu(module)
         loss = module.training_step(tree_map(functools.partial(fake_like, device="cuda"), batch), 0)
-        ema_update(module.teacher, module.student, 0.9)
-    assert loss.device.type == module.bank.prototypes.device.type == "cuda"
+        module.teacher.follow(module.student)
+    assert {x.device.type for x in (loss, *module.method.buffers())} == {"cuda"}
 
 
 @pytest.mark.parametrize("protocol", ["whole", "sliding_multi_scale", "voc_center_pad"])
 def test_a_prediction_stays_on_its_device(tmp_path: Path, protocol: str) -> None:
-    module = make_module(tmp_path, "method.region_names=true", f"protocol={protocol}")
-    predict = functools.partial(predict_heads, module.teacher, module.bank, region_names=module.region_names)
+    module = make_module(tmp_path, "method=pcr_named", f"protocol={protocol}")
+    flags_as_constants(module.method)
     with FakeTensorMode(), torch.no_grad():
         fake_on_gpu(module)
-        logits = module.protocol(predict, torch.empty(2, 3, 40, 56, device="cuda"))
-    assert logits.device.type == "cuda" and logits.shape[1] == 2 * NUM_CLASSES
+        heads = module.predictor.scored(torch.empty(2, 3, 40, 56, device="cuda"))
+    assert [logits.shape[1] for logits in heads.values()] == [NUM_CLASSES] * 2
+    assert {logits.device.type for logits in heads.values()} == {"cuda"}
 
 
 def test_a_tensor_of_another_device_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(height: int, width: int, cells: int, device: torch.device) -> torch.Tensor:
         return jittered_grid(height, width, cells)
 
-    monkeypatch.setattr(pcr_seg.module, "jittered_grid", forgetful)
+    monkeypatch.setattr(pcr, "jittered_grid", forgetful)
     with pytest.raises((RuntimeError, IndexError), match="device"):
         test_a_step_stays_on_its_device(tmp_path, [])
 
@@ -154,7 +155,7 @@ class CountReads(L.Callback):
 
 def test_logging_reads_nothing_between_its_intervals(tmp_path: Path, tiny_set: Source) -> None:
     module = make_module(tmp_path, "optimizer=sgd", "method.burn_in_epochs=0")
-    del module.log, module.log_dict, module.log_losses  # the real ones
+    del module.log, module.log_dict  # the real ones
     data = SegmentationData(tiny_set, 4, crop_size=32, batch_size=2, steps_per_epoch=7, num_workers=0)
     counter = CountReads()
     trainer = L.Trainer(

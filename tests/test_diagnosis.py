@@ -37,7 +37,7 @@ def test_compact_classes_are_close_within_and_far_between() -> None:
 
 
 def test_diagnosis_changes_nothing_and_logs_every_figure(tmp_path: Path) -> None:
-    overrides = ["method.threshold=0.2", "method.class_thresholds=true"]
+    overrides = ["method.threshold=0.2"]
     plain = fit(small_config(tmp_path / "plain", *overrides))
     diagnosed = fit(small_config(tmp_path / "diagnosed", *overrides, "diagnosis=true"))
     assert plain["miou_last"] == diagnosed["miou_last"]

@@ -55,13 +55,12 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The records of one process with batches of four, and of two with batches of two.
 
     Without BatchNorm, dropout, CutMix, padding and jitter (a cell is a pixel) nothing is random but the views, which
-    follow from the position in the stream. Prototypes start at random: weights that differ in the last digits may send
-    k-means to another optimum.
+    follow from the position in the stream. Prototypes start at random, not by k-means (`any_centers`).
     """
     root = tmp_path_factory.mktemp("ranks")
     quiet = [
-        "global_batch=4", "data.scale=[1,1]", "model.dropout=0", "method.cutmix_probability=0", "method.grid_cells=32",
-        "trainer.max_epochs=2", "optimizer.lr=0.0003", "method.bank_init=random",
+        "global_batch=4", "data.scale=[1,1]", "model.dropout=0", "method.cutmix_probability=0", "recipe.grid_cells=32",
+        "trainer.max_epochs=2", "optimizer.lr=0.0003",
     ]  # fmt: skip
     alone, ranks = root / "alone", root / "ranks"
     alone.mkdir(), ranks.mkdir()

@@ -12,10 +12,11 @@ import torch
 from conftest import composed, small_config
 from PIL import Image
 
-from pcr_seg.training import fit as run
-from pcr_seg.data.files import read_image
+from pcr_seg.checkpoint import load
 from pcr_seg.commands.export import export
+from pcr_seg.data.files import read_image
 from pcr_seg.pixels import as_tensor, normalize
+from pcr_seg.training.fit import fit
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ["background", "stripes", "checks", "dots", "rings"]
@@ -25,7 +26,7 @@ SHAPES = [(1, 3, 75, 141), (2, 3, 64, 96), (3, 3, 33, 150)]
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
-    run.fit(small_config(root, "method.threshold=0.2", "method.region_names=true"))  # all that a file may hold
+    fit(small_config(root, "method=pcr_named", "method.threshold=0.2"))  # all that a file may hold
     return root / "run/checkpoints/last.ckpt"
 
 
@@ -44,7 +45,7 @@ def onnx(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def expected(checkpoint: Path, image: torch.Tensor) -> dict[str, torch.Tensor]:
     with torch.inference_mode():
-        return run.load_module(checkpoint).predict_image(image)
+        return load(checkpoint)(image)
 
 
 def check_metadata(about: dict) -> None:
@@ -99,9 +100,8 @@ def test_script_of_the_docs_runs_without_this_package(checkpoint: Path, onnx: Pa
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="format=tflite: choose onnx or pt2"):
         export(composed(f"checkpoint={checkpoint}", "format=tflite", name="export"))
-    module = run.load_module(checkpoint)
     content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"]["bank.is_initialized"] = torch.zeros_like(module.bank.is_initialized)
+    content["state_dict"]["method.bank.is_initialized"].fill_(False)
     torch.save(content, tmp_path / "early.ckpt")
     with pytest.raises(ValueError, match=r"prototype_head=true: .*early\.ckpt has no prototypes yet"):
         export(composed(f"checkpoint={tmp_path}/early.ckpt", "prototype_head=true", name="export"))

@@ -17,9 +17,9 @@ import pytest
 import torch
 from faults import PLACES, TRAIN, die_at, differences, finish, outcome, start_ranks, tiny, train
 
-from pcr_seg.training.checkpoints import EXIT_STOPPED, read_checkpoint
 from pcr_seg.data.datamodule import Views
 from pcr_seg.module import Segmentation
+from pcr_seg.training.checkpoints import EXIT_STOPPED, read_checkpoint
 
 VARIANTS = {
     "plain": [],

@@ -32,7 +32,8 @@ RUNS = {
     "pcr_named": ["method=pcr_named", *SURE],
     "pcr as on Cityscapes": [
         "method=pcr", *SURE, "module.teacher_bn=forward", "model.auxiliary=true",
-        "recipe.supervised_loss._target_=pcr_seg.method.losses.ohem_cross_entropy", "+recipe.supervised_loss.min_kept=900",
+        "recipe.supervised_loss._target_=pcr_seg.method.losses.ohem_cross_entropy",
+        "+recipe.supervised_loss.min_kept=900",
     ],
     "pcr as on own data": ["method=pcr", *SURE, "module.teacher_bn=weak", "data.balanced_crops=true"],
     "supervised as on own data": ["method=supervised", "module.teacher_bn=weak", "data.balanced_crops=true"],

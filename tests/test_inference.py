@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from pcr_seg import inference
-from pcr_seg.method import PrototypeBank
+from pcr_seg.method import PCR
 from pcr_seg.models.backbones import TimmBackbone
 from pcr_seg.models.deeplab import DeepLab
+from pcr_seg.predictor import predict_heads
 
 AWKWARD = [(375, 500), (500, 334), (100, 700), (50, 60), (1, 257)]
 
@@ -203,38 +204,44 @@ def test_multi_scale_takes_the_smallest_images() -> None:
 
 
 @pytest.fixture(scope="module")
-def real() -> tuple[DeepLab, PrototypeBank]:
-    """A small network in eval mode and a bank for its features."""
+def real() -> tuple[DeepLab, PCR]:
+    """A small network in eval mode, and a method with prototypes for its features."""
     torch.manual_seed(0)
     network = DeepLab(TimmBackbone("test_resnet", output_stride=8, ceil_mode=True), 3, channels=4).eval()
-    bank = PrototypeBank(3, 2, network.feature_dim)
-    bank.prototypes = torch.rand(bank.prototypes.shape)
-    bank.is_initialized.fill_(True)
-    return network.requires_grad_(False), bank
+    method = PCR(3, network.feature_dim, num_prototypes=2)
+    method.bank.prototypes = torch.rand(method.bank.prototypes.shape)
+    method.bank.is_initialized.fill_(True)
+    return network.requires_grad_(False), method
 
 
-def naive_heads(network: DeepLab, bank: PrototypeBank, images: Tensor) -> Tensor:
+def side_by_side(network: DeepLab, method: PCR, images: Tensor) -> Tensor:
+    return torch.cat(list(predict_heads(network, method, images).values()), dim=1)
+
+
+def naive_heads(network: DeepLab, method: PCR, images: Tensor) -> Tensor:
     """Everything at full resolution, features too."""
     output, size = network(images), images.shape[-2:]
     return torch.cat(
-        [ref.upsample(output.logits, size), ref.dense_logits(bank.prototypes, output.features, size, 0.1)], 1
+        [ref.upsample(output.logits, size), ref.dense_logits(method.bank.prototypes, output.features, size, 0.1)], 1
     )
 
 
 @pytest.mark.parametrize("size", AWKWARD[:-1])
 def test_both_heads_of_a_real_network_at_awkward_sizes(real: tuple, size: tuple[int, int]) -> None:
     images = random_images(1, 3, *size)
-    predict, naive = (functools.partial(heads, *real) for heads in (inference.predict_heads, naive_heads))
+    predict, naive = (functools.partial(heads, *real) for heads in (side_by_side, naive_heads))
     assert_close(inference.whole_image(predict, images), naive(images), rtol=1e-4, atol=1e-4)
     windows = inference.sliding_window(predict, images, 128, 86)
     assert windows.shape == (1, 6, *size)
     assert_close(windows, ref.sliding_window(naive, images, 128, 86), rtol=1e-4, atol=1e-4)
 
 
-def test_without_a_bank_there_is_one_head(real: tuple) -> None:
-    images = random_images(1, 3, 33, 50)
-    both, linear = (inference.predict_heads(real[0], bank, images) for bank in (real[1], None))
-    assert torch.equal(both[:, :3], linear)
+def test_without_prototypes_there_is_one_head(real: tuple) -> None:
+    images, (network, method) = random_images(1, 3, 33, 50), real
+    both = predict_heads(network, method, images)
+    assert list(both) == ["linear", "prototype"]
+    for one in (predict_heads(network, None, images), predict_heads(network, method, images, linear=True)):
+        assert list(one) == ["linear"] and torch.equal(both["linear"], one["linear"])
 
 
 @pytest.mark.parametrize(("num_classes", "num_present"), [(2, 2), (2, 1), (5, 5), (5, 3), (21, 7)])

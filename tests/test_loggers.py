@@ -6,11 +6,11 @@ import pytest
 from conftest import small_config
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pcr_seg.training import fit as run
+from pcr_seg.training.fit import fit
 
 
 def test_tensorboard_shows_scalars_and_pictures_beside_the_csv_file(tmp_path: Path) -> None:
-    run.fit(small_config(tmp_path, "logger=tensorboard"))
+    fit(small_config(tmp_path, "logger=tensorboard"))
     [events] = (tmp_path / "run/tensorboard").glob("events*")
     shown = EventAccumulator(str(events)).Reload().Tags()
     logged = set((tmp_path / "run/metrics.csv").read_text().splitlines()[0].split(",")) - {"step"}
@@ -23,6 +23,6 @@ def test_tensorboard_shows_scalars_and_pictures_beside_the_csv_file(tmp_path: Pa
 def test_each_job_is_its_own_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     for job in range(2):
-        run.fit(small_config(tmp_path / str(job), "logger=wandb", "trainer.max_epochs=1"))
+        fit(small_config(tmp_path / str(job), "logger=wandb", "trainer.max_epochs=1"))
     runs = [path.name for job in range(2) for path in (tmp_path / f"{job}/run/wandb").glob("offline-run-*")]
     assert len({name.rsplit("-", 1)[1] for name in runs}) == 2

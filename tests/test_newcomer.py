@@ -16,7 +16,7 @@ from pcr_seg.data.synthetic import synthetic
 ROOT = Path(__file__).parents[1]
 # A tiny network for a few steps, where a newcomer waits for MobileNetV2 to download and to train.
 QUICK = ["backbone=tiny", "model.channels=8", "trainer.max_epochs=2", "data.steps_per_epoch=2", "data.num_workers=0",
-         "data.crop_size=32", "method.grid_cells=8", "global_batch=2", "trainer.enable_progress_bar=false"]  # fmt: skip
+         "data.crop_size=32", "recipe.grid_cells=8", "global_batch=2", "trainer.enable_progress_bar=false"]  # fmt: skip
 
 
 def command(line: str, *further: str) -> list[str]:

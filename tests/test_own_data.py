@@ -9,11 +9,11 @@ import torch
 from conftest import composed, small_config
 from PIL import Image
 
-from pcr_seg.training import fit as run
-from pcr_seg.config import one_line_errors
-from pcr_seg.data.sources import Source
 from pcr_seg.commands.evaluate import evaluate
 from pcr_seg.commands.predict import predict
+from pcr_seg.config import one_line_errors
+from pcr_seg.data.sources import Source
+from pcr_seg.training import fit as run
 
 TINY = ["recipe=synthetic", "optimizer=adamw_scratch", "data.num_workers=0"]
 

@@ -10,42 +10,40 @@ from omegaconf import OmegaConf
 
 from pcr_seg.data.files import read_image
 from pcr_seg.data.sources import Source
-from pcr_seg.module import Segmentation
-from pcr_seg.pictures.panels import assignment, best_pixels, crop, feature_cosines, gallery, predict, spread
+from pcr_seg.pictures.panels import assignment, best_pixels, crop, feature_cosines, gallery, look, spread
 from pcr_seg.pixels import as_tensor, normalize
+from pcr_seg.predictor import Predictor
 from pcr_seg.training.fit import build_module
 
 
-def make_module(tmp_path: Path, source: Source) -> Segmentation:
+def make_predictor(tmp_path: Path, source: Source) -> Predictor:
     """A random network whose prototype (class 2, number 1) is the feature at row 3, column 4 of the second image."""
     torch.manual_seed(0)
     config = OmegaConf.to_container(small_config(tmp_path), resolve=True)
-    module = build_module(config, list(source.classes)).eval()
-    prototypes = torch.zeros_like(module.bank.prototypes)
-    prototypes[2, 1] = 1.0
-    module.bank.prototypes = prototypes
-    module.bank.is_initialized.fill_(True)
+    predictor = build_module(config, list(source.classes)).predictor
+    bank = predictor.method.bank
     with torch.inference_mode():
-        features = module.network(normalize(as_tensor(read_image(source.val[1].image)))[None]).features[0]
-    module.bank.prototypes[2, 1] = features[:, 3, 4]
-    return module
+        features = predictor.network(normalize(as_tensor(read_image(source.val[1].image)))[None]).features[0]
+        bank.prototypes[2, 1] = features[:, 3, 4]
+        bank.is_initialized.fill_(True)
+    return predictor
 
 
 def test_gallery_finds_the_pixel_that_a_prototype_is(tmp_path: Path, tiny_set: Source) -> None:
-    module = make_module(tmp_path, tiny_set)
+    predictor = make_predictor(tmp_path, tiny_set)
     image = read_image(tiny_set.val[1].image)
-    cosines, places = best_pixels(module, image)
-    height, width = feature_cosines(module, image).shape[:2]
+    cosines, places = best_pixels(predictor, image)
+    height, width = feature_cosines(predictor, image).shape[:2]
     assert cosines[2, 1].item() == pytest.approx(1)
     torch.testing.assert_close(places[2, 1], torch.tensor([3 / (height - 1), 4 / (width - 1)]))
-    module.assigned[2] = torch.tensor([0.0, 3.0, 1.0, 0.0])
-    [view] = gallery(module, tiny_set)
+    predictor.method.assigned[2] = torch.tensor([0.0, 3.0, 1.0, 0.0])
+    [view] = gallery(predictor, tiny_set)
     assert (view.label, view.number, view.usage) == (2, 1, 0.75), "zero prototypes have seen no data: not shown"
     first = np.asarray(view.crops)[:72, :72]
     np.testing.assert_array_equal(first, np.asarray(crop(image, 3 / (height - 1), 4 / (width - 1))))
-    assert (assignment(module, image)[3 * 48 // height, 4 * 48 // width]) == 2 * 4 + 1
-    module.bank.is_initialized.fill_(False)
-    assert gallery(module, tiny_set) == []
+    assert (assignment(predictor, image)[3 * 48 // height, 4 * 48 // width]) == 2 * 4 + 1
+    predictor.method.bank.is_initialized.fill_(False)
+    assert gallery(predictor, tiny_set) == []
 
 
 def test_crops_stay_inside_and_mark_their_place() -> None:
@@ -59,17 +57,17 @@ def test_crops_stay_inside_and_mark_their_place() -> None:
 
 
 def test_a_batch_is_predicted_as_its_images_alone(tmp_path: Path, tiny_set: Source) -> None:
-    module = make_module(tmp_path, tiny_set)
+    predictor = make_predictor(tmp_path, tiny_set)
     images = [read_image(sample.image) for sample in tiny_set.val]
-    for image, found in zip(images, predict(module, images), strict=True):
-        [alone] = predict(module, [image])
+    for image, found in zip(images, look(predictor, images), strict=True):
+        [alone] = look(predictor, [image])
         for head in ("linear", "prototype"):
             assert np.mean(found.labels[head] != alone.labels[head]) < 0.001
             np.testing.assert_allclose(found.confidence[head], alone.confidence[head], atol=1e-5)
         np.testing.assert_allclose(found.disagreement, alone.disagreement, atol=1e-5)
-        np.testing.assert_array_equal(found.nearest, assignment(module, image))
-    module.bank.is_initialized.fill_(False)
-    [found] = predict(module, images[:1])
+        np.testing.assert_array_equal(found.nearest, assignment(predictor, image))
+    predictor.method.bank.is_initialized.fill_(False)
+    [found] = look(predictor, images[:1])
     assert found.disagreement is None and found.nearest is None and list(found.labels) == ["linear"]
 
 

@@ -1,5 +1,7 @@
 """Bytes to numbers, against the plain formula."""
 
+import types
+
 import numpy as np
 import torch
 from torch.testing import assert_close
@@ -35,5 +37,11 @@ def test_a_batch_of_bytes_becomes_floats() -> None:
 
 def test_grey_is_normalized_as_the_average_of_the_colors() -> None:
     grey = np.full((1, 1, 1), 100, np.uint8)
-    expected = (100 - sum(pixels.MEAN) / 3) / (sum(pixels.STD) / 3)
+    expected = (100 / 255 - sum(pixels.IMAGENET_MEAN) / 3) / (sum(pixels.IMAGENET_STD) / 3)
     assert_close(pixels.normalize(pixels.as_tensor(grey)).item(), expected)
+
+
+def test_a_network_brings_its_own_mean_and_deviation() -> None:
+    own = types.SimpleNamespace(mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
+    normalized = pixels.normalize(pixels.as_tensor(np.full((1, 1, 3), 255, np.uint8)), own)
+    assert_close(normalized.flatten(), torch.tensor([2.0, 1.0, 0.5]))

@@ -1,6 +1,5 @@
 """Maps and areas of files, folders and globs, each at its own size; TIFF files by tiles."""
 
-import functools
 import json
 import subprocess
 import sys
@@ -16,16 +15,25 @@ from PIL import Image
 from rich.progress import Progress
 from torch import nn
 
+from pcr_seg.checkpoint import load
+from pcr_seg.commands.predict import (
+    MAPS,
+    batches,
+    check_maps,
+    choose_device,
+    draw_maps,
+    named_images,
+    predict,
+    predict_tiles,
+)
 from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.sources import find_images
 from pcr_seg.inference import whole_image
+from pcr_seg.method import PCR
 from pcr_seg.models.deeplab import SegmentorOutput
-from pcr_seg.module import Segmentation
-from pcr_seg.pictures.panels import assignment
-from pcr_seg.pictures.panels import predict as look
+from pcr_seg.pictures.panels import assignment, look
 from pcr_seg.pixels import as_tensor, normalize
-from pcr_seg.commands.predict import MAPS, batches, check_maps, choose_device, draw_maps, named_images, predict, predict_tiles
-from pcr_seg.training.fit import load_module
+from pcr_seg.predictor import Predictor
 
 ALL_MAPS = f"maps=[{','.join(MAPS)}]"
 
@@ -54,9 +62,9 @@ def test_prediction_keeps_each_images_size(trained: Path, tmp_path: Path, size: 
     for kind, mode in (("index", "L"), ("color", "RGB"), ("overlay", "RGB"), ("confidence", "L")):
         with Image.open(tmp_path / "out" / kind / "deep/a.png") as image:
             assert (image.size, image.mode) == ((width, height), mode)
-    module = load_module(checkpoint)
+    predictor = load(checkpoint)
     with torch.no_grad():
-        logits = module.teacher(normalize(as_tensor(picture))[None]).logits
+        logits = predictor.network(normalize(as_tensor(picture))[None]).logits
     expected = torch.nn.functional.interpolate(logits, size, mode="bilinear", align_corners=True).argmax(1)[0]
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out/index/deep/a.png")), expected.byte().numpy())
 
@@ -66,12 +74,12 @@ def test_the_two_headed_maps_and_areas_say_what_the_module_does(trained: Path, t
     pictures = {name: noise(tmp_path / f"in/{name}.png", 40, 56, seed) for seed, name in enumerate("abc")}
     predict(command(checkpoint, tmp_path / "in", tmp_path / "out", ALL_MAPS, "batch_size=2"))
     content = json.loads((tmp_path / "out/areas.json").read_text())
-    module, total = load_module(checkpoint), np.zeros(5, int)
+    predictor, total = load(checkpoint), np.zeros(5, int)
     for name, picture in pictures.items():
-        [found] = look(module, [picture])
+        [found] = look(predictor, [picture])
         maps = {kind: np.asarray(Image.open(tmp_path / f"out/{kind}/{name}.png")).astype(int) for kind in MAPS}
         assert np.abs(maps["disagreement"] - 255 * found.disagreement).max() < 0.51
-        assert np.array_equal(maps["prototype"], assignment(module, picture))
+        assert np.array_equal(maps["prototype"], assignment(predictor, picture))
         assert np.asarray(Image.open(tmp_path / f"out/prototype_color/{name}.png")).shape == (40, 56, 3)
         pixels = content["images"][name]["pixels"]
         assert list(pixels.values()) == [int((maps["index"] == label).sum()) for label in range(5)]
@@ -101,10 +109,10 @@ def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"device=gpu: not on this machine"):
             choose_device("gpu")
-    module = load_module(checkpoint)
-    module.bank.is_initialized.fill_(False)
+    predictor = load(checkpoint)
+    predictor.method.bank.is_initialized.fill_(False)
     with pytest.raises(ValueError, match=r"maps: disagreement, prototype needs prototypes, which this .* pcr has not"):
-        check_maps(list(MAPS), module)
+        check_maps(list(MAPS), predictor)
     noise(tmp_path / "in/a.png", 8, 8), noise(tmp_path / "in/a.jpg", 8, 8)
     with pytest.raises(ValueError, match=r"a\.png: its maps would be called as those of .*a\.jpg; rename"):
         named_images(str(tmp_path / "in"))
@@ -142,14 +150,13 @@ class Convolutional(nn.Module):
         return SegmentorOutput(20 * self.linear_head(features), features, None)
 
 
-def convolutional_module() -> Segmentation:
+def convolutional_predictor() -> Predictor:
     torch.manual_seed(0)
-    optimizer, protocol = functools.partial(torch.optim.SGD, lr=0.1), functools.partial(whole_image)
-    module = Segmentation(Convolutional(), optimizer, list("abcd"), protocol).eval()
-    module.bank.prototypes.normal_()
-    module.bank.is_initialized.fill_(True)
-    module.metadata = {"palette": [(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)]}
-    return module
+    network, method = Convolutional(), PCR(4, 8)
+    method.bank.prototypes.normal_()
+    method.bank.is_initialized.fill_(True)
+    palette = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)]
+    return Predictor(network, method, list("abcd"), palette, whole_image).eval()
 
 
 def write_tiff(path: Path, height: int, width: int, **options) -> None:
@@ -166,10 +173,10 @@ def write_tiff(path: Path, height: int, width: int, **options) -> None:
 
 def by_tiles(path: Path, output: Path, maps: list[str], tile: int, margin: int) -> dict:
     cfg = OmegaConf.create({"output": str(output), "tile": tile, "margin": margin})
-    module = convolutional_module()
-    module.bank.is_initialized.fill_("prototype" in maps)
+    predictor = convolutional_predictor()
+    predictor.method.bank.is_initialized.fill_("prototype" in maps)
     with Progress(disable=True) as progress:
-        return predict_tiles(module, path, Format(), cfg, maps, path.stem, progress)
+        return predict_tiles(predictor, path, Format(), cfg, maps, path.stem, progress)
 
 
 def test_tiles_show_no_seams_and_keep_their_place_on_earth(tmp_path: Path) -> None:
@@ -177,9 +184,9 @@ def test_tiles_show_no_seams_and_keep_their_place_on_earth(tmp_path: Path) -> No
     place = rasterio.Affine(0.2, 0, 500_000, 0, -0.2, 5_400_000)
     write_tiff(tmp_path / "map.tif", 449, 609, crs="EPSG:32632", transform=place)
     result = by_tiles(tmp_path / "map.tif", tmp_path / "out", list(MAPS), tile=240, margin=32)
-    module, image = convolutional_module(), read_image(tmp_path / "map.tif")
-    [found] = look(module, [image])
-    for kind, expected in draw_maps(module, image, found, list(MAPS)).items():
+    predictor, image = convolutional_predictor(), read_image(tmp_path / "map.tif")
+    [found] = look(predictor, [image])
+    for kind, expected in draw_maps(predictor, image, found, list(MAPS)).items():
         with rasterio.open(tmp_path / f"out/{kind}/map.tif") as file:
             picture = np.moveaxis(file.read(), 0, 2).squeeze()
             assert (file.crs.to_epsg(), file.transform) == (32632, place)
@@ -198,7 +205,7 @@ def test_tiles_without_margins_do_show_seams(tmp_path: Path) -> None:
     write_tiff(tmp_path / "map.tif", 449, 609)
     by_tiles(tmp_path / "map.tif", tmp_path / "out", ["confidence"], tile=240, margin=0)
     image = read_image(tmp_path / "map.tif")
-    expected = 255 * look(convolutional_module(), [image])[0].confidence["linear"]
+    expected = 255 * look(convolutional_predictor(), [image])[0].confidence["linear"]
     picture = np.asarray(Image.open(tmp_path / "out/confidence/map.tif"))
     assert np.abs(picture - expected).max() > 10
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from pcr_seg import inference
 from pcr_seg.config import CONF
 from pcr_seg.module import Segmentation
+from pcr_seg.predictor import predict_heads
 from pcr_seg.training.fit import build_module
 
 PROTOCOLS = sorted(path.stem for path in (CONF / "protocol").glob("*.yaml"))
@@ -108,9 +109,9 @@ def module(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     overrides = ["backbone=tiny", f"protocol={request.param}", *SMALLER.get(request.param, [])]
     config = small_config(tmp_path_factory.mktemp("protocol"), *overrides)
     module = build_module(OmegaConf.to_container(config, resolve=True), [f"class {c}" for c in range(NUM_CLASSES)])
-    module.bank.prototypes = torch.rand(module.bank.prototypes.shape)
-    module.bank.is_initialized.fill_(True)
-    module.teacher.linear_head[-1].bias.data[ABSENT] = -100  # nobody predicts it
+    module.method.bank.prototypes = torch.rand(module.method.bank.prototypes.shape)
+    module.method.bank.is_initialized.fill_(True)
+    module.teacher.network.linear_head[-1].bias.data[ABSENT] = -100  # nobody predicts it
     return module.eval()
 
 
@@ -145,7 +146,10 @@ def truths_for(protocol: partial, samples: list[dict]) -> list[Tensor]:
 def test_scores_are_those_of_a_numpy_confusion_matrix(module: Segmentation) -> None:
     samples = make_samples()
     metrics = validate(module, samples)
-    predict = partial(inference.predict_heads, module.teacher, module.bank)
+
+    def predict(images: Tensor) -> Tensor:
+        return torch.cat(list(predict_heads(module.teacher.network, module.method, images).values()), dim=1)
+
     logits = [module.protocol(predict, sample["image"]) for sample in samples]
     truth = torch.cat([x.flatten() for x in truths_for(module.protocol, samples)]).numpy()
     for head, suffix in ((slice(0, NUM_CLASSES), ""), (slice(NUM_CLASSES, None), "_prototype")):
@@ -162,6 +166,6 @@ def test_scores_are_those_of_a_numpy_confusion_matrix(module: Segmentation) -> N
 @torch.no_grad()
 @pytest.mark.parametrize("size", SIZES)
 def test_a_prediction_has_its_images_size(module: Segmentation, size: tuple[int, int]) -> None:
-    logits = module.predict_image(random_images(*size))
+    logits = module.predictor(random_images(*size))
     assert list(logits) == ["linear", "prototype"]
     assert all(x.shape == (1, NUM_CLASSES, *size) for x in logits.values())

@@ -14,7 +14,7 @@ from pcr_seg.training.fit import fit
 STEPS = [
     "split=2", "global_batch=2", "data.num_workers=0", "data.crop_size=65", "trainer.max_steps=2",
     "trainer.max_epochs=2", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false",
-    "trainer.log_every_n_steps=1", "backbone.weights=null", "method.burn_in_epochs=0",
+    "trainer.log_every_n_steps=1", "backbone.weights=null", "recipe.burn_in_epochs=0",
 ]  # fmt: skip
 
 

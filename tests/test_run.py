@@ -12,13 +12,15 @@ from conftest import SHARED, composed, small_config
 from omegaconf.errors import MissingMandatoryValue
 from PIL import Image
 
-from pcr_seg.training import fit as run
+from pcr_seg.checkpoint import load
 from pcr_seg.commands.evaluate import evaluate
+from pcr_seg.training import fit as run
+from pcr_seg.training.summary import versions
 
 SUMMARY_KEYS = {
     "dataset", "split", "split_family", "method", "backbone", "seed", "num_labeled", "num_unlabeled", "iterations",
     "miou_last", "miou_best", "miou_prototype_last", "iou", "iou_prototype", "seconds", "images_per_second",
-    "peak_memory_mib", "versions", "git_commit",
+    "peak_memory_mib", "versions", "git_commit", "semi_supervised_iterations",
 }  # fmt: skip
 LOG_KEYS = {
     "train/supervised_loss", "train/consistency_loss", "train/prototype_loss", "train/confident", "train/lr",
@@ -48,7 +50,8 @@ def test_run_folder_is_complete(trained: Path) -> None:
     summary = json.loads((trained / "summary.json").read_text())
     assert set(summary) == SUMMARY_KEYS
     assert (summary["method"], summary["num_labeled"], summary["num_unlabeled"]) == ("pcr", 4, 8)
-    assert summary["iterations"] == 6 and summary["images_per_second"] > 0 and summary["peak_memory_mib"] > 50
+    assert (summary["iterations"], summary["semi_supervised_iterations"]) == (6, 4)
+    assert summary["images_per_second"] > 0 and summary["peak_memory_mib"] > 50
     assert set(summary["iou"]) == {"background", "stripes", "checks", "dots", "rings"}
     with (trained / "metrics.csv").open() as file:
         assert set(csv.DictReader(file).fieldnames) >= LOG_KEYS
@@ -65,7 +68,7 @@ def test_run_folder_is_complete(trained: Path) -> None:
 
 
 def test_a_package_that_is_not_installed_does_not_end_a_training() -> None:
-    found = run.versions("torch", "a-checkout-on-the-path")
+    found = versions("torch", "a-checkout-on-the-path")
     assert torch.__version__.startswith(found["torch"]) and found["a-checkout-on-the-path"] is None
 
 
@@ -85,23 +88,23 @@ def test_checkpoint_loads_safely_and_best_is_not_last(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["os.system", "pcr_seg.run.subprocess.run", "torch.hub.load", "pcr_seg.data.published.write_file"]
+    "target", ["os.system", "pcr_seg.training.fit.os.system", "torch.hub.load", "pcr_seg.data.published.write_file"]
 )
-@pytest.mark.parametrize("node", ["model", "dataset", "protocol"])
+@pytest.mark.parametrize("node", ["student", "method", "protocol"])
 def test_checkpoint_of_a_stranger_is_refused(trained: Path, tmp_path: Path, node: str, target: str) -> None:
     content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
-    content["pcr_seg"]["config"][node]["_target_"] = target
+    content["pcr_seg"][node]["_target_"] = target
     torch.save(content, tmp_path / "strange.ckpt")
     with pytest.raises(ValueError, match=rf"strange\.ckpt: names {target}"):
-        run.load_module(tmp_path / "strange.ckpt")
+        load(tmp_path / "strange.ckpt")
 
 
 def test_damaged_and_missing_checkpoints_are_one_line(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_bytes((trained / "checkpoints/last.ckpt").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"broken\.ckpt: not a complete checkpoint"):
-        run.load_module(tmp_path / "broken.ckpt")
+        load(tmp_path / "broken.ckpt")
     with pytest.raises(FileNotFoundError, match=r"missing\.ckpt: no such file"):
-        run.load_module(tmp_path / "missing.ckpt")
+        load(tmp_path / "missing.ckpt")
 
 
 def test_student_of_another_run_starts_both_networks(trained: Path, tmp_path: Path) -> None:
@@ -178,13 +181,13 @@ def test_bad_data_is_one_line_before_training(tmp_path: Path, damage, message: s
         (["split=0"], r"0"),
         (["split.labeled=full"], r"split=full: every image is labeled.*method=supervised"),
         (["backbone.weights=missing.pth"], r"backbone\.weights=missing\.pth: no such file"),
-        (["method.grid_cells=64"], r"grid_cells=64 exceeds the crop of 32x32"),
+        (["recipe.grid_cells=64"], r"grid_cells=64 exceeds the crop of 32x32"),
         (["resume=nowhere"], r"resume=nowhere: holds no config\.yaml; give a run folder"),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        run.fit(small_config(tmp_path, "dataset.size=48", "method.burn_in_epochs=0", *overrides))
+        run.fit(small_config(tmp_path, "dataset.size=48", "recipe.burn_in_epochs=0", *overrides))
     assert "\n" not in str(error.value)
 
 

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from pcr_seg.pictures.visualize import IGNORE_COLOR, colorize, heat, overlay, palette, panel
+from pcr_seg.pictures.visualize import IGNORE_COLOR, colorize, heat, overlay, panel
+from pcr_seg.pixels import distinct_colors
 
 COLORS = [(0, 0, 0), (200, 0, 0), (0, 100, 50)]
 
@@ -15,13 +16,13 @@ def picture(height: int, width: int, value: int = 90) -> np.ndarray:
 
 
 def test_palette_is_distinct_and_repeatable():
-    colors = palette(60)
+    colors = distinct_colors(60)
     values = np.array(colors, dtype=float)
     distances = np.linalg.norm(values[:, None] - values[None], axis=-1)[~np.eye(60, dtype=bool)]
     assert distances.min() > 20
-    assert colors == palette(60)
-    assert palette(5) == colors[:5]
-    assert palette(0) == []
+    assert colors == distinct_colors(60)
+    assert distinct_colors(5) == colors[:5]
+    assert distinct_colors(0) == []
     # none of them can be taken for the grey of ignored pixels
     assert all(colorsys.rgb_to_hsv(*(channel / 255 for channel in color))[1] > 0.4 for color in colors)
 
@@ -36,7 +37,7 @@ def test_colorize_gives_every_id_its_color():
 
 
 def test_colorize_keeps_255_for_ignore_in_a_long_palette():
-    colors = palette(300)
+    colors = distinct_colors(300)
     painted = colorize(np.array([[254, 255, 299]]), colors)
     np.testing.assert_array_equal(painted, [[colors[254], IGNORE_COLOR, colors[299]]])
 
@@ -77,7 +78,7 @@ def test_panel_shows_every_picture_at_its_own_shape():
 
 def test_panel_grows_with_its_legend_and_shows_each_color():
     plain = panel([[picture(8, 8)]], ["image"])
-    colors = palette(30)
+    colors = distinct_colors(30)
     full = panel([[picture(8, 8)]], ["image"], [(f"class {i}", color) for i, color in enumerate(colors)])
     assert full.height > plain.height
     found = {tuple(color) for color in np.asarray(full).reshape(-1, 3).tolist()}

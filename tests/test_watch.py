@@ -1,15 +1,35 @@
 """Numbers that go wrong: what ends a training, what is taken back, and what is said once."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import small_config
 
-from pcr_seg import bank_init, module, run
-from pcr_seg.training.checkpoints import read_checkpoint
+from pcr_seg.checkpoint import read_checkpoint
+from pcr_seg.method import pcr, prototypes
 from pcr_seg.module import Segmentation
+from pcr_seg.training import fit as run
+
+
+def change_losses(monkeypatch: pytest.MonkeyPatch, change: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+    """Let a function of loss and step change the supervised loss of every method."""
+    original = Segmentation.training_step
+
+    def changed(self: Segmentation, batch: dict, batch_idx: int) -> torch.Tensor:
+        forward = self.method.forward
+
+        def spoiled(*args: object) -> dict[str, torch.Tensor]:
+            losses = forward(*args)
+            return losses | {"supervised": change(losses["supervised"], self.trainer.global_step)}
+
+        with monkeypatch.context() as patch:
+            patch.setattr(self.method, "forward", spoiled)
+            return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Segmentation, "training_step", changed)
 
 
 @pytest.fixture
@@ -17,12 +37,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch):
     """Multiply the loss of some steps by a number."""
 
     def spoil_steps(steps: set[int], factor: float) -> None:
-        original = Segmentation.labeled_loss
-
-        def spoiled(self: Segmentation, *args: object) -> torch.Tensor:
-            return original(self, *args) * (factor if self.trainer.global_step in steps else 1)
-
-        monkeypatch.setattr(Segmentation, "labeled_loss", spoiled)
+        change_losses(monkeypatch, lambda loss, step: loss * (factor if step in steps else 1))
 
     return spoil_steps
 
@@ -43,12 +58,7 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path, spoil, fact
 
 def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss itself is finite: sqrt has an infinite slope at 0."""
-    original = Segmentation.labeled_loss
-
-    def steep(self: Segmentation, logits: torch.Tensor, *args: object) -> torch.Tensor:
-        return original(self, logits, *args) + (logits.mean() * 0).sqrt()
-
-    monkeypatch.setattr(Segmentation, "labeled_loss", steep)
+    change_losses(monkeypatch, lambda loss, step: loss + (loss * 0).sqrt())
     with pytest.raises(ValueError, match=r"step 1 of rank 0 .*supervised \d.*gradient nan"):
         run.fit(small_config(tmp_path, "trainer.log_every_n_steps=2"))
 
@@ -105,13 +115,13 @@ def test_a_constant_loss_is_said_once(tmp_path: Path, spoil, caplog: pytest.LogC
 
 
 def test_a_class_without_labels_is_named(tmp_path: Path, caplog, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = bank_init.labeled_features
+    original = prototypes.labeled_features
 
     def without_dots(*args: object) -> tuple[torch.Tensor, torch.Tensor]:
         features, labels = original(*args)
         return features[labels != 3], labels[labels != 3]
 
-    monkeypatch.setattr(module, "labeled_features", without_dots)
+    monkeypatch.setattr(pcr, "labeled_features", without_dots)
     run.fit(small_config(tmp_path))
     assert any(message.startswith("no labeled pixel of dots:") for message in warnings_of(caplog))
 

@@ -48,7 +48,7 @@ def test_train_composes_from_another_folder(installed: Path, tmp_path: Path) -> 
 
 
 def test_wheel_holds_what_the_checkout_does(installed: Path) -> None:
-    held = installed / "pcr_seg/commands"
+    held = installed / "pcr_seg/scripts"
     assert sorted(path.stem for path in held.glob("*.py")) == sorted(COMMANDS)
     assert sorted(path.stem for path in ROOT.glob("*.py")) == sorted(COMMANDS), "pyproject.toml names each script"
     configs = [{path.relative_to(folder): path.read_text() for path in folder.rglob("*.yaml")}

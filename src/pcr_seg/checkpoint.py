@@ -26,7 +26,7 @@ LAST = "last.ckpt"
 
 # What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
 TRUSTED = (
-    r"pcr_seg\.(method\.\w+\.([A-Z]\w*|(ohem_|balanced_)?cross_entropy)"
+    r"pcr_seg\.(method\.(\w+\.)?([A-Z]\w*|(ohem_|balanced_)?cross_entropy)"
     r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)"
     r"|models\.(deeplab\.DeepLab|backbones\.TimmBackbone|smp\.SMP))"
 )
@@ -73,7 +73,7 @@ def load(
     predictor = Predictor(
         model, method, made["classes"], made["palette"], protocol, name=made["name"], metadata=metadata
     )
-    return predictor.requires_grad_(False).eval()
+    return predictor.requires_grad_(False).to(memory_format=torch.channels_last).eval()  # as it was trained
 
 
 def part(state: dict, prefix: str) -> dict:
@@ -113,9 +113,9 @@ def read_checkpoint(path: str | Path) -> dict:
 def described(thing: object) -> object:
     """How an object was made, in plain values: `_target_` and arguments, as Hydra writes it.
 
-    A module's arguments are its attributes of the same names (as scikit-learn's estimators keep them). Arguments that it
-    did not keep are listed as `_assumed_`, with their defaults; where there is no default, or a value is not plain,
-    `_target_` stands alone, and `load` needs the network itself.
+    A module's arguments are its attributes of the same names, as scikit-learn's estimators keep them. Those that it did
+    not keep are listed as `_assumed_`: their defaults will do. Where there is none, or a value is not plain, the node
+    is marked `_unknown_`, and `load` needs the network itself.
     """
     if isinstance(thing, functools.partial):
         return described(thing.func) | {key: described(value) for key, value in thing.keywords.items()}
@@ -205,8 +205,8 @@ def refuse_strangers(
             target = str(node.get("_target_", ""))
             if target and not re.fullmatch(trusted, target) and not (own and re.fullmatch(own, target)):
                 raise ValueError(
-                    f"{origin}: names {target}, which is not this project's code; if you know it: "
-                    f"trust={target.rpartition('.')[0]}"
+                    f"{origin}: names {target}, which is not this project's code; refused "
+                    f"(trust={target.rpartition('.')[0]} allows it, if it is yours)"
                 )
             nodes += node.values()
         elif isinstance(node, list):

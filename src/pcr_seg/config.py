@@ -32,8 +32,10 @@ MOVED = {
     "method.feature_dropout_weight": "method.feature_weight",
     "method.prototype_on_labeled": "method.prototype_on=pseudo-labels",
     "method.prototype_on_unlabeled": "method.prototype_on=labels",
-    "method.strong_views": "method=unimatch, which has two",
+    "method.strong_views": "method=unimatch",
+    "method.supervised_loss._target_": "recipe.supervised_loss._target_",
 }
+QUOTES = "\"'"
 GONE = (
     "method.gate", "method.drop_percent", "method.class_thresholds", "method.normalizer", "method.bank_init",
     "method.bank_features", "method.copy_teacher_first_epoch", "method=entropy_gate", "method=random_prototypes",
@@ -66,9 +68,14 @@ def refuse_moved(arguments: list[str]) -> None:
 
 
 def quote_split(argument: str) -> str:
-    """Quote the value(s) of one `split=` or `split.labeled=` override; leave anything else alone."""
-    match = re.fullmatch(r"split(?:\.labeled)?=([^'\"()\[\]]+)", argument)
-    return "split.labeled=" + ",".join(f"'{value}'" for value in match[1].split(",")) if match else argument
+    """Make `split.labeled=` of a `split=`, its value(s) quoted; leave anything else alone."""
+    match = re.fullmatch(r"split(?:\.labeled)?=(.+)", argument)
+    if not match:
+        return argument
+    values = match[1]
+    if not re.search(r"[()\[\]{}]", values):  # Hydra's own functions and lists
+        values = ",".join(f"'{value.strip(QUOTES)}'" for value in values.split(","))
+    return f"split.labeled={values}"
 
 
 def name_row(argument: str) -> str:

@@ -125,6 +125,8 @@ def center_pad(x: Tensor, size: Sequence[int]) -> Tensor:
     undoes padding exactly.
     """
     height, width = (new - old for new, old in zip(size, x.shape[-2:], strict=True))
+    if not (height or width):
+        return x
     top, left = int(height / 2), int(width / 2)  # towards zero, so that padding and cutting mirror each other
     return F.pad(x, (left, width - left, top, height - top))
 

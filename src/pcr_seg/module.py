@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pcr_seg.checkpoint import FORMAT, described
 from pcr_seg.inference import Protocol, whole_image
 from pcr_seg.method.losses import IGNORE_INDEX
-from pcr_seg.method.teacher import BatchNormRule, Teacher, pseudo_label
+from pcr_seg.method.teacher import Teacher, pseudo_label
 from pcr_seg.pixels import as_floats, distinct_colors
 from pcr_seg.predictor import Predictor
 from pcr_seg.scores import Scores
@@ -60,7 +60,7 @@ class Segmentation(L.LightningModule):
         lr: float = 1e-3,
         optimizer: Callable = torch.optim.AdamW,
         poly_power: float = 0.9,
-        teacher_bn: BatchNormRule = "copy",
+        teacher_bn: str = "copy",
         protocol: Protocol = whole_image,
         palette: Sequence[tuple[int, int, int]] | None = None,
         name: str | None = None,
@@ -137,7 +137,8 @@ class Segmentation(L.LightningModule):
         """Let the method begin when the burn-in is over."""
         self.tell("new_epoch")
         if not self.in_burn_in:
-            self.tell("begin", self.student, self.labeled_batches(), torch.Generator(self.device).manual_seed(self.seed))
+            generator = torch.Generator(self.device).manual_seed(self.seed)
+            self.tell("begin", self.student, self.labeled_batches(), generator)
 
     def tell(self, event: str, *details: object) -> None:
         """Call the method's function for an event, where it has one."""
@@ -147,8 +148,9 @@ class Segmentation(L.LightningModule):
     def labeled_batches(self) -> "LabeledBatches":
         """Labeled images, for what is computed from them at once."""
         data = self.trainer.datamodule
-        own = data.labeled_dataloader() if hasattr(data, "labeled_dataloader") else self.trainer.train_dataloader["labeled"]
-        return LabeledBatches(own, self)
+        if hasattr(data, "labeled_dataloader"):
+            return LabeledBatches(data.labeled_dataloader(), self)
+        return LabeledBatches(self.trainer.train_dataloader["labeled"], self)
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
@@ -176,7 +178,7 @@ class Segmentation(L.LightningModule):
         return Predictor(
             self.teacher.network, self.method, self.class_names, self.palette, self.protocol,
             name=self.name, metadata=self.metadata,
-        ).eval()  # fmt: skip
+        )  # fmt: skip
 
     def on_validation_start(self) -> None:
         """While labels alone train, show the teacher labeled images as they are (its rule "weak" wants it)."""
@@ -228,8 +230,10 @@ class Segmentation(L.LightningModule):
             "name": self.name,
         }
         checkpoint["progress"] = {
-            "validated_at": self.validated_at, "scores": self.scores, "semi_supervised_steps": self.semi_supervised_steps,
-        }  # fmt: skip
+            "validated_at": self.validated_at,
+            "scores": self.scores,
+            "semi_supervised_steps": self.semi_supervised_steps,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Go on from there."""

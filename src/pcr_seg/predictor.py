@@ -89,7 +89,7 @@ class Predictor(nn.Module):
         return getattr(self.network, "in_channels", 3)
 
     def forward(self, images: Tensor, *, linear: bool = False) -> dict[str, Tensor]:
-        """Normalized images (B, channels, H, W) of any size -> logits (B, C, H, W) of each head, or the linear alone."""
+        """Normalized images (B, channels, H, W) of any size -> logits (B, C, H, W) of each head, or of the linear."""
         return {head: center_pad(x, images.shape[-2:]) for head, x in self.scored(images, linear=linear).items()}
 
     def scored(self, images: Tensor, *, linear: bool = False) -> dict[str, Tensor]:

@@ -1,10 +1,15 @@
 """IoU of each head over a whole set, counted image by image on the device, over all processes."""
 
-import torch
+import math
+
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcr_seg.inference import center_pad, iou_per_class
+
+HEADS = ("linear", "prototype")  # whose scores summary.json and eval's JSON have
 
 
 def suffix(head: str) -> str:
@@ -48,3 +53,31 @@ class Scores(nn.Module):
             names = [f"val/iou{suffix(head)}/{name}" for name in class_names]
             classes |= dict(zip(names, iou, strict=True))
         return means, classes
+
+
+def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:
+    """IoU of each class by head; None for a class that does not occur (JSON has no NaN), or a head without a bank."""
+    heads = {}
+    for head in HEADS:
+        found = {name: metrics.get(f"val/iou{suffix(head)}/{name}") for name in classes}
+        found = {name: None if value is None or math.isnan(value) else value for name, value in found.items()}
+        heads[f"iou{suffix(head)}"] = found if f"val/miou{suffix(head)}" in metrics else None
+    return heads
+
+
+def score_table(title: str, scores: dict, miou: float, miou_prototype: float | None) -> Table:
+    """IoU of each class and the means, a column for each head that there is (`scores` as of `iou_of_heads`)."""
+    columns = {"linear head": (scores["iou"], miou)}
+    if scores["iou_prototype"]:
+        columns["prototype head"] = (scores["iou_prototype"], miou_prototype)
+    table = Table("IoU", *columns, title=title)
+    for name in scores["iou"]:
+        table.add_row(escape(name), *(percent(iou[name]) for iou, _ in columns.values()))
+    table.add_section()
+    table.add_row("mIoU", *(percent(mean) for _, mean in columns.values()), style="bold")
+    return table
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent with one decimal."""
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from pcr_seg.data import sources
 from pcr_seg.data.datamodule import (
-    BANK,
+    EVERY,
     LABELED,
     UNLABELED,
     SegmentationData,
@@ -138,7 +138,7 @@ def test_no_view_comes_twice() -> None:
     seeds = [
         seed for run in (0, 1) for kind in (LABELED, UNLABELED) for _, seed in stream(3, 6, 40, seed=run, kind=kind)
     ]
-    seeds += [view_seed(run, BANK, position) for run in (0, 1) for position in range(120)]
+    seeds += [view_seed(run, EVERY, position) for run in (0, 1) for position in range(120)]
     assert len(set(seeds)) == len(seeds) == 720
 
 

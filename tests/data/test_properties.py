@@ -99,7 +99,7 @@ def test_a_training_on_anything(tmp_path, num_classes, batch, crop, channels, ig
     (root / "classes.txt").write_text("".join(lines))
     (root / "two.txt").write_text("b\nc\n")
     words = ["dataset=folder", f"dataset.root={root}", f"dataset.channels={channels}", f"split={root}/two.txt",
-             "recipe=synthetic", "optimizer=adamw_scratch", "model.channels=8", "method.grid_cells=8",
+             "recipe=synthetic", "optimizer=adamw_scratch", "model.channels=8", "recipe.grid_cells=8",
              f"data.crop_size={crop}", f"global_batch={batch}", "data.steps_per_epoch=1",
              "data.num_workers=0"]  # fmt: skip
     summary = fit(small_config(root, *words))

@@ -211,18 +211,22 @@ def test_gradient_of_the_auxiliary_logits_reaches_the_backbone() -> None:
     assert network.aspp.pooled[0].weight.grad is None and network.linear_head[2].weight.grad is None
 
 
-def test_drop_features_blanks_half_of_each_images_channels() -> None:
-    network, batch, seen = make(channels=32).eval(), images(33, 33), []
-    low, _, high = network.backbone(batch)
-    for module in (network.low_conv, network.aspp):
-        module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    plain, dropped = network(batch), network(batch, drop_features=True)
-    assert torch.equal(plain.logits, network(batch).logits) and not torch.equal(plain.logits, dropped.logits)
-    for before, after in zip((low, high), sorted(seen[2:4], key=lambda x: -x.shape[-1]), strict=True):
-        alive, kept = before.flatten(2).any(-1), after.flatten(2).any(-1)
-        assert kept[alive].float().mean().item() == pytest.approx(0.5, abs=0.15)
-        assert (kept[0] != kept[1]).any()
-        assert_close(after, before * kept[..., None, None] * 2)  # as loud as before on average
+def test_encoding_and_decoding_is_the_whole() -> None:
+    network, batch = make(channels=32).eval(), images(33, 33)
+    maps = network.encode(batch)
+    assert [x.shape[1] for x in maps] == network.backbone.channels
+    for part, whole in zip(network.decode(maps)[:2], network(batch)[:2], strict=True):
+        assert torch.equal(part, whole)
+
+
+def test_parameter_groups_hold_every_trained_parameter_once() -> None:
+    network = make(channels=32, head_lr_multiplier=10.0)
+    next(network.backbone.parameters()).requires_grad_(False)
+    backbone, heads = network.parameter_groups(0.1)
+    assert (backbone["lr"], heads["lr"]) == (0.1, 1.0)
+    of_backbone = {id(p) for p in network.backbone.parameters()}
+    assert {id(p) for p in backbone["params"]} < of_backbone and not of_backbone & {id(p) for p in heads["params"]}
+    assert len(backbone["params"]) + len(heads["params"]) == sum(p.requires_grad for p in network.parameters())
 
 
 def test_pointwise_by_onednn_computes_the_same() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pcr_seg.method import PrototypeBank
+from pcr_seg.method import PCR, Teacher
 from pcr_seg.models.backbones import TimmBackbone
 from pcr_seg.models.deeplab import DeepLab
 from pcr_seg.models.official import from_official, load_official
@@ -259,8 +259,8 @@ class Holder(nn.Module):
 
     def __init__(self, num_prototypes: int) -> None:
         super().__init__()
-        self.student, self.teacher = make_ours(), make_ours()
-        self.bank = PrototypeBank(5, num_prototypes, 16)
+        self.student, self.teacher = make_ours(), Teacher(make_ours())
+        self.method = PCR(5, 16, num_prototypes=num_prototypes)
 
 
 def test_a_trainers_checkpoint_fills_student_teacher_and_bank(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ def test_a_trainers_checkpoint_fills_student_teacher_and_bank(tmp_path: Path) ->
     module = Holder(num_prototypes=2)
     load_official(module, tmp_path / "ckpt.pth")
     assert_same_outputs(module.student, student, 33, 33)
-    assert_same_outputs(module.teacher, teacher, 33, 33)
-    assert torch.equal(module.bank.prototypes, lists[1].reshape(5, 2, 16)) and module.bank.is_initialized
+    assert_same_outputs(module.teacher.network, teacher, 33, 33)
+    assert torch.equal(module.method.bank.prototypes, lists[1].reshape(5, 2, 16)) and module.method.bank.is_initialized
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model_state": s}, lambda s: {"teacher_state": s}])
@@ -287,8 +287,8 @@ def test_a_file_of_one_network_serves_for_both(tmp_path: Path, wrap: Callable[[d
     torch.save(wrap(official.state_dict()), tmp_path / "net.pth")
     load_official(module, tmp_path / "net.pth")
     assert_same_outputs(module.student, official, 33, 33)
-    assert_same_outputs(module.teacher, official, 33, 33)
-    assert not module.bank.is_initialized
+    assert_same_outputs(module.teacher.network, official, 33, 33)
+    assert not module.method.bank.is_initialized
 
 
 def write_broken(kind: str, path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from pcr_seg.commands.evaluate import open_checkpoint
+from pcr_seg.commands.opening import open_checkpoint
 from pcr_seg.pictures import visualize
 from pcr_seg.pictures.panels import View, look
 from pcr_seg.predictor import Predictor

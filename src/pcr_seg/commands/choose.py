@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pcr_seg.commands.evaluate import choose_device, open_checkpoint, open_source
+from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source
 from pcr_seg.data.files import Sample, read_image
 from pcr_seg.data.sources import read_list
 from pcr_seg.pictures.panels import look

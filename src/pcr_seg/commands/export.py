@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from pcr_seg.commands.evaluate import open_checkpoint
+from pcr_seg.commands.opening import open_checkpoint
 from pcr_seg.pixels import mean_and_std
 from pcr_seg.predictor import Predictor, predict_heads
 

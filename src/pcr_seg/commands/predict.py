@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from pcr_seg.commands.evaluate import choose_device, open_checkpoint
+from pcr_seg.commands.opening import choose_device, open_checkpoint
 from pcr_seg.data import tiles
 from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.sources import find_images
@@ -75,7 +75,8 @@ def predict(cfg: DictConfig) -> dict:
     }
     (output / "areas.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(f"{len(images)} images in {seconds:.1f} s on {predictor.device}, {len(images) / seconds:.2f} images/s")
+    speed = f"{len(images) / seconds:.2f} images/s"
+    console.print(f"{len(images)} images in {seconds:.1f} s on {predictor.device}, {speed}")
     console.print(f"{output}/{{{','.join(maps)}}} and the area of each class in {output}/areas.json")
     console.print(f"python choose.py checkpoint={cfg.checkpoint} budget=20     # which images to label next")
     console.print(f"python export.py checkpoint={cfg.checkpoint} format=onnx")
@@ -125,9 +126,7 @@ def batches(images: dict[str, Path], format: Format, size: int) -> Iterator[list
         yield batch
 
 
-def draw_maps(
-    predictor: Predictor, image: np.ndarray, found: View, maps: list[str]
-) -> dict[str, np.ndarray]:
+def draw_maps(predictor: Predictor, image: np.ndarray, found: View, maps: list[str]) -> dict[str, np.ndarray]:
     """The pictures of a prediction by the folder that they go to, (H, W) or (H, W, 3) uint8."""
     labels, palette = found.labels["linear"], predictor.palette
     pictures = {}
@@ -153,9 +152,7 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
     return np.rint(values * 255).astype(np.uint8)
 
 
-def write_maps(
-    predictor: Predictor, image: np.ndarray, found: View, maps: list[str], output: Path, name: str
-) -> None:
+def write_maps(predictor: Predictor, image: np.ndarray, found: View, maps: list[str], output: Path, name: str) -> None:
     """Write the maps of one image as PNG files OUTPUT/MAP/NAME.png."""
     for kind, picture in draw_maps(predictor, image, found, maps).items():
         target = output / kind / f"{name}.png"

@@ -83,8 +83,9 @@ def geometric(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weak view of an image (H, W, C) and its mask (H, W), square: random scale, mirror image, crop, padding.
 
-    Padding has the color `pad_color`, RGB in 0..1, evenly on both sides; its label `pad_label` is 255, which keeps it out of every loss, or
-    0 as in the reference code. Only the part that is shown is resized: bilinear, the mask by nearest neighbour.
+    Padding has the color `pad_color`, RGB in 0..1, evenly on both sides; its label `pad_label` is 255, which keeps it
+    out of every loss, or 0 as in the reference code. Only the part that is shown is resized: bilinear, the mask by
+    nearest neighbour.
     With a `wanted` class in the mask the view shows one of its pixels, drawn at random.
     """
     pixels = () if wanted is None else np.argwhere(mask == wanted)

@@ -1,6 +1,6 @@
 """Methods of semi-supervised segmentation, one file each, beside the parts that several use. Torch alone.
 
-    supervised.py  consistency.py  fixmatch.py  unimatch.py  pcr.py      (pcr_plus.py with region_names.py: not the paper's)
+    supervised.py  consistency.py  fixmatch.py  unimatch.py  pcr.py        pcr_plus.py, region_names.py: not the paper's
     losses.py  mixing.py  sampling.py  prototypes.py  teacher.py
 
 A method is an `nn.Module` that the engine (`pcr_seg.module`) or a plain loop calls:
@@ -38,7 +38,7 @@ from pcr_seg.method.losses import (
     labeled_loss,
     ohem_cross_entropy,
 )
-from pcr_seg.method.mixing import UnlabeledViews, class_mask, cutmix, cutmix_boxes, enlarge, paste
+from pcr_seg.method.mixing import UnlabeledViews, class_mask, cutmix, cutmix_boxes, on_grid, paste
 from pcr_seg.method.pcr import PCR
 from pcr_seg.method.pcr_plus import PCRPlus
 from pcr_seg.method.prototypes import PrototypeBank, kmeans, labeled_features
@@ -49,7 +49,7 @@ from pcr_seg.method.unimatch import UniMatch
 
 __all__ = [
     "IGNORE_INDEX", "PCR", "Consistency", "FixMatch", "PCRPlus", "PrototypeBank", "Supervised", "Teacher", "UniMatch",
-    "UnlabeledViews", "at_points", "balanced_cross_entropy", "class_mask", "consistency_loss", "cross_entropy", "cutmix",
-    "cutmix_boxes", "ema_decay_at", "ema_update", "enlarge", "jittered_grid", "kmeans", "labeled_features",
-    "labeled_loss", "ohem_cross_entropy", "paste", "pseudo_label", "sample_features", "upsample",
+    "UnlabeledViews", "at_points", "balanced_cross_entropy", "class_mask", "consistency_loss", "cross_entropy",
+    "cutmix", "cutmix_boxes", "ema_decay_at", "ema_update", "jittered_grid", "kmeans", "labeled_features",
+    "labeled_loss", "ohem_cross_entropy", "on_grid", "paste", "pseudo_label", "sample_features", "upsample",
 ]  # fmt: skip

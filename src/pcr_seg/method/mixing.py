@@ -29,14 +29,14 @@ def cutmix(
     confidence: Float[Tensor, "B H W"],
     probability: float,
 ) -> tuple[Float[Tensor, "B D h w"], Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
-    """Mix views, pseudo-labels and confidence with the same boxes, or with this probability's rest the batch not at all.
+    """Mix views, pseudo-labels and confidence with the same boxes: the whole batch with this probability, or nothing.
 
     A box shows the batch's next image. Boxes are drawn on the views' grid and enlarged for the labels: a view may be an
     image or a feature map.
     """
     boxes = cutmix_boxes(len(views), *views.shape[-2:], device=views.device)
     boxes = boxes & (torch.rand((), device=views.device) < probability)
-    large = enlarge(boxes, labels.shape[-2:])
+    large = on_grid(boxes, labels.shape[-2:])
     return paste(views, boxes), paste(labels, large), paste(confidence, large)
 
 
@@ -66,8 +66,8 @@ def cutmix_boxes(
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 
-def enlarge(boxes: Bool[Tensor, "B 1 h w"], size: tuple[int, int] | torch.Size) -> Bool[Tensor, "B 1 H W"]:
-    """The same boxes on a finer grid: each pixel takes the value of the cell it lies in."""
+def on_grid(boxes: Bool[Tensor, "B 1 h w"], size: tuple[int, int] | torch.Size) -> Bool[Tensor, "B 1 H W"]:
+    """The same boxes on another grid, of `size`: each of its cells takes the value at its place."""
     if boxes.shape[-2:] == tuple(size):
         return boxes
     return F.interpolate(boxes.float(), tuple(size), mode="nearest") > 0

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from pcr_seg.method.losses import consistency_loss
-from pcr_seg.method.mixing import class_mask, cutmix, paste
+from pcr_seg.method.mixing import class_mask, cutmix, on_grid, paste
 from pcr_seg.method.pcr import PCR
 from pcr_seg.method.region_names import RegionNames
 from pcr_seg.method.sampling import upsample
@@ -87,11 +87,12 @@ class PCRPlus(PCR):
         if self.labeled_classmix == 0:
             return views, labels, confidence
         covered = torch.rand(len(views), 1, 1, 1, device=views.device) < self.labeled_classmix
-        covered = covered & class_mask(labeled["mask"], self.num_classes)
+        covered = on_grid(covered & class_mask(labeled["mask"], self.num_classes), views.shape[-2:])
+        large = on_grid(covered, labels.shape[-2:])
         return (
             paste(views, covered, labeled["image"]),
-            paste(labels, covered, labeled["mask"]),
-            paste(confidence, covered, torch.ones_like(confidence)),
+            paste(labels, large, labeled["mask"]),
+            paste(confidence, large, torch.ones_like(confidence)),
         )
 
     def refine(self, images: Tensor, logits: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class RegionNames(nn.Module):
         self.background, self.scale = background, scale
 
     @property
-    def is_initialized(self) -> Tensor:
+    def is_initialized(self) -> Tensor | bool:
         """Whether the classes' looks are known."""
         return self.bank.is_initialized
 

@@ -6,7 +6,7 @@ Every rule for its BatchNorm statistics (A12) stands here.
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import update_bn
 from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.sampling import upsample
 
-BatchNormRule = Literal["copy", "forward", "weak"]
+BN_RULES = ("copy", "forward", "weak")
 
 
 class Teacher(nn.Module):
@@ -36,10 +36,10 @@ class Teacher(nn.Module):
         ValueError: another rule.
     """
 
-    def __init__(self, student: nn.Module, *, decay: float = 0.99, bn: BatchNormRule = "copy") -> None:
+    def __init__(self, student: nn.Module, *, decay: float = 0.99, bn: str = "copy") -> None:
         super().__init__()
-        if bn not in get_args(BatchNormRule):
-            raise ValueError(f"teacher_bn={bn}: choose one of {', '.join(get_args(BatchNormRule))}")
+        if bn not in BN_RULES:
+            raise ValueError(f"teacher_bn={bn}: choose one of {', '.join(BN_RULES)}")
         self.network = copy.deepcopy(student).requires_grad_(False).eval()
         self.decay, self.bn = decay, bn
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))

@@ -35,13 +35,11 @@ class SMP(nn.Module):
             raise ValueError("networks of segmentation_models_pytorch need it: pip install 'pcr-seg[smp]'") from error
         self.arch, self.num_classes, self.encoder_name = arch, num_classes, encoder_name
         self.encoder_weights, self.options = encoder_weights, dict(options or {})
-        self.net = smp.create_model(
-            arch, encoder_name, encoder_weights, classes=num_classes, **self.options
-        )
+        self.net = smp.create_model(arch, encoder_name, encoder_weights, classes=num_classes, **self.options)
         self.feature_dim = self.net.segmentation_head[0].in_channels
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """(B, 3, H, W) normalized images, sides that the encoder's stride divides -> SegmentorOutput."""
+        """(B, 3, H, W) normalized images -> SegmentorOutput; some of the networks want sides that 32 divides."""
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> list[Tensor]:

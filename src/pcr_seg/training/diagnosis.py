@@ -40,9 +40,7 @@ class Diagnosis(L.Callback):
         self.val = WholeImages(val[:: max(1, len(val) // NUM_IMAGES)][:NUM_IMAGES])
 
     @torch.no_grad()
-    def on_train_batch_start(
-        self, trainer: L.Trainer, module: Segmentation, batch: dict, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, module: Segmentation, batch: dict, batch_idx: int) -> None:
         """Compare the pseudo-labels that this step will use with the masks."""
         if "unlabeled" not in batch or module.in_burn_in or (trainer.global_step + 1) % trainer.log_every_n_steps:
             return

@@ -98,7 +98,7 @@ def fit(cfg: DictConfig) -> dict:
     if str(cfg.init_from_checkpoint).endswith(".pth"):  # the reference code's
         load_official(module, cfg.init_from_checkpoint)
     elif cfg.init_from_checkpoint:
-        weights = load(cfg.init_from_checkpoint, network="student").network.state_dict()
+        weights = load(cfg.init_from_checkpoint, trust=cfg.trust or (), network="student").network.state_dict()
         module.student.load_state_dict(weights)
         module.teacher.network.load_state_dict(weights)
 

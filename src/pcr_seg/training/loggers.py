@@ -109,9 +109,7 @@ def validation_to_wandb(logger: WandbLogger, module: Segmentation, source: Sourc
     logger.experiment.log(content)
 
 
-def validation_to_tensorboard(
-    logger: TensorBoardLogger, module: Segmentation, source: Source, step: int
-) -> None:
+def validation_to_tensorboard(logger: TensorBoardLogger, module: Segmentation, source: Source, step: int) -> None:
     """Log the panel and, for each head, the confusion matrix: bright where much of a row's class is."""
     pictures = {"val/images": np.asarray(example_panel(module.predictor, source))}
     for head, matrix in module.confusion.counts().items():

@@ -8,20 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import lightning.pytorch as L
-import numpy as np
 import torch
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pcr_seg.config import CONF
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.module import Segmentation
-from pcr_seg.scores import suffix
+from pcr_seg.scores import iou_of_heads, percent, score_table
 from pcr_seg.training.checkpoints import Checkpoints
 from pcr_seg.training.timer import callback, images_per_second
-
-HEADS = ("linear", "prototype")  # whose scores summary.json has
 
 
 def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) -> dict:
@@ -47,8 +42,6 @@ def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) 
         "versions": versions("pcr-seg", "torch", "lightning", "timm", "albumentations"),
         "git_commit": git_commit(),
     }
-
-
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -78,16 +71,6 @@ def git_commit() -> str | None:
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
-def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:
-    """IoU of each class by head; None for a class that does not occur (JSON has no NaN), or a head without a bank."""
-    heads = {}
-    for head in HEADS:
-        found = {name: metrics.get(f"val/iou{suffix(head)}/{name}") for name in classes}
-        found = {name: None if value is None or np.isnan(value) else value for name, value in found.items()}
-        heads[f"iou{suffix(head)}"] = found if f"val/miou{suffix(head)}" in metrics else None
-    return heads
-
-
 def print_summary(summary: dict, output: Path) -> None:
     """Show the result as a table, and what to type next."""
     console = Console()
@@ -101,21 +84,3 @@ def print_summary(summary: dict, output: Path) -> None:
         f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
     ):
         console.print(line, soft_wrap=True, highlight=False)
-
-
-def score_table(title: str, scores: dict, miou: float, miou_prototype: float | None) -> Table:
-    """IoU of each class and the means, a column for each head that there is (`scores` as of `iou_of_heads`)."""
-    columns = {"linear head": (scores["iou"], miou)}
-    if scores["iou_prototype"]:
-        columns["prototype head"] = (scores["iou_prototype"], miou_prototype)
-    table = Table("IoU", *columns, title=title)
-    for name in scores["iou"]:
-        table.add_row(escape(name), *(percent(iou[name]) for iou, _ in columns.values()))
-    table.add_section()
-    table.add_row("mIoU", *(percent(mean) for _, mean in columns.values()), style="bold")
-    return table
-
-
-def percent(value: float | None) -> str:
-    """A fraction as percent with one decimal."""
-    return "-" if value is None else f"{100 * value:.1f}"

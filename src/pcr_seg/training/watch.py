@@ -128,8 +128,8 @@ class Watch(L.Callback):
         if "confident" in constant:
             self.warn(
                 "confident",
-                f"no pseudo-label has reached threshold={module.method.threshold} in {self.patience} steps, so unlabeled "
-                "images train nothing: lower method.threshold, or lengthen method.burn_in_epochs",
+                f"no pseudo-label has reached threshold={module.method.threshold} in {self.patience} steps, so "
+                "unlabeled images train nothing: lower method.threshold, or lengthen method.burn_in_epochs",
             )
         known = {"confident", "consistency"} if "confident" in constant else set()  # the one explains the other
         for name in sorted(constant - known - {"gradient"}):

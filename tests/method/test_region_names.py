@@ -9,11 +9,11 @@ from conftest import composed, small_config
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pcr_seg import region_names
-from pcr_seg.commands.evaluate import evaluate
-from pcr_seg.inference import predict_heads
-from pcr_seg.method import IGNORE_INDEX
 from pcr_seg.checkpoint import load
+from pcr_seg.commands.evaluate import evaluate
+from pcr_seg.method import IGNORE_INDEX, Teacher, region_names
+from pcr_seg.models.backbones import TimmBackbone
+from pcr_seg.predictor import predict_heads
 from pcr_seg.training.fit import fit
 
 
@@ -72,17 +72,17 @@ def test_a_region_is_the_mean_of_what_a_class_covers_in_an_image() -> None:
     masks[0][0] = IGNORE_INDEX
     rows, columns = torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")
     batches = [{"image": torch.stack([mask, rows, columns]).float()[None], "mask": mask[None]} for mask in masks]
-    features, labels = region_names.labeled_regions(Colors(), batches, 4, 1.0, torch.device("cpu"))
+    features, labels = region_names.labeled_regions(Colors(), batches, 4, 1.0)
     assert labels.tolist() == [0, 2, 3]
     expected = torch.tensor([[0, 2, 1], [2, 2, 4], [3, 1.5, 2.5]])
     assert_close(features, torch.nn.functional.normalize(expected, dim=1))
 
 
-def test_regions_take_the_names_that_pretrained_features_give_them(tmp_path: Path) -> None:
-    fit(small_config(tmp_path, "method.region_names=true", "method.burn_in_epochs=0"))
-    module = load_module(tmp_path / "run/checkpoints/last.ckpt")
-    names, images, classes = module.region_names, randn(2, 3, 32, 32), len(module.class_names)
-    logits = torch.full((2, classes, 32, 32), -9.0)
+def test_regions_take_the_names_that_pretrained_features_give_them() -> None:
+    torch.manual_seed(0)
+    names = region_names.RegionNames(TimmBackbone("test_resnet", output_stride=8), 5)
+    names.bank.is_initialized.fill_(True)
+    images, logits = randn(2, 3, 32, 32), torch.full((2, 5, 32, 32), -9.0)
     logits[:, 1, :16], logits[:, 2, 16:] = 9, 9  # two regions in each image
     with torch.no_grad():
         larger = torch.nn.functional.interpolate(images, (53, 53), mode="bilinear", align_corners=True)
@@ -94,31 +94,21 @@ def test_regions_take_the_names_that_pretrained_features_give_them(tmp_path: Pat
 
 
 def test_names_are_in_pseudo_labels_in_scores_and_in_the_checkpoint(tmp_path: Path) -> None:
-    summary = fit(small_config(tmp_path, "method.region_names=true", "method.burn_in_epochs=1"))
-    module = load_module(tmp_path / "run/checkpoints/last.ckpt")
-    assert module.region_names.background == 0 and module.region_names.is_initialized
-    assert module.region_names.bank.prototypes.any(dim=-1).all(), "every class was labeled"
-    student = dict(module.student.backbone.named_parameters())
-    pretrained = module.region_names.backbone.named_parameters()
+    summary = fit(small_config(tmp_path, "method=pcr_named", "method.burn_in_epochs=1"))
+    checkpoint = tmp_path / "run/checkpoints/last.ckpt"
+    predictor = load(checkpoint)
+    names, network = predictor.method.names, predictor.network
+    assert names.background == 0 and names.is_initialized
+    assert names.bank.prototypes.any(dim=-1).all(), "every class was labeled"
+    student = dict(load(checkpoint, network="student").network.backbone.named_parameters())
+    pretrained = names.backbone.named_parameters()
     assert any(not torch.equal(student[name], p) for name, p in pretrained), "the student's has been trained since"
 
-    images = randn(2, 3, 32, 32)
-    unlabeled = {"weak": images, "strong": images[:, None], "valid": torch.ones(2, 32, 32, dtype=torch.bool)}
-    named = predict_heads(module.teacher, None, images, module.region_names).detach()
-    assert torch.equal(module.teach(unlabeled).labels, named.argmax(1))
-    assert_close(module.predict_image(images)["linear"].detach(), named)
-    plain = predict_heads(module.teacher, None, images).detach()
+    images, valid = randn(2, 3, 32, 32), torch.ones(2, 32, 32, dtype=torch.bool)
+    named = predict_heads(network, predictor.method, images)["linear"]
+    assert torch.equal(Teacher(network).label(images, valid, names)[0], named.argmax(1))
+    assert_close(predictor(images)["linear"], named)
+    plain = predict_heads(network, None, images)["linear"]
     assert not torch.allclose(plain.log_softmax(1), named, atol=1e-3), "naming did something"
-    result = evaluate(composed(f"checkpoint={tmp_path}/run/checkpoints/last.ckpt", "device=cpu", name="eval"))
+    result = evaluate(composed(f"checkpoint={checkpoint}", "device=cpu", name="eval"))
     assert result["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
-
-
-def test_supervised_training_can_predict_with_names(tmp_path: Path) -> None:
-    scores = {}
-    for named in ("false", "true"):
-        fit(small_config(tmp_path / named, "method=supervised", f"method.region_names={named}"))
-        module = load_module(tmp_path / named / "run/checkpoints/last.ckpt")
-        scores[named] = module.predict_image(randn(1, 3, 32, 32))["linear"], module.teacher.state_dict()
-    (plain, before), (named, after) = scores["false"], scores["true"]
-    assert all(torch.equal(before[key], after[key]) for key in before), "they do not touch the training"
-    assert not torch.allclose(plain, named)

@@ -1,0 +1,391 @@
+"""Every method by its contract, in plain loops: no trainer, no data, tiny real networks with real backward passes."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import references as ref
+import torch
+from torch import Tensor, nn
+
+from pcr_seg.method import (
+    IGNORE_INDEX,
+    PCR,
+    Consistency,
+    FixMatch,
+    PCRPlus,
+    Supervised,
+    Teacher,
+    UniMatch,
+    class_mask,
+    cutmix,
+    cutmix_boxes,
+    on_grid,
+)
+from pcr_seg.method.unimatch import drop_features
+from pcr_seg.models.backbones import TimmBackbone
+from pcr_seg.models.deeplab import DeepLab
+
+NUM_CLASSES, SIZE, CELLS = 5, 32, 8
+NAMES = ["background", "a", "b", "c", "d"]
+
+
+def make_student(num_classes: int = NUM_CLASSES, **options: object) -> DeepLab:
+    torch.manual_seed(0)
+    options = {"channels": 8, "pooled_norm": False, **options}
+    return DeepLab(TimmBackbone("test_resnet", output_stride=8), num_classes, **options)
+
+
+def make_pcr(num_classes: int = NUM_CLASSES, feature_dim: int = 16, **options: object) -> PCR:
+    """PCR with a bank filled by hand, without CutMix."""
+    torch.manual_seed(1)
+    options = {"grid_cells": CELLS, "cutmix_probability": 0.0, "threshold": 0.23, **options}
+    method = PCR(num_classes, feature_dim, **options)
+    method.bank.prototypes = torch.rand(method.bank.prototypes.shape)
+    method.bank.is_initialized.fill_(True)
+    return method
+
+
+def make_batch(size: int = SIZE, num_classes: int = NUM_CLASSES, views: int = 1) -> tuple[dict, dict]:
+    """A labeled and an unlabeled batch of two; a corner of each image is padding."""
+    generator = torch.Generator().manual_seed(1)
+    image, weak, *strong = torch.randn(2 + views, 2, 3, size, size, generator=generator)
+    mask = torch.randint(num_classes, (2, size, size), generator=generator)
+    valid = torch.ones(2, size, size, dtype=torch.bool)
+    mask[:, :5, :7] = IGNORE_INDEX
+    valid[:, -6:, :9] = False
+    return {"image": image, "mask": mask}, {"weak": weak, "strong": torch.stack(strong, 1), "valid": valid}
+
+
+def total(method: nn.Module, losses: dict[str, Tensor]) -> Tensor:
+    return sum(method.weights[name] * loss for name, loss in losses.items())
+
+
+def step(method: nn.Module, student: nn.Module | None = None, teacher: Teacher | None = None, **batch: int) -> Tensor:
+    """The weighted loss of one step; random numbers follow from a seed."""
+    student = student or make_student()
+    labeled, unlabeled = make_batch(**batch)
+    torch.manual_seed(2)
+    return total(method, method(student, teacher or Teacher(student), labeled, unlabeled))
+
+
+METHODS = {
+    "supervised": (lambda d: Supervised(), 1),
+    "consistency": (lambda d: Consistency(threshold=0.23), 1),
+    "fixmatch": (lambda d: FixMatch(threshold=0.23), 1),
+    "unimatch": (lambda d: UniMatch(threshold=0.23), 2),
+    "pcr": (lambda d: make_pcr(feature_dim=d), 1),
+    "pcr_plus": (lambda d: PCRPlus(NUM_CLASSES, d, NAMES, grid_cells=CELLS, feature_weight=0.2, threshold=0.23), 1),
+}
+every_method = pytest.mark.parametrize(("make", "views"), METHODS.values(), ids=METHODS)
+
+
+@every_method
+def test_a_plain_loop_trains_every_method(make: Callable, views: int) -> None:
+    student, method = make_student(), make(16)
+    teacher = Teacher(student, decay=method.ema_decay)
+    optimizer = torch.optim.Adam(student.parameters(), lr=3e-3)
+    labeled, unlabeled = make_batch(views=views)
+    labeled["mask"] = (labeled["image"][:, 0] > 0).long()
+    supervised = []
+    for _ in range(12):
+        losses = method(student, teacher, labeled, unlabeled)
+        loss = sum(method.weights[name] * loss for name, loss in losses.items())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        teacher.follow(student)
+        supervised.append(losses["supervised"].item())
+    assert losses.keys() == {name for name, weight in method.weights.items() if weight}
+    assert supervised[-1] < 0.9 * supervised[0]
+    assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
+
+
+@every_method
+def test_the_burn_in_is_supervised(make: Callable, views: int) -> None:
+    student, method = make_student(), make(16)
+    student.eval()  # no dropout: two forwards agree
+    labeled, _ = make_batch()
+    bank = copy.deepcopy(getattr(method, "bank", None))
+    losses = method(student, Teacher(student), labeled, None)
+    expected = Supervised()(student, Teacher(student), labeled)
+    assert losses.keys() == {"supervised"} and torch.equal(losses["supervised"], expected["supervised"])
+    assert bank is None or torch.equal(bank.prototypes, method.bank.prototypes)
+
+
+class Maps(NamedTuple):
+    logits: Tensor
+    features: Tensor
+
+
+class Head(nn.Module):
+    """A network that sees feature maps of stride 16, computed beforehand, in place of images."""
+
+    num_classes, feature_dim = NUM_CLASSES, 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.linear = nn.Conv2d(7, 6, 1), nn.Conv2d(6, NUM_CLASSES, 1)
+
+    def forward(self, maps: Tensor) -> Maps:
+        return self.decode(self.encode(maps))
+
+    def encode(self, maps: Tensor) -> list[Tensor]:
+        return [maps, maps]
+
+    def decode(self, maps: list[Tensor]) -> Maps:
+        features = self.features(maps[-1]).relu()
+        return Maps(self.linear(features), features)
+
+
+@every_method
+def test_views_may_be_feature_maps(make: Callable, views: int) -> None:
+    """Labels stay at full resolution; CutMix draws its boxes among the maps' cells."""
+    torch.manual_seed(0)
+    student, method = Head(), make(6)
+    teacher = Teacher(student, decay=0.9)
+    labeled, unlabeled = make_batch(size=96, views=views)
+    labeled["image"], unlabeled["weak"] = torch.randn(2, 2, 7, 6, 6)
+    unlabeled["strong"] = torch.randn(2, views, 7, 6, 6)
+    loss = total(method, method(student, teacher, labeled, unlabeled))
+    loss.backward()
+    assert loss.isfinite() and student.features.weight.grad.abs().sum() > 0
+
+
+def test_boxes_on_a_coarser_grid_cover_the_same_place() -> None:
+    torch.manual_seed(0)
+    views = torch.arange(3.0)[:, None, None, None].expand(3, 7, 6, 9)
+    labels = torch.arange(3)[:, None, None].expand(3, 96, 144)
+    mixed, mixed_labels, confidence = cutmix(views, labels, labels / 10, 1.0)
+    assert 0 < (mixed != views).float().mean() < 1
+    assert torch.equal(mixed_labels, mixed[:, 0].repeat_interleave(16, 1).repeat_interleave(16, 2).long())
+    torch.testing.assert_close(confidence, mixed_labels / 10)
+    boxes = cutmix_boxes(2, 5, 7)
+    assert on_grid(boxes, (5, 7)) is boxes and on_grid(boxes, (11, 20)).shape == (2, 1, 11, 20)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_cutmix_mixes_views_labels_and_confidence_alike(probability: float) -> None:
+    views, labels, confidence = torch.rand(2, 3, 9, 9), torch.randint(5, (2, 9, 9)), torch.rand(2, 9, 9)
+    mixed = cutmix(views, labels, confidence, probability)
+    from_other = (mixed[0] == views.roll(-1, 0)).all(1)
+    assert 0.3 < from_other.float().mean() < 0.7 if probability else not from_other.any()
+    assert torch.equal(mixed[1], labels.roll(-1, 0).where(from_other, labels))
+    assert torch.equal(mixed[2], confidence.roll(-1, 0).where(from_other, confidence))
+
+
+# ---------------------------------------------------------------------------------------------------- PCR
+
+
+def test_loss_is_the_sum_of_its_naive_parts() -> None:
+    """The whole step again, literally: full-resolution features, softmax and loops over pixels."""
+    student, method = make_student(), make_pcr(consistency_weight=0.7, prototype_weight=0.3)
+    student.eval()  # no dropout: two forwards agree
+    teacher = Teacher(student)
+    labeled, unlabeled = make_batch()
+    prototypes = method.bank.prototypes.clone()
+    size = labeled["mask"].shape[-2:]
+    with torch.no_grad():
+        up = torch.nn.functional.interpolate
+        taught = up(student(unlabeled["weak"]).logits, size, mode="bilinear", align_corners=True).softmax(1)
+        confidence, pseudo = taught.max(1)
+        pseudo[~unlabeled["valid"]] = IGNORE_INDEX
+        output = student(torch.cat([labeled["image"], unlabeled["strong"][:, 0]]))
+        logits = up(output.logits, size, mode="bilinear", align_corners=True)
+        features = up(output.features, size, mode="bilinear", align_corners=True)
+        torch.manual_seed(2)
+        torch.rand(3, 2), torch.rand(())  # what CutMix draws before the grid is drawn
+        cell = SIZE // CELLS
+        jitter = (torch.rand(2, CELLS, CELLS) * cell).long()
+        cells = [(a, b) for a in range(CELLS) for b in range(CELLS)]
+        points = [(a * cell + int(jitter[0, a, b]), b * cell + int(jitter[1, a, b])) for a, b in cells]
+        rows, columns = torch.tensor(points).T
+        cosine = ref.bank_logits(prototypes, features[:, :, rows, columns].transpose(1, 2), 0.1).transpose(1, 2)
+        expected = ref.cross_entropy(logits[:2], labeled["mask"])
+        expected += 0.7 * ref.consistency_loss(logits[2:], pseudo, confidence, 0.23)
+        expected += 0.3 * ref.cross_entropy(cosine[:2], labeled["mask"][:, rows, columns])
+        expected += 0.3 * ref.consistency_loss(cosine[2:], pseudo[:, rows, columns], confidence[:, rows, columns], 0.23)
+    assert 0.05 < (confidence >= 0.23).float().mean() < 0.95, "the threshold has to separate something here"
+    found = step(method, student, teacher).detach()
+    torch.testing.assert_close(found, torch.as_tensor(expected, dtype=torch.float32), rtol=1e-4, atol=1e-5)
+
+
+def test_without_prototypes_it_is_consistency_bit_for_bit() -> None:
+    """Three steps of a loop: losses, gradients, weights and the teacher."""
+    results = []
+    for method in (make_pcr(prototype_weight=0, cutmix_probability=0.5), Consistency(threshold=0.23)):
+        student = make_student()
+        teacher = Teacher(student, decay=method.ema_decay)
+        optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+        labeled, unlabeled = make_batch()
+        torch.manual_seed(3)
+        for _ in range(3):
+            losses = method(student, teacher, labeled, unlabeled)
+            optimizer.zero_grad()
+            total(method, losses).backward()
+            optimizer.step()
+            teacher.follow(student)
+        gradients = [p.grad for p in student.parameters()]
+        results.append([*losses.values(), *gradients, *student.state_dict().values(), *teacher.state_dict().values()])
+    assert len(results[0]) == len(results[1]) > 100
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_gradients_reach_the_student_only() -> None:
+    student, method = make_student(), make_pcr(threshold=0.0)
+    step(method, student).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in student.parameters())
+    assert not list(method.parameters()) and not method.bank.prototypes.requires_grad
+
+
+def test_prototype_loss_reaches_the_features_but_not_the_linear_head() -> None:
+    student, method = make_student(), make_pcr()
+    method(student, Teacher(student), *make_batch())["prototype"].backward()
+    assert all(p.grad is None or not p.grad.any() for p in student.linear_head.parameters())
+    assert any(p.grad is not None and p.grad.any() for p in student.backbone.parameters())
+
+
+def test_prototypes_move_in_the_step_only() -> None:
+    student, method = make_student(), make_pcr()
+    before = method.bank.prototypes.clone()
+    loss = step(method, student)
+    after = method.bank.prototypes.clone()
+    assert not torch.equal(after, before) and method.assigned.sum() > 0
+    loss.backward()
+    torch.optim.SGD(student.parameters(), lr=0.1).step()
+    method.heads(torch.rand(1, 16, 4, 4), (9, 9))
+    assert torch.equal(method.bank.prototypes, after)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prototype_gate": False}, {"prototype_on": "labels"}, {"prototype_on": "pseudo-labels"},
+        {"bank_labels": "teacher"}, {"num_prototypes": 1}, {"prototype_momentum": 1.0}, {"temperature": 0.2},
+        {"cutmix_probability": 1.0}, {"consistency_weight": 0.5}, {"prototype_weight": 0.0}, {"grid_cells": 4},
+        {"threshold": 0.3}, {"supervised_loss": lambda logits, labels: logits.mean()},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_does_something(options: dict) -> None:
+    results = []
+    for more in ({}, options):
+        method = make_pcr(**more)
+        loss = step(method)
+        loss.backward()
+        assert loss.isfinite()
+        results.append((loss.item(), method.bank.prototypes.mean().item()))
+    assert results[0] != results[1]
+
+
+def test_the_auxiliary_head_weighs_its_share() -> None:
+    labeled, _ = make_batch()
+    student = make_student(auxiliary=True)
+    student.eval()
+    losses = [
+        Supervised(auxiliary_weight=weight)(student, Teacher(student), labeled)["supervised"] for weight in (0, 1)
+    ]
+    auxiliary = torch.nn.functional.interpolate(
+        student(labeled["image"]).auxiliary, (SIZE, SIZE), mode="bilinear", align_corners=True
+    )
+    expected = ref.cross_entropy(auxiliary.detach(), labeled["mask"])
+    assert (losses[1] - losses[0]).item() == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_many_calls_of_a_step_move_prototypes_as_far_as_one() -> None:
+    features, labels = torch.rand(40, 16), torch.zeros(40, dtype=torch.long)
+    one, parts = make_pcr(num_prototypes=1), make_pcr(num_prototypes=1)
+    parts.accumulate(4)
+    one.bank.update(features[:1].expand(40, -1), labels)
+    for _ in range(4):
+        parts.bank.update(features[:1].expand(10, -1), labels[:10])
+    torch.testing.assert_close(parts.bank.prototypes, one.bank.prototypes)
+
+
+def test_it_begins_once_with_clusters_of_labeled_features() -> None:
+    student, method = make_student(), PCR(NUM_CLASSES, 16, grid_cells=CELLS)
+    assert method.heads(torch.rand(1, 16, 4, 4), (8, 8)) == {} and method.statistics() == {}
+    labeled, _ = make_batch()
+    method.begin(student, [labeled], torch.Generator().manual_seed(0))
+    assert method.bank.is_initialized and (method.bank.prototypes.norm(dim=-1) > 0).all() and student.training
+    before = method.bank.prototypes.clone()
+    method.begin(student, iter(()), torch.Generator())
+    assert torch.equal(method.bank.prototypes, before)
+    assert set(method.heads(torch.rand(1, 16, 4, 4), (8, 8))) == {"prototype"}
+    step(method, student)
+    assert method.statistics().keys() == {"prototypes/usage_entropy", "prototypes/dead"}
+    torch.testing.assert_close(method.usage.sum(dim=1), torch.ones(NUM_CLASSES))
+    method.new_epoch()
+    assert method.statistics()["prototypes/dead"] == NUM_CLASSES * 4
+
+
+def test_nothing_is_labeled_and_nothing_is_confident() -> None:
+    """An all-ignored batch under an unreachable threshold: loss 0, finite gradients, bank untouched."""
+    student, method = make_student(), make_pcr(threshold=1.1)
+    labeled, unlabeled = make_batch()
+    labeled["mask"].fill_(IGNORE_INDEX)
+    before = method.bank.prototypes.clone()
+    loss = total(method, method(student, Teacher(student), labeled, unlabeled))
+    loss.backward()
+    assert loss == 0 and torch.equal(method.bank.prototypes, before)
+    assert all(p.grad.isfinite().all() for p in student.parameters() if p.grad is not None)
+
+
+def test_a_step_in_bf16_keeps_prototypes_in_fp32() -> None:
+    method = make_pcr(threshold=0.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = step(method)
+    loss.backward()
+    assert loss.dtype == method.bank.prototypes.dtype == torch.float32
+    torch.testing.assert_close(loss, step(make_pcr(threshold=0.0)), rtol=0.03, atol=0.03)
+
+
+def test_two_classes_train() -> None:
+    loss = step(make_pcr(2), make_student(2), num_classes=2)
+    loss.backward()
+    assert loss.isfinite() and loss > 0
+
+
+# ----------------------------------------------------------------------------------------- the others
+
+
+def test_two_strong_views_are_mixed_apart() -> None:
+    student, seen = make_student(), []
+    labeled, unlabeled = make_batch(views=2)
+    unlabeled["strong"][:, 1] = unlabeled["strong"][:, 0]
+    teacher = Teacher(student)
+    student.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
+    method = UniMatch(threshold=0.0, cutmix_probability=1.0)
+    losses = method(student, teacher, labeled, unlabeled)
+    images = seen[0]
+    assert len(images) == 6 and torch.equal(images[:2], labeled["image"])
+    own, other = unlabeled["strong"][:, 0], unlabeled["strong"][:, 0].roll(-1, 0)
+    assert all(((view == own) | (view == other)).all() for view in images[2:].split(2))
+    assert not torch.equal(images[2:4], images[4:]), "boxes of their own"
+    assert losses.keys() == {"supervised", "consistency", "features"}
+
+
+def test_half_of_the_channels_are_dropped_for_each_image() -> None:
+    first, middle, last = (torch.ones(3, 200, 2, 2) for _ in range(3))
+    dropped = drop_features([first, middle, last])
+    assert dropped[1] is middle
+    for maps in (dropped[0], dropped[2]):
+        kept = maps[:, :, 0, 0] > 0
+        assert ((maps == 0) | (maps == 2)).all() and (abs(kept.float().mean(1) - 0.5) < 0.15).all()
+        assert not torch.equal(kept[0], kept[1])
+
+
+def test_classes_of_labeled_images_are_pasted_with_their_labels() -> None:
+    labeled, unlabeled = make_batch()
+    method = PCRPlus(NUM_CLASSES, 16, NAMES, labeled_classmix=1.0)
+    views, labels, confidence = unlabeled["strong"][:, 0], torch.full((2, SIZE, SIZE), 9), torch.zeros(2, SIZE, SIZE)
+    torch.manual_seed(0)
+    mixed = method.paste_classes(views, labels, confidence, labeled)
+    torch.manual_seed(0)
+    torch.rand(2, 1, 1, 1)
+    covered = class_mask(labeled["mask"], NUM_CLASSES)[:, 0]
+    assert 0.3 < covered.float().mean() < 0.7
+    assert torch.equal(mixed[0], labeled["image"].where(covered[:, None], views))
+    assert torch.equal(mixed[1], labeled["mask"].where(covered, labels))
+    assert torch.equal(mixed[2], covered.float())

@@ -1,0 +1,158 @@
+"""Pseudo-labels, the moving average, and rules for BatchNorm."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import references as ref
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+from toys import IGNORED, Size, randn
+
+from pcr_seg import method
+from pcr_seg.method import Teacher
+from pcr_seg.method import teacher as teacher_module
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 4), (2, 21, 3, 5)])
+def test_pseudo_label(shape: Size) -> None:
+    logits = 3 * randn(*shape)
+    logits[:, :, 0, 0] = 0  # a tie goes to the first class, as in numpy
+    odds = logits.double().exp()
+    expected = (
+        torch.from_numpy(logits.numpy().argmax(axis=1)),
+        (odds / odds.sum(dim=1, keepdim=True)).amax(dim=1).float(),
+    )
+    assert_close(method.pseudo_label(logits), expected)
+
+
+def make_network(seed: int) -> nn.Module:
+    """Parameters, float buffers, an integer and a boolean buffer, all different for seeds 1 and 2."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    for i, parameter in enumerate(network.parameters()):
+        nn.init.constant_(parameter, 0.1 * seed + i)
+    network.register_buffer("flag", torch.tensor(seed == 2))
+    for _ in range(seed):
+        network(randn(2, 3, 8, 8))
+    return network
+
+
+@pytest.mark.parametrize("rule", ["default", "copy", "keep"])
+@pytest.mark.parametrize("decay", [0.0, 0.75, 1.0])
+def test_ema_update(decay: float, rule: str) -> None:
+    options = {} if rule == "default" else {"float_buffers": rule}
+    teacher, student = make_network(1), make_network(2)
+    before, expected = (
+        copy.deepcopy(student.state_dict()),
+        ref.ema(teacher, student, decay, *options.values()),
+    )
+    method.ema_update(teacher, student, decay, **options)
+    assert_close(dict(teacher.state_dict()), expected)
+    assert_close(dict(student.state_dict()), dict(before), rtol=0, atol=0)
+    of_teacher, of_student = ({t.data_ptr() for t in net.state_dict().values()} for net in (teacher, student))
+    assert of_teacher.isdisjoint(of_student)
+
+
+def test_the_teacher_lags_the_student() -> None:
+    student = nn.Linear(3, 2).requires_grad_(False)
+    teacher, start = copy.deepcopy(student), student.weight.clone()
+    student.weight += 1
+    for step in range(1, 6):
+        method.ema_update(teacher, student, 0.9)
+        assert_close(teacher.weight.detach(), start + 1 - 0.9**step)
+
+
+def test_ema_decay_warms_up() -> None:
+    decays = [method.ema_decay_at(step, 0.99) for step in (0, 1, 3, 98, 99, 100, 10**6)]
+    assert decays == pytest.approx([0, 0.5, 0.75, 1 - 1 / 99, 0.99, 0.99, 0.99])
+
+
+def test_batchnorm_follows_what_it_normalises_as_before() -> None:
+    network = make_network(2).eval()
+    x, conv, norm = randn(4, 3, 8, 8), network[0], network[1]
+    expected, before = network(x), copy.deepcopy(norm)
+    with teacher_module.batchnorm_follows(network):
+        assert_close(network(x), expected)
+    trained = before.train()
+    trained(conv(x))  # on one layer the statistics are those of training mode
+    assert_close(norm.running_mean, trained.running_mean)
+    assert_close(norm.running_var, trained.running_var)
+    after = norm.running_mean.clone()
+    network(randn(4, 3, 8, 8, seed=1))
+    assert_close(norm.running_mean, after)
+
+
+def make_teacher(bn: str, **options: float) -> tuple[Teacher, nn.Module]:
+    torch.manual_seed(0)
+    student = Tiny()
+    return Teacher(student, bn=bn, **options), student
+
+
+class Tiny(nn.Module):
+    """One convolution with BatchNorm; the output has logits alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+
+    def forward(self, images: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.layers(images))
+
+
+def test_it_labels_in_eval_mode_and_padding_stays_unknown() -> None:
+    teacher, student = make_teacher("copy")
+    teacher.train()
+    images, valid = randn(2, 3, 5, 5), torch.ones(2, 10, 10, dtype=torch.bool)
+    valid[:, :3] = False
+    labels, confidence = teacher.label(images, valid)
+    expected = ref.upsample(student.eval()(images).logits, (10, 10)).softmax(1)
+    assert (labels[~valid] == IGNORED).all() and not confidence[~valid].any()
+    assert_close(confidence[valid], expected.amax(1)[valid].detach())
+    assert torch.equal(labels[valid], expected.argmax(1)[valid])
+    refined, _ = teacher.label(images, valid, lambda images, logits: -logits)
+    assert torch.equal(refined[valid], expected.argmin(1)[valid])
+
+
+def test_it_copies_then_follows_more_slowly_and_counts_on_after_a_round_trip() -> None:
+    teacher, student = make_teacher("copy", decay=0.9)
+    with torch.no_grad():
+        for number in range(4):
+            student.layers[0].weight.fill_(number)
+            teacher.follow(student)
+    assert teacher.network.layers[0].weight.unique().tolist() == pytest.approx([0.25 * (0 + 1 + 2 + 3)])
+    other, _ = make_teacher("copy", decay=0.9)
+    other.load_state_dict(teacher.state_dict())
+    student.layers[0].weight.data.fill_(9.0)
+    teacher.follow(student), other.follow(student)
+    assert_close(dict(other.state_dict()), dict(teacher.state_dict()))
+    assert other.steps == 5
+    teacher.copy(student)
+    assert torch.equal(teacher.network.layers[0].weight, student.layers[0].weight) and teacher.steps == 5
+
+
+@pytest.mark.parametrize("bn", ["copy", "forward", "weak"])
+def test_each_rule_has_statistics_of_its_own(bn: str) -> None:
+    teacher, student = make_teacher(bn)
+    weak, seen, labeled = randn(2, 3, 8, 8), 5 + 3 * randn(4, 3, 8, 8), 7 * randn(2, 3, 8, 8, seed=1)
+    student.train()(seen)
+    valid = torch.ones(2, 8, 8, dtype=torch.bool)
+    teacher.label(weak, valid)
+    teacher.observe(seen)
+    teacher.follow(student)
+    norm, of_student = teacher.network.layers[1], student.layers[1]
+    fresh = Tiny()
+    fresh.load_state_dict({**student.state_dict(), **{k: v for k, v in Tiny().state_dict().items() if "running" in k}})
+    fresh.train()(weak if bn == "weak" else seen)
+    expected = of_student if bn == "copy" else fresh.layers[1]
+    assert_close(norm.running_mean, expected.running_mean)
+    assert_close(norm.running_var, expected.running_var)
+    teacher.refresh([labeled])
+    assert not teacher.network.training
+    changed = not torch.equal(norm.running_mean, expected.running_mean)
+    assert changed == (bn == "weak")
+
+
+def test_an_unknown_rule_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"teacher_bn=averages: choose one of copy, forward, weak"):
+        make_teacher("averages")
