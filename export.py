@@ -8,8 +8,8 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.config import command_line, one_line_errors
 from pcr_seg.commands.export import export
+from pcr_seg.config import command_line, one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="export", version_base="1.3")

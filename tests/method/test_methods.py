@@ -266,7 +266,7 @@ def test_prototypes_move_in_the_step_only() -> None:
         {"cutmix_probability": 1.0}, {"consistency_weight": 0.5}, {"prototype_weight": 0.0}, {"grid_cells": 4},
         {"threshold": 0.3}, {"supervised_loss": lambda logits, labels: logits.mean()},
     ],
-    ids=str,
+    ids=lambda options: next(iter(options)),
 )  # fmt: skip
 def test_every_option_does_something(options: dict) -> None:
     results = []
