@@ -66,7 +66,7 @@ ALLOWED = {
     "training.loggers": {"inference", "module", "pictures.panels", "pictures.visualize", *FILES},
     "training.fit": {
         "checkpoint", "config", "data.datamodule", "data.splits", "method.sampling", "models.deeplab",
-        "models.official", "module", "pictures.panels", "training.checkpoints", "training.diagnosis",
+        "models.official", "module", "pictures.panels", "pixels", "training.checkpoints", "training.diagnosis",
         "training.loggers", "training.model_card", "training.resume", "training.summary", "training.timer",
     },
     "commands.opening": {"checkpoint", "config", "data.sources", "predictor"},

@@ -1,5 +1,6 @@
 """Reading and writing of checkpoint files, and what a resumed run may bring along."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -136,6 +137,16 @@ def test_a_strangers_run_folder_runs_no_code(folder: Path, key: str) -> None:
     OmegaConf.update(config, f"{key}._target_", "os.system")
     OmegaConf.save(config, folder / "config.yaml")
     with pytest.raises(ValueError, match=r"moved: names os\.system, which is not this project's code; refused"):
+        run.fit(small_config(folder, f"resume={folder}"))
+
+
+def test_a_strangers_references_compute_nothing(folder: Path) -> None:
+    """They would be resolved after the look at what the nodes name."""
+    config = (folder / "config.yaml").read_text()
+    evil = "protocol: ${oc.create:{_target_:os.system,command:true}}\n"
+    (folder / "config.yaml").write_text(re.sub(r"(?m)^protocol:\n(  .*\n)+", evil, config))
+    assert evil in (folder / "config.yaml").read_text()
+    with pytest.raises(ValueError, match=r"config\.yaml holds references, which a run does not write; refused"):
         run.fit(small_config(folder, f"resume={folder}"))
 
 

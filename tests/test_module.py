@@ -29,6 +29,7 @@ def make_module(tmp_path: Path, *overrides: str) -> Segmentation:
     if bank := getattr(module.method, "bank", None):
         bank.prototypes = torch.rand(bank.prototypes.shape)
         bank.is_initialized.fill_(True)
+        module.method.check_begun()
     return module
 
 

@@ -211,6 +211,43 @@ def test_a_network_that_forgot_its_arguments_is_handed_over(tmp_path: Path) -> N
     assert load(checkpoint, student=Forgetful(nn.Tanh())).class_names == CLASSES
 
 
+def test_a_loss_of_ones_own_is_left_behind(tmp_path: Path) -> None:
+    for number, loss in enumerate((nn.CrossEntropyLoss(ignore_index=255), lambda logits, labels: logits.mean())):
+        (tmp_path / str(number)).mkdir()
+        module = Segmentation(Net(), Supervised(supervised_loss=loss), CLASSES)
+        checkpoint = fit(module, tmp_path / str(number), streams(), validation(), epochs=1)
+        assert load(checkpoint, student=Net()).class_names == CLASSES
+
+
+def test_what_a_module_merely_imported_is_not_called(tmp_path: Path) -> None:
+    checkpoint = fit(Segmentation(Net(), Supervised(), CLASSES), tmp_path, streams(), validation(), epochs=1)
+    content = torch.load(checkpoint, weights_only=True)
+    content["pcr_seg"]["student"] = {"_target_": f"{__name__}.subprocess"}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"subprocess is no class or function of"):
+        load(tmp_path / "evil.ckpt", trust=__name__)
+    content["pcr_seg"]["student"] = {"_target_": "pcr_seg.method.losses.Callable"}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match=r"Callable is no class or function of"):
+        load(tmp_path / "evil.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("made", "loaders", "answer"),
+    [
+        (Consistency, {"labeled"}, "Consistency: needs a loader unlabeled"),
+        (UniMatch, {"labeled", "unlabeled"}, "UniMatch: needs 2 strong views"),
+    ],
+)
+def test_loaders_that_a_method_misses_are_one_line(tmp_path: Path, made: type, loaders: set, answer: str) -> None:
+    module = Segmentation(
+        DeepLab(TimmBackbone("test_resnet", output_stride=8), 3, channels=8), made(burn_in_epochs=0), CLASSES
+    )
+    given = {name: loader for name, loader in streams().items() if name in loaders}
+    with pytest.raises(ValueError, match=answer):
+        fit(module, tmp_path, given, validation())
+
+
 class Default(Net):
     """One of its arguments is not kept, but has a default."""
 

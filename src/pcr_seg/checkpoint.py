@@ -11,6 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Number
 from pathlib import Path
 from types import FunctionType
 
@@ -23,6 +24,7 @@ from pcr_seg.predictor import Predictor
 FORMAT = 2
 LAST_READER = "3bc4437"  # the last commit that reads format 1, from before one file held one method
 LAST = "last.ckpt"
+MISSING = object()
 
 # What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
 TRUSTED = (
@@ -30,6 +32,7 @@ TRUSTED = (
     r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)"
     r"|models\.(deeplab\.DeepLab|backbones\.TimmBackbone|smp\.SMP))"
 )
+TRUSTED_DATA = r"pcr_seg\.data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic)"
 
 
 def load(
@@ -44,7 +47,8 @@ def load(
 
     Args:
         checkpoint: a file of a run's `checkpoints` folder, or one that a plain `Trainer` has written.
-        student: a network of the class that was trained, where that is not this project's; its weights are replaced.
+        student: a network of the class that was trained, where that is not this project's. It becomes the predictor's:
+            its weights are replaced and frozen, and it is in eval mode from then on.
         trust: dotted names of modules, or packages, whose classes may be called to rebuild network and method instead.
         network: which one predicts, "teacher" or "student".
         protocol: how to predict whole images, instead of the checkpoint's way.
@@ -54,12 +58,14 @@ def load(
         ValueError: not a checkpoint of this project, one that asks for code that is not trusted, or weights that do not
             fit the network.
     """
+    if network not in ("teacher", "student"):
+        raise ValueError(f"network={network}: choose teacher or student")
     content = read_checkpoint(checkpoint)
     made, origin = content["pcr_seg"], f"checkpoint={checkpoint}"
-    nodes = [made["method"], made["protocol"], *([] if student else [made["student"]])]
+    nodes = [made["method"], made["protocol"], *([made["student"]] if student is None else [])]
     refuse_strangers(origin, nodes, trust)
     try:
-        model = student or rebuilt(made["student"])
+        model = rebuilt(made["student"]) if student is None else student
         method = rebuilt(made["method"])
         if hasattr(method, "attach"):
             method.attach(model)
@@ -118,9 +124,12 @@ def described(thing: object) -> object:
     is marked `_unknown_`, and `load` needs the network itself.
     """
     if isinstance(thing, functools.partial):
-        return described(thing.func) | {key: described(value) for key, value in thing.keywords.items()}
+        arguments = inspect.signature(thing.func).bind_partial(*thing.args, **thing.keywords).arguments
+        return described(thing.func) | {key: described(value) for key, value in arguments.items()}
     if isinstance(thing, FunctionType):
         return {"_target_": f"{thing.__module__}.{thing.__qualname__}", "_partial_": True}
+    if isinstance(thing, Number) and hasattr(thing, "item"):
+        return thing.item()  # NumPy's, which `weights_only` refuses
     if isinstance(thing, nn.Module):
         node = {"_target_": f"{type(thing).__module__}.{type(thing).__qualname__}"}
         try:
@@ -140,13 +149,28 @@ def kept_arguments(module: nn.Module) -> dict:
     """The arguments of a module's constructor, as described; raises a TypeError for one that cannot be known."""
     arguments, assumed = {}, []
     for name, parameter in constructor_parameters(type(module)).items():
-        if hasattr(module, name):
-            arguments[name] = described(getattr(module, name))
-        elif parameter.default is inspect.Parameter.empty:
+        value, default = getattr(module, name, MISSING), parameter.default
+        if is_foreign_loss(value) and default is not inspect.Parameter.empty:
+            continue  # a prediction needs none: the default will do
+        if value is not MISSING and not replaces_another(value, default):
+            arguments[name] = described(value)
+        elif default is inspect.Parameter.empty:
             raise TypeError(f"{name} was not kept")
         else:
             assumed.append(name)
     return arguments | ({"_assumed_": assumed} if assumed else {})
+
+
+def replaces_another(value: object, default: object) -> bool:
+    """Whether an attribute is a layer made of the argument of its name: `self.dropout = nn.Dropout(dropout)`."""
+    return isinstance(value, nn.Module) and default not in (None, inspect.Parameter.empty)
+
+
+def is_foreign_loss(value: object) -> bool:
+    """Whether a value is a loss that is not this project's: a function, or one of torch's loss modules."""
+    if not isinstance(value, FunctionType | functools.partial | nn.modules.loss._Loss):
+        return False
+    return isinstance(value, nn.Module) or not re.fullmatch(TRUSTED, str(described(value)["_target_"]))
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -183,14 +207,19 @@ def rebuilt(node: object) -> object:
         )
     target = imported(node["_target_"])
     # Weights are in the checkpoint: nothing is downloaded or read for them again.
-    arguments |= {key: None for key in ("weights", "encoder_weights") if key in arguments}
+    weights = {"weights", "encoder_weights"} & set(constructor_parameters(target)) if isinstance(target, type) else ()
+    arguments |= dict.fromkeys(weights)
     return functools.partial(target, **arguments) if node.get("_partial_") else target(**arguments)
 
 
 def imported(target: str) -> Callable:
-    """A class or function by its dotted name."""
+    """A class or function by its dotted name; raises a ValueError for what a module has merely imported."""
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name)
+    home = getattr(found, "__module__", "")
+    if not isinstance(found, type | FunctionType) or home.split(".")[0] != module.split(".")[0]:
+        raise ValueError(f"{target} is no class or function of {module}")
+    return found
 
 
 def refuse_strangers(

@@ -9,12 +9,14 @@
 What happens inside of the method stands in its file in `method/`; the contract between the two in `method/__init__.py`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import lightning.pytorch as L
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from pcr_seg.checkpoint import FORMAT, described
 from pcr_seg.inference import Protocol, whole_image
@@ -33,8 +35,9 @@ class Segmentation(L.LightningModule):
     Validation images come whole, one at a time. Images are bytes, which are normalised here by the student's `mean` and
     `std`, or floats that are already. Of loaders of unequal length the shorter ones start again.
 
-    What is done once after the burn-in (k-means) sees the data module's `labeled_dataloader()` where it has one, else a
-    pass of the `labeled` loader. Going on within an epoch, bit for bit, needs this project's own data module.
+    What is done once after the burn-in (k-means) sees the data module's `labeled_dataloader()` where it has one, else
+    the images of the `labeled` loader in order, on every rank. Going on within an epoch, bit for bit, needs this
+    project's own data module.
 
     Args:
         student: a network with `num_classes` and `feature_dim`, whose output has `logits` (B, C, h, w) and `features`
@@ -78,6 +81,7 @@ class Segmentation(L.LightningModule):
         self.class_names, self.palette = list(class_names), palette or distinct_colors(len(class_names))
         self.lr, self.optimizer, self.poly_power = lr, optimizer, poly_power
         self.protocol, self.seed = protocol, seed
+        self.described_protocol = described(protocol)  # fails now, not at the first save
         self.name = name or type(method).__name__
         self.metadata: dict = {}  # of the run, beside what it takes to predict: travels with every checkpoint
 
@@ -102,19 +106,26 @@ class Segmentation(L.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         """The weighted sum of the method's losses."""
-        alone = self.in_burn_in or not self.uses_unlabeled
         labeled = as_floats(batch["labeled"], self.student)
-        unlabeled = None if alone else as_floats(batch["unlabeled"], self.student)
-        if unlabeled and "other" in batch:
-            unlabeled["other"] = as_floats(batch["other"], self.student)
-
+        unlabeled = None if self.in_burn_in or not self.uses_unlabeled else self.unlabeled_of(batch)
         losses = self.method(self.student, self.teacher, labeled, unlabeled)
 
-        figures = {} if alone else dict(getattr(self.method, "figures", {}))
+        figures = {} if unlabeled is None else dict(getattr(self.method, "figures", {}))
         self.latest = {name: loss.detach() for name, loss in losses.items()} | figures
         # Not for the bar: the trainer would read them back in each step.
         self.log_dict({f"train/{name}{'_loss' * (name in losses)}": value for name, value in self.latest.items()})
         return sum(self.method.weights[name] * loss for name, loss in losses.items())
+
+    def unlabeled_of(self, batch: dict) -> dict:
+        """The unlabeled part of a batch as the method gets it; raises a ValueError where its views are not there."""
+        views = self.method.views
+        for name in ("unlabeled", "other") if views.other else ("unlabeled",):
+            if name not in batch:
+                raise ValueError(f"{self.name}: needs a loader {name}; give the trainer {{labeled: ..., {name}: ...}}")
+            if (found := batch[name]["strong"].shape[1]) < views.strong:
+                raise ValueError(f"{self.name}: needs {views.strong} strong views (V, 3, H, W); {name} has {found}")
+        unlabeled = as_floats(batch["unlabeled"], self.student)
+        return unlabeled | {"other": as_floats(batch["other"], self.student)} if views.other else unlabeled
 
     def configure_optimizers(self) -> dict:
         """The student's parameter groups, and the poly schedule in steps over the whole training."""
@@ -122,7 +133,8 @@ class Segmentation(L.LightningModule):
             groups = self.student.parameter_groups(self.lr)
         else:
             groups = [{"params": [p for p in self.student.parameters() if p.requires_grad]}]
-        optimizer = self.optimizer(groups, lr=self.lr)
+        own = [p for p in self.method.parameters() if p.requires_grad]
+        optimizer = self.optimizer([*groups, {"params": own}] if own else groups, lr=self.lr)
         steps = self.trainer.estimated_stepping_batches
         poly = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** self.poly_power)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
@@ -138,23 +150,17 @@ class Segmentation(L.LightningModule):
         self.tell("new_epoch")
         if not self.in_burn_in:
             generator = torch.Generator(self.device).manual_seed(self.seed)
-            self.tell("begin", self.student, self.labeled_batches(), generator)
+            self.tell("begin", self.student, LabeledBatches(self), generator)
 
     def tell(self, event: str, *details: object) -> None:
         """Call the method's function for an event, where it has one."""
         if hasattr(self.method, event):
             getattr(self.method, event)(*details)
 
-    def labeled_batches(self) -> "LabeledBatches":
-        """Labeled images, for what is computed from them at once."""
-        data = self.trainer.datamodule
-        if hasattr(data, "labeled_dataloader"):
-            return LabeledBatches(data.labeled_dataloader(), self)
-        return LabeledBatches(self.trainer.train_dataloader["labeled"], self)
-
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
-        position = self.current_epoch * self.trainer.num_training_batches + batch_idx
+        batches = self.trainer.num_training_batches  # infinite for a loader without a length
+        position = self.current_epoch * (int(batches) if math.isfinite(batches) else 2**20) + batch_idx
         # A tensor stays on the CPU; a number would be copied to the device.
         self.log("train/lr", torch.tensor(self.optimizers().param_groups[0]["lr"]))
         torch.manual_seed((self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank)
@@ -183,7 +189,7 @@ class Segmentation(L.LightningModule):
     def on_validation_start(self) -> None:
         """While labels alone train, show the teacher labeled images as they are (its rule "weak" wants it)."""
         if (self.in_burn_in or not self.uses_unlabeled) and self.trainer.state.fn == "fit":
-            self.teacher.refresh(batch["image"] for batch in self.labeled_batches())
+            self.teacher.refresh(batch["image"] for batch in LabeledBatches(self))
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero; afterwards the counts stay for whoever wants to show them."""
@@ -224,9 +230,9 @@ class Segmentation(L.LightningModule):
             "format": FORMAT,
             "student": described(self.student),
             "method": described(self.method),
-            "protocol": described(self.protocol),
+            "protocol": self.described_protocol,
             "classes": self.class_names,
-            "palette": [list(color) for color in self.palette],
+            "palette": [[int(value) for value in color] for color in self.palette],
             "name": self.name,
         }
         checkpoint["progress"] = {
@@ -237,20 +243,31 @@ class Segmentation(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Go on from there."""
-        for name, value in checkpoint["progress"].items():
-            setattr(self, name, value)
+        progress = checkpoint["progress"]
+        self.validated_at, self.scores = progress["validated_at"], progress["scores"]
+        self.semi_supervised_steps = progress["semi_supervised_steps"]
 
 
 class LabeledBatches:
-    """Labeled batches as a step gets them: on the device, normalised; at each pass anew."""
+    """Every labeled image as a step gets it, on the device and normalised, in order; at each pass anew."""
 
-    def __init__(self, loader: Iterable[dict], module: Segmentation) -> None:
-        self.loader, self.module = loader, module
+    def __init__(self, module: Segmentation) -> None:
+        self.module = module
 
     def __iter__(self) -> Iterator[dict]:
-        for batch in self.loader:
+        for batch in self.loader():
             on_device = {key: batch[key].to(self.module.device) for key in ("image", "mask")}
             yield as_floats(on_device, self.module.student)
+
+    def loader(self) -> Iterable[dict]:
+        """The data module's own; else the images of the trainer's `labeled`, which itself may be in use."""
+        data = self.module.trainer.datamodule
+        if hasattr(data, "labeled_dataloader"):
+            return data.labeled_dataloader()
+        used = self.module.trainer.train_dataloader["labeled"]
+        if isinstance(used, DataLoader) and used.batch_size and not isinstance(used.dataset, IterableDataset):
+            return DataLoader(used.dataset, used.batch_size, collate_fn=used.collate_fn)
+        return used
 
 
 def all_reduced(counts: Tensor) -> Tensor:

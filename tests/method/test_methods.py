@@ -47,6 +47,13 @@ def make_pcr(num_classes: int = NUM_CLASSES, feature_dim: int = 16, **options: o
     return method
 
 
+def make_plus(feature_dim: int = 16) -> PCRPlus:
+    """PCR with its additions, but for names."""
+    method = PCRPlus(NUM_CLASSES, feature_dim, NAMES, grid_cells=CELLS, feature_weight=0.2, threshold=0.23)
+    method.bank = make_pcr(feature_dim=feature_dim).bank
+    return method
+
+
 def make_batch(size: int = SIZE, num_classes: int = NUM_CLASSES, views: int = 1) -> tuple[dict, dict]:
     """A labeled and an unlabeled batch of two; a corner of each image is padding."""
     generator = torch.Generator().manual_seed(1)
@@ -76,7 +83,7 @@ METHODS = {
     "fixmatch": (lambda d: FixMatch(threshold=0.23), 1),
     "unimatch": (lambda d: UniMatch(threshold=0.23), 2),
     "pcr": (lambda d: make_pcr(feature_dim=d), 1),
-    "pcr_plus": (lambda d: PCRPlus(NUM_CLASSES, d, NAMES, grid_cells=CELLS, feature_weight=0.2, threshold=0.23), 1),
+    "pcr_plus": (lambda d: make_plus(d), 1),
 }
 every_method = pytest.mark.parametrize(("make", "views"), METHODS.values(), ids=METHODS)
 
@@ -305,6 +312,8 @@ def test_many_calls_of_a_step_move_prototypes_as_far_as_one() -> None:
 
 def test_it_begins_once_with_clusters_of_labeled_features() -> None:
     student, method = make_student(), PCR(NUM_CLASSES, 16, grid_cells=CELLS)
+    with pytest.raises(RuntimeError, match="PCR has no prototypes yet: call begin"):
+        step(method, student)
     assert method.heads(torch.rand(1, 16, 4, 4), (8, 8)) == {} and method.statistics() == {}
     labeled, _ = make_batch()
     method.begin(student, [labeled], torch.Generator().manual_seed(0))

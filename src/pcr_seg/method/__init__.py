@@ -8,24 +8,32 @@ A method is an `nn.Module` that the engine (`pcr_seg.module`) or a plain loop ca
     losses = method(student, teacher, labeled, unlabeled)
     loss = sum(method.weights[name] * value for name, value in losses.items())
 
-labeled: `image` (B, 3, H, W) and `mask` (B, H, W), normalised floats and class ids. unlabeled: `weak` (B, 3, H, W),
-`strong` (B, V, 3, H, W), `valid` (B, H, W), and `other`, a second such batch, for a method that asks for one; None
-during the burn-in. Views may be feature maps: sizes of labels are those of `mask` and `valid`. A method has
+labeled: `image` (B, 3, H, W) and `mask` (B, H, W), normalised floats and class ids, 255 where nothing is known.
+unlabeled: `weak` (B, 3, H, W), `strong` (B, V, 3, H, W) and `valid` (B, H, W), False on padding, all of the labeled
+images' size and number; and `other`, a second such batch, for a method that asks for one. It is None during the burn-in. A
+view may be a feature map: labels have the size of `mask` and `valid`, and it has its own.
+
+The student returns `logits` (B, C, h, w) and `features` (B, D, h, w), perhaps `auxiliary` logits. The teacher
+(`Teacher`) gives pseudo-labels by `label(images, valid)`, which brings the statistics of its rule "weak", and wants
+`observe(images)` after the student's forward for its rule "forward". A method has
 
 - `weights`: of each loss by name; the log has them as `train/NAME_loss`;
 - `views`: what it needs of the unlabeled stream (`UnlabeledViews`), or None if nothing;
+- every argument of its constructor as an attribute of the same name, from which a checkpoint rebuilds it;
 
 and, where there is something to say,
 
 - `burn_in_epochs` (0) on labels alone before, and `ema_decay` (0) of the teacher;
 - `threshold` of the pseudo-labels, whose coverage and precision validation then counts;
-- `figures`: numbers of the newest step, logged as `train/NAME` and watched;
+- `figures`: numbers of the newest step with unlabeled images, logged as `train/NAME` and watched;
 - `statistics()`: numbers by log key, asked for at each validation;
 - `heads(features, size)`: full-size logits of predictors beside the linear head, by name, once they exist;
-- `refine(images, logits)`: the linear head's full-size logits as predictions and pseudo-labels show them;
-- `attach(student)`, called once before training; `new_epoch()`; `accumulate(batches)`, how many calls make one
-  optimizer step (a bank moves once for each step's pixels); and `begin(student, labeled_batches, generator)`, called at
-  the start of each epoch after the burn-in, for what is done once then.
+- `refine(images, logits)`: the linear head's full-size logits as predictions show them;
+- `bank`, prototypes that pictures and predictions may show, with `usage`, the share of features that chose each;
+- `attach(student)`, called when module or predictor are made, before weights are loaded;
+- `accumulate(batches)`, how many calls make one optimizer step: a bank moves once for each step's pixels;
+- `new_epoch()`, and then, after the burn-in, `begin(student, labeled_batches, generator)`, which returns at once where
+  what has to be done once is done: its state has to say so.
 """
 
 from pcr_seg.method.consistency import Consistency

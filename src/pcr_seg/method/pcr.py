@@ -7,8 +7,9 @@ Xu, Liu, Bian, Yang: "Semi-supervised Semantic Segmentation with Prototype-based
    view, mixed by CutMix together with these labels and their confidence.
 2. Two predictors share the student's features: the linear head, and the prototype head, whose logit of a class is the
    cosine to the nearest of the class's K prototypes, divided by a temperature.
-3. Both learn the labels and the confident pseudo-labels: a pixel can please the prototype head only by coming close to
-   some prototype of its class, which makes a class compact in a few places instead of one.
+3. Both learn the labels, by cross-entropy, and the pseudo-labels of at least a threshold's confidence: the sum of their
+   cross-entropies, divided by the number of all pixels (A3). A pixel can please the prototype head only by coming close
+   to some prototype of its class, which makes a class compact in a few places instead of one.
 4. The prototypes, first found by k-means among the labeled features, move towards the features that chose them, by
    labels and by pseudo-labels on which the mean of both heads is sure.
 
@@ -32,6 +33,9 @@ from pcr_seg.method.teacher import Teacher
 
 class PCR(nn.Module):
     """Prototype-based consistency regularization.
+
+    Whoever calls it (`pcr_seg.module`, or a loop) makes the `Teacher` with `ema_decay` and moves it after each step of
+    the optimizer, hands over no unlabeled images for `burn_in_epochs`, then calls `begin`, and weighs the losses.
 
     Args:
         num_classes: C.
@@ -88,29 +92,33 @@ class PCR(nn.Module):
         self.views = UnlabeledViews(color=strong_color)
         self.weights = {"supervised": 1.0, "consistency": consistency_weight, "prototype": prototype_weight}
         self.figures: dict[str, Tensor] = {}
+        self._begun = False
         self.bank = PrototypeBank(
             num_classes, num_prototypes, feature_dim, temperature=temperature, momentum=prototype_momentum
         )
         self.register_buffer("assigned", torch.zeros(num_classes, num_prototypes))  # features of this epoch
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """The three losses of a step; the prototypes move in it."""
+        """The three losses of a step by name; the prototypes move in it. Of labeled images alone the supervised one."""
         if unlabeled is None:
             output = student(labeled["image"])
             loss = labeled_loss(self.supervised_loss, output, labeled["mask"], self.auxiliary_weight)
             return {"supervised": loss}
 
-        # The teacher labels the weak views; CutMix mixes strong views, labels and confidence alike.
+        # The teacher labels the weak views, padding as 255; CutMix mixes the strong view, labels and confidence alike.
         labels, confidence = teacher.label(unlabeled["weak"], unlabeled["valid"])
         strong, labels, confidence = cutmix(unlabeled["strong"][:, 0], labels, confidence, self.cutmix_probability)
 
         images = torch.cat([labeled["image"], strong])
         output = student(images)
-        teacher.observe(images)  # A12
+        teacher.observe(images)  # for its BatchNorm statistics, by one of the rules of A12
         return self.losses(output, labeled["mask"], labels, confidence)
 
     def losses(self, output: Any, mask: Tensor, labels: Tensor, confidence: Tensor) -> dict[str, Tensor]:
-        """What both heads learn of labeled images with masks, and of mixed ones with pseudo-labels, all (B, H, W)."""
+        """The losses of the student's output for labeled images, then mixed ones.
+
+        `mask` (B, H, W) has the labels of the first, `labels` and `confidence` (B, H, W) are those of the others.
+        """
         # The linear head learns labels and confident pseudo-labels.
         n, size = len(mask), mask.shape[-2:]
         logits = upsample(output.logits, size)
@@ -120,12 +128,13 @@ class PCR(nn.Module):
         self.figures = {"confident": (confidence >= self.threshold).float().mean()}
         if self.prototype_weight == 0:
             return losses
+        self.check_begun()
 
-        # The prototype head learns the same at one pixel of each cell: cos(feature, nearest of K) / T.
+        # The prototype head learns the same at one pixel of each cell, N of them: cos(feature, nearest of K) / T.
         points = jittered_grid(*size, self.grid_cells, device=mask.device)
         mask, labels, confidence = (at_points(x, points) for x in (mask, labels, confidence))
-        features = sample_features(output.features, points, size)  # (2B, N, D)
-        scores = self.bank(features).transpose(1, 2)  # (2B, C, N)
+        features = sample_features(output.features, points, size)  # (B + B, N, D)
+        scores = self.bank(features).transpose(1, 2)  # (B + B, C, N)
         prototype = scores.new_zeros(())
         if self.prototype_on != "pseudo-labels":
             prototype = prototype + cross_entropy(scores[:n], mask)
@@ -145,7 +154,7 @@ class PCR(nn.Module):
 
     @torch.no_grad()
     def begin(self, student: nn.Module, labeled_batches: Iterable[dict], generator: Generator) -> None:
-        """After the burn-in, cluster the labeled images' features into prototypes (A7); every rank takes rank 0's."""
+        """Cluster the labeled images' features into prototypes (A7), if that is not done; every rank takes rank 0's."""
         if self.prototype_weight == 0 or self.bank.is_initialized:
             return
         many = dist.is_available() and dist.is_initialized()
@@ -158,8 +167,14 @@ class PCR(nn.Module):
             dist.broadcast(self.bank.prototypes, src=0)
             self.bank.is_initialized.fill_(True)
 
+    def check_begun(self) -> None:
+        """Raise a RuntimeError while there are no prototypes: all their cosines would be -1."""
+        self._begun = self._begun or bool(self.bank.is_initialized)  # asks the device no more than once
+        if not self._begun:
+            raise RuntimeError("PCR has no prototypes yet: call begin(student, labeled_batches, generator) first")
+
     def accumulate(self, batches: int) -> None:
-        """Let `batches` calls move the prototypes as far as one call with all their pixels: momentum^(1 / batches)."""
+        """Say that an optimizer step takes this many calls: each moves the prototypes with momentum^(1 / batches)."""
         self.bank.momentum = self.prototype_momentum ** (1 / batches)
 
     def heads(self, features: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -176,7 +191,7 @@ class PCR(nn.Module):
         return self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
 
     def statistics(self) -> dict[str, Tensor]:
-        """How evenly prototypes are used (entropy, 1 for all alike), and how many were the nearest to no feature."""
+        """How evenly a class's prototypes are used (entropy in 0..1), and how many were the nearest to no feature."""
         if not self.bank.is_initialized:
             return {}
         entropy = torch.special.entr(self.usage).sum(dim=1).mean() / math.log(max(self.num_prototypes, 2))

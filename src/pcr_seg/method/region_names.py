@@ -41,6 +41,10 @@ class RegionNames(nn.Module):
         self.bank = PrototypeBank(num_classes, 1, backbone.channels[-1], temperature=temperature)
         self.background, self.scale = background, scale
 
+    def train(self, mode: bool = True) -> "RegionNames":
+        """Stay in eval mode whatever the module around it does: its statistics are the pretrained ones."""
+        return super().train(False)
+
     @property
     def is_initialized(self) -> Tensor | bool:
         """Whether the classes' looks are known."""

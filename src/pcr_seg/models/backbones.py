@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 from pcr_seg.pixels import IMAGENET_MEAN, IMAGENET_STD
 
+READING = {
+    "checkpoint_path",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "cache_dir",
+}  # files, not layers
+
 
 class TimmBackbone(nn.Module):
     """A timm model as three feature maps: stride 4, last but one, and last.
@@ -57,6 +65,8 @@ class TimmBackbone(nn.Module):
         self.name, self.output_stride, self.weights, self.freeze_bn = name, output_stride, weights, freeze_bn
         self.freeze, self.multi_grid, self.ceil_mode = list(freeze), list(multi_grid or ()), ceil_mode
         self.options = dict(options or {})
+        if reading := READING & set(self.options):
+            raise ValueError(f"backbone.options.{reading.pop()}: weights are chosen by backbone.weights")
         maps = {"features_only": True, "output_stride": output_stride, "in_chans": in_channels}
         self.net = create(name, weights, **maps, **self.options)
         self.in_channels = in_channels

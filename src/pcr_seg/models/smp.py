@@ -13,6 +13,7 @@ class SMP(nn.Module):
         num_classes: C.
         encoder_name: of its encoder.
         encoder_weights: pretrained ones that it downloads, or None.
+        in_channels: of the images.
         options: further arguments of the network.
 
     Raises:
@@ -26,6 +27,7 @@ class SMP(nn.Module):
         *,
         encoder_name: str = "resnet34",
         encoder_weights: str | None = "imagenet",
+        in_channels: int = 3,
         options: dict | None = None,
     ) -> None:
         super().__init__()
@@ -34,19 +36,11 @@ class SMP(nn.Module):
         except ImportError as error:
             raise ValueError("networks of segmentation_models_pytorch need it: pip install 'pcr-seg[smp]'") from error
         self.arch, self.num_classes, self.encoder_name = arch, num_classes, encoder_name
-        self.encoder_weights, self.options = encoder_weights, dict(options or {})
-        self.net = smp.create_model(arch, encoder_name, encoder_weights, classes=num_classes, **self.options)
+        self.encoder_weights, self.in_channels, self.options = encoder_weights, in_channels, dict(options or {})
+        self.net = smp.create_model(arch, encoder_name, encoder_weights, in_channels, num_classes, **self.options)
         self.feature_dim = self.net.segmentation_head[0].in_channels
 
     def forward(self, images: Tensor) -> SegmentorOutput:
         """(B, 3, H, W) normalized images -> SegmentorOutput; some of the networks want sides that 32 divides."""
-        return self.decode(self.encode(images))
-
-    def encode(self, images: Tensor) -> list[Tensor]:
-        """Images -> the encoder's maps."""
-        return self.net.encoder(images)
-
-    def decode(self, maps: list[Tensor]) -> SegmentorOutput:
-        """Maps -> SegmentorOutput."""
-        features = self.net.decoder(maps)
+        features = self.net.decoder(self.net.encoder(images))
         return SegmentorOutput(self.net.segmentation_head(features), features, None)

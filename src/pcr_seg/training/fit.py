@@ -27,6 +27,7 @@ from pcr_seg.models.deeplab import pointwise_by_onednn
 from pcr_seg.models.official import load_official
 from pcr_seg.module import Segmentation
 from pcr_seg.pictures.panels import save_pictures
+from pcr_seg.pixels import IMAGENET_MEAN
 from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed
 from pcr_seg.training.diagnosis import Diagnosis
 from pcr_seg.training.loggers import LogPanels, ProgressBar, finish_wandb
@@ -78,7 +79,7 @@ def build_method(node: DictConfig, student: nn.Module, class_names: list[str]) -
 def fit(cfg: DictConfig) -> dict:
     """Train, and leave a complete run folder behind; return what its summary.json holds."""
     started = time.time()
-    goes_on = bool(cfg.resume)
+    goes_on, trust = bool(cfg.resume), cfg.trust
     cfg, checkpoint = resumed(cfg)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     output = Path(cfg.output)
@@ -88,17 +89,18 @@ def fit(cfg: DictConfig) -> dict:
 
     source = build(cfg.dataset)
     module = build_module(config, list(source.classes), list(source.palette))
-    data = build(cfg.data, source, **streams(module.method), pad_color=module.student.mean)
+    data = build(cfg.data, source, **streams(module.method), pad_color=getattr(module.student, "mean", IMAGENET_MEAN))
     splits.check(source, data.split)
     if checkpoint:
         data.start = (checkpoint.epoch, checkpoint.steps)
-    if hasattr(module.method, "grid_cells"):
+    if getattr(module.method, "prototype_weight", 0) > 0:
         jittered_grid(data.crop_size, data.crop_size, module.method.grid_cells)  # raises now what it would later
     module.metadata = {"config": config, "dataset": source.name}
-    if str(cfg.init_from_checkpoint).endswith(".pth"):  # the reference code's
-        load_official(module, cfg.init_from_checkpoint)
-    elif cfg.init_from_checkpoint:
-        weights = load(cfg.init_from_checkpoint, trust=cfg.trust or (), network="student").network.state_dict()
+    start = None if checkpoint else cfg.init_from_checkpoint  # a run that goes on has its weights
+    if str(start).endswith(".pth"):  # the reference code's
+        load_official(module, start)
+    elif start:
+        weights = load(start, trust=trust or (), network="student").network.state_dict()
         module.student.load_state_dict(weights)
         module.teacher.network.load_state_dict(weights)
 

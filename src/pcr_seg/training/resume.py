@@ -8,15 +8,15 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-from pcr_seg.checkpoint import LAST_READER, TRUSTED, refuse_strangers
+from pcr_seg.checkpoint import LAST_READER, TRUSTED, TRUSTED_DATA, refuse_strangers
 from pcr_seg.config import accumulation, device_batch
 from pcr_seg.training.checkpoints import Resumed, newest_checkpoint
 
 # What a run folder's configuration may make when the run goes on: a stranger's must not name anything else.
 TRUSTED_RUN = TRUSTED + (
     r"|torch\.optim\.[A-Z]\w*|lightning\.pytorch\.(Trainer|loggers\.\w+Logger)"
-    r"|pcr_seg\.(module\.Segmentation|data\.datamodule\.SegmentationData|training\.(checkpoints\.Checkpoints|watch\.Watch)"
-    r"|data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic))"
+    r"|pcr_seg\.(module\.Segmentation|data\.datamodule\.SegmentationData|training\.(checkpoints\.Checkpoints|watch\.Watch))"
+    rf"|{TRUSTED_DATA}"
 )
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm", "enable_progress_bar")
 
@@ -38,6 +38,8 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
         raise FileNotFoundError(f"resume={folder}: holds no config.yaml; give a run folder, or start the run anew")
     run = OmegaConf.load(folder / "config.yaml")
     plain = OmegaConf.to_container(run)
+    if "${" in str(plain):  # runs write what their references meant; one that computes could name anything
+        raise ValueError(f"resume={folder}: its config.yaml holds references, which a run does not write; refused")
     if "module" not in run:
         raise ValueError(f"resume={folder}: was started by an older version; the last commit for it is {LAST_READER}")
     refuse_strangers(f"resume={folder}", plain.values(), cfg.get("trust"), TRUSTED_RUN)
