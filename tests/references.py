@@ -66,12 +66,15 @@ def dense_logits(prototypes: Tensor, features: Tensor, size: tuple[int, int], te
 
 
 def is_jittered_grid(points: Tensor, height: int, width: int, cells: int) -> bool:
-    """Whether point a * cells + b lies in cell (a, b) of height // cells by width // cells pixels."""
+    """Whether point a * cells + b lies in cell (a, b), whose sides begin at floor(a * height / cells) and so on."""
     if points.shape != (cells * cells, 2) or points.dtype != torch.long:
         return False
-    rows, cols = height // cells, width // cells
+
+    def inside(at: int, cell: int, side: int) -> bool:
+        return cell * side // cells <= at < (cell + 1) * side // cells
+
     return all(
-        a * rows <= row < (a + 1) * rows and b * cols <= col < (b + 1) * cols
+        inside(row, a, height) and inside(col, b, width)
         for (a, b), (row, col) in zip(product(range(cells), repeat=2), points.tolist(), strict=True)
     )
 

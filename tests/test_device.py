@@ -66,7 +66,7 @@ def step_inputs(tmp_path: Path, overrides: list[str]) -> tuple[Segmentation, dic
     unlabeled["strong"] = unlabeled["strong"].repeat(1, views, 1, 1, 1)
     for part, key in ((labeled, "image"), (unlabeled, "weak"), (unlabeled, "strong")):
         part[key] = (part[key] * 60 + 120).clamp(0, 255).byte()
-    return module, {"labeled": labeled, "unlabeled": unlabeled}
+    return module, {"labeled": labeled, "unlabeled": unlabeled, "other": unlabeled}
 
 
 @pytest.mark.parametrize("overrides", SETTINGS)

@@ -77,7 +77,7 @@ def streams(*, views: int = 1, floats: bool = False) -> dict[str, DataLoader]:
     """Two labeled batches and three unlabeled ones in an epoch."""
     mine = DataLoader(Mine(4, labeled=True, floats=floats), batch_size=2, shuffle=True)
     others = DataLoader(Mine(6, labeled=False, views=views, floats=floats), batch_size=2, shuffle=True)
-    return {"labeled": mine, "unlabeled": others}
+    return {"labeled": mine, "unlabeled": others, "other": others}
 
 
 def validation(*, floats: bool = False) -> DataLoader:

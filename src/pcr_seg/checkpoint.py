@@ -28,7 +28,7 @@ MISSING = object()
 
 # What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
 TRUSTED = (
-    r"pcr_seg\.(method\.(\w+\.)?([A-Z]\w*|(ohem_|balanced_)?cross_entropy)"
+    r"pcr_seg\.(method\.(\w+\.)?([A-Z]\w*|((per_image_)?ohem_|balanced_)?cross_entropy)"
     r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)"
     r"|models\.(deeplab\.DeepLab|backbones\.TimmBackbone|smp\.SMP))"
 )

@@ -135,6 +135,13 @@ def accumulation(total: int, batch_size: int, accelerator: str, devices: str | i
     return max(1, rounds)
 
 
+def third(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
+    """A third of a training's epochs, at least one of two; of those that it has before it ends after `steps`."""
+    if steps >= 0 and steps_per_epoch:
+        epochs = min(epochs, -(-steps // steps_per_epoch))
+    return min(max(1, epochs // 3), max(0, epochs - 1))
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the command with one line when the user's input is at fault."""
@@ -151,7 +158,7 @@ RESOLVING = "ValueError raised while resolving interpolation: "
 OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
 OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
 OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
-OmegaConf.register_new_resolver("third", lambda epochs: max(1, epochs // 3), replace=True)
+OmegaConf.register_new_resolver("third", third, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)
 OmegaConf.register_new_resolver("parent_name", lambda path: Path(path).parent.name, replace=True)

@@ -87,6 +87,7 @@ class Segmentation(L.LightningModule):
 
         self.latest: dict[str, Tensor] = {}  # losses and figures of the newest step
         self.semi_supervised_steps = 0  # steps that saw unlabeled images
+        self.unsettled = False  # the teacher's statistics are older than its weights (`settle`)
         self.scores: dict[str, float] = {}  # what the newest validation logged
         self.validated_at = -1  # and its step
         self.confusion = Scores(student.num_classes)
@@ -142,13 +143,27 @@ class Segmentation(L.LightningModule):
     def on_fit_start(self) -> None:
         """Tell the method how many batches make a step; count memory from here."""
         self.tell("accumulate", self.trainer.accumulate_grad_batches)
+        total = self.trainer.estimated_stepping_batches
+        if math.isfinite(batches := self.trainer.num_training_batches):
+            self.check_burn_in(-(-batches // self.trainer.accumulate_grad_batches), total)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # a sweep's jobs share the process
+
+    def check_burn_in(self, steps_per_epoch: int, total: int) -> None:
+        """Raise a ValueError where a training of so many steps would never show the method an unlabeled image."""
+        epochs = getattr(self.method, "burn_in_epochs", 0)
+        if self.uses_unlabeled and 0 < total <= epochs * steps_per_epoch:
+            raise ValueError(
+                f"burn_in_epochs={epochs}: takes all of this training ({total} steps, {steps_per_epoch} in an epoch), "
+                f"so {self.name} would see no unlabeled image; lower method.burn_in_epochs, or train longer"
+            )
 
     def on_train_epoch_start(self) -> None:
         """Let the method begin when the burn-in is over."""
         self.tell("new_epoch")
         if not self.in_burn_in:
+            if self.uses_unlabeled:
+                self.settle()  # the first pseudo-labels do not depend on when the burn-in was validated
             generator = torch.Generator(self.device).manual_seed(self.seed)
             self.tell("begin", self.student, LabeledBatches(self), generator)
 
@@ -170,11 +185,28 @@ class Segmentation(L.LightningModule):
         """Move the teacher after each optimizer step (not after each accumulated batch)."""
         if self.trainer.global_step == self._step_before:
             return
+        self.unsettled = self.in_burn_in or not self.uses_unlabeled
         if self.in_burn_in:
             self.teacher.copy(self.student)
         else:
             self.teacher.follow(self.student)
             self.semi_supervised_steps += self.uses_unlabeled
+
+    def settle(self) -> None:
+        """Show the teacher the labeled images as they are, where labels alone have trained since (its rule "weak").
+
+        Before it labels, is scored or is saved: its statistics then follow from weights and images, and not from when
+        it was last validated.
+        """
+        if self.unsettled and LabeledBatches(self).loader() is not None:
+            self.unsettled = False
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                torch.manual_seed(self.seed)
+                self.teacher.refresh(batch["image"] for batch in LabeledBatches(self))
+
+    def on_train_end(self) -> None:
+        """Leave right statistics behind, whoever saves or scores it next."""
+        self.settle()
 
     # ----------------------------------------------------------------------------------- evaluation
 
@@ -187,9 +219,11 @@ class Segmentation(L.LightningModule):
         )  # fmt: skip
 
     def on_validation_start(self) -> None:
-        """While labels alone train, show the teacher labeled images as they are (its rule "weak" wants it)."""
-        if (self.in_burn_in or not self.uses_unlabeled) and self.trainer.state.fn == "fit":
-            self.teacher.refresh(batch["image"] for batch in LabeledBatches(self))
+        """Score right statistics, and on every rank the same: those of its own weak views differ."""
+        self.settle()
+        if dist.is_available() and dist.is_initialized():
+            for buffer in self.teacher.buffers():
+                dist.broadcast(buffer, src=0)
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero; afterwards the counts stay for whoever wants to show them."""
@@ -259,12 +293,12 @@ class LabeledBatches:
             on_device = {key: batch[key].to(self.module.device) for key in ("image", "mask")}
             yield as_floats(on_device, self.module.student)
 
-    def loader(self) -> Iterable[dict]:
-        """The data module's own; else the images of the trainer's `labeled`, which itself may be in use."""
+    def loader(self) -> Iterable[dict] | None:
+        """The data module's own; else the images of the trainer's `labeled`, which itself may be in use; else None."""
         data = self.module.trainer.datamodule
         if hasattr(data, "labeled_dataloader"):
             return data.labeled_dataloader()
-        used = self.module.trainer.train_dataloader["labeled"]
+        used = (self.module.trainer.train_dataloader or {}).get("labeled")
         if isinstance(used, DataLoader) and used.batch_size and not isinstance(used.dataset, IterableDataset):
             return DataLoader(used.dataset, used.batch_size, collate_fn=used.collate_fn)
         return used

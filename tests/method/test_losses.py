@@ -89,3 +89,22 @@ def test_balanced_weights_give_each_class_the_same_share(shape: Size) -> None:
     assert_close(method.cross_entropy(logits, labels, weights), sum(by_class) / len(by_class))
     assert_close(method.balanced_cross_entropy(logits, labels, power=1.0), sum(by_class) / len(by_class))
     assert_close(method.balanced_cross_entropy(logits, labels, power=0.0), method.cross_entropy(logits, labels))
+
+
+def test_per_image_ohem_cross_entropy_keeps_as_many_of_each_image_whatever_the_batch() -> None:
+    logits, labels = 3 * randn(4, 5, 20, 20), random_labels(4, 20, 20, num_classes=5)
+    whole = method.per_image_ohem_cross_entropy(logits, labels, threshold=0.0, min_kept=70)
+    assert_close(whole, method.ohem_cross_entropy(logits, labels, threshold=0.0, min_kept=280))
+    repeated = method.per_image_ohem_cross_entropy(
+        logits[:1].repeat(3, 1, 1, 1), labels[:1].repeat(3, 1, 1), threshold=0.0, min_kept=70
+    )
+    assert_close(repeated, method.per_image_ohem_cross_entropy(logits[:1], labels[:1], threshold=0.0, min_kept=70))
+
+
+def test_the_divisor_may_leave_ignored_pixels_out() -> None:
+    logits, labels = 3 * randn(2, 4, 6, 6), random_labels(2, 6, 6, num_classes=4)
+    confidence = torch.rand(2, 6, 6, generator=generator(3))
+    both = [method.consistency_loss(logits, labels, confidence, 0.4, divisor=divisor) for divisor in ("all", "valid")]
+    assert_close(both[1] * (labels != IGNORED).float().mean(), both[0])
+    nothing = torch.full_like(labels, IGNORED)
+    assert method.consistency_loss(logits, nothing, confidence, 0.4, divisor="valid") == 0

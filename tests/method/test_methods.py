@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -22,6 +23,7 @@ from pcr_seg.method import (
     cutmix,
     cutmix_boxes,
     on_grid,
+    small_boxes,
 )
 from pcr_seg.method.unimatch import drop_features
 from pcr_seg.models.backbones import TimmBackbone
@@ -58,11 +60,14 @@ def make_batch(size: int = SIZE, num_classes: int = NUM_CLASSES, views: int = 1)
     """A labeled and an unlabeled batch of two; a corner of each image is padding."""
     generator = torch.Generator().manual_seed(1)
     image, weak, *strong = torch.randn(2 + views, 2, 3, size, size, generator=generator)
+    other_weak, *other_strong = torch.randn(1 + views, 2, 3, size, size, generator=generator)
     mask = torch.randint(num_classes, (2, size, size), generator=generator)
     valid = torch.ones(2, size, size, dtype=torch.bool)
     mask[:, :5, :7] = IGNORE_INDEX
     valid[:, -6:, :9] = False
-    return {"image": image, "mask": mask}, {"weak": weak, "strong": torch.stack(strong, 1), "valid": valid}
+    other = {"weak": other_weak, "strong": torch.stack(other_strong, 1), "valid": valid.flip(0, 1)}
+    unlabeled = {"weak": weak, "strong": torch.stack(strong, 1), "valid": valid, "other": other}
+    return {"image": image, "mask": mask}, unlabeled
 
 
 def total(method: nn.Module, losses: dict[str, Tensor]) -> Tensor:
@@ -155,6 +160,7 @@ def test_views_may_be_feature_maps(make: Callable, views: int) -> None:
     labeled, unlabeled = make_batch(size=96, views=views)
     labeled["image"], unlabeled["weak"] = torch.randn(2, 2, 7, 6, 6)
     unlabeled["strong"] = torch.randn(2, views, 7, 6, 6)
+    unlabeled["other"] |= {"weak": torch.randn(2, 7, 6, 6), "strong": torch.randn(2, views, 7, 6, 6)}
     loss = total(method, method(student, teacher, labeled, unlabeled))
     loss.backward()
     assert loss.isfinite() and student.features.weight.grad.abs().sum() > 0
@@ -265,6 +271,13 @@ def test_prototypes_move_in_the_step_only() -> None:
     assert torch.equal(method.bank.prototypes, after)
 
 
+@pytest.mark.parametrize("options", [{"prototype_on": "neither"}, {"bank_labels": "students"}])
+def test_an_unknown_choice_is_one_line(options: dict) -> None:
+    [(name, value)] = options.items()
+    with pytest.raises(ValueError, match=f"method.{name}={value}: choose one of"):
+        make_pcr(**options)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -359,20 +372,93 @@ def test_two_classes_train() -> None:
 # ----------------------------------------------------------------------------------------- the others
 
 
-def test_two_strong_views_are_mixed_apart() -> None:
-    student, seen = make_student(), []
+def published(student: nn.Module, labeled: dict, unlabeled: dict, threshold: float, boxes: list[Tensor]) -> dict:
+    """UniMatch's losses as its code computes them, with masks by boolean indexing; FixMatch's with one strong view."""
+    up = partial(nn.functional.interpolate, size=(SIZE, SIZE), mode="bilinear", align_corners=True)
+    weak, other = unlabeled["weak"], unlabeled["other"]
+    ignore, ignore_mix = ((~part["valid"]).long() * 255 for part in (unlabeled, other))
+    with torch.no_grad():
+        student.eval()
+        mix = up(student(other["weak"]).logits).softmax(1)
+        student.train()
+    views = []
+    for view, box in enumerate(boxes):
+        image = unlabeled["strong"][:, view].clone()
+        inside = box.expand(image.shape)
+        image[inside] = other["strong"][:, view][inside]
+        views.append(image)
+    low, middle, high = student.backbone(torch.cat([labeled["image"], weak]))
+    if len(boxes) == 2:
+        low, high = (torch.cat([x, nn.functional.dropout2d(x, 0.5)]) for x in (low, high))
+        middle = torch.cat([middle, middle])
+    logits = up(student.decode([low, middle, high]).logits)
+    strong = up(student(torch.cat(views)).logits).chunk(len(boxes))
+    taught = logits[2:4].detach().softmax(1)
+
+    def loss_u(prediction: Tensor, box: Tensor | None) -> Tensor:
+        labels, confidence, unknown = taught.argmax(1), taught.amax(1), ignore.clone()
+        if box is not None:
+            inside = box[:, 0]
+            labels[inside], confidence[inside] = mix.argmax(1)[inside], mix.amax(1)[inside]
+            unknown[inside] = ignore_mix[inside]
+        pixels = nn.functional.cross_entropy(prediction, labels, reduction="none")
+        return (pixels * ((confidence >= threshold) & (unknown != 255))).sum() / (unknown != 255).sum()
+
+    losses = {"supervised": nn.functional.cross_entropy(logits[:2], labeled["mask"], ignore_index=255)}
+    parts = [loss_u(prediction, box) for prediction, box in zip(strong, boxes, strict=True)]
+    losses["consistency"] = sum(parts) / len(parts)
+    if len(boxes) == 2:
+        losses["features"] = loss_u(logits[6:], None)
+    return losses
+
+
+@pytest.mark.parametrize("made", [FixMatch, UniMatch])
+def test_the_peers_losses_are_those_of_their_published_step(made: type) -> None:
+    views = 2 if made is UniMatch else 1
+    student = make_student(dropout=0.0)
+    again, teacher = copy.deepcopy(student), Teacher(student, decay=0.0)
+    method = made(threshold=0.24, cutmix_probability=1.0)
+    labeled, unlabeled = make_batch(views=views)
+    torch.manual_seed(5)
+    found = method(student, teacher, labeled, unlabeled)
+    total(method, found).backward()
+    torch.manual_seed(5)
+    boxes = [small_boxes(2, SIZE, SIZE, probability=1.0) for _ in range(views)]
+    expected = published(again, labeled, unlabeled, 0.24, boxes)
+    total(method, expected).backward()
+    assert found.keys() == expected.keys() and 0.05 < method.figures["confident"] < 0.95
+    for name, loss in expected.items():
+        torch.testing.assert_close(found[name], loss, rtol=1e-5, atol=1e-6)
+    for (name, one), other in zip(student.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023
+
+
+def test_dropped_features_move_no_statistics() -> None:
+    """UniMatch decodes them together with clean ones, `pcr_plus` alone."""
     labeled, unlabeled = make_batch(views=2)
-    unlabeled["strong"][:, 1] = unlabeled["strong"][:, 0]
-    teacher = Teacher(student)
-    student.register_forward_pre_hook(lambda _, images: seen.append(images[0]))
-    method = UniMatch(threshold=0.0, cutmix_probability=1.0)
-    losses = method(student, teacher, labeled, unlabeled)
-    images = seen[0]
-    assert len(images) == 6 and torch.equal(images[:2], labeled["image"])
-    own, other = unlabeled["strong"][:, 0], unlabeled["strong"][:, 0].roll(-1, 0)
-    assert all(((view == own) | (view == other)).all() for view in images[2:].split(2))
-    assert not torch.equal(images[2:4], images[4:]), "boxes of their own"
-    assert losses.keys() == {"supervised", "consistency", "features"}
+    for method in (UniMatch(), make_plus()):
+        student, expected, seen = make_student(dropout=0.0), make_student(dropout=0.0).low_conv, []
+        teacher, norm = Teacher(student), student.low_conv[1]
+        student.low_conv[0].register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].detach()))
+        method(student, teacher, labeled, unlabeled)
+        clean = [low[:4] for low in seen if len(low) == 8] + [low for low in seen if len(low) == 4]
+        assert len(seen) == 2 and len(clean) == (2 if isinstance(method, UniMatch) else 1)
+        for low in clean:
+            expected(low)
+        torch.testing.assert_close(norm.running_mean, expected[1].running_mean)
+        torch.testing.assert_close(norm.running_var, expected[1].running_var)
+
+
+def test_pasted_labels_move_prototypes_as_labels() -> None:
+    """Where everything is pasted and the network is sure of another class, prototypes move by the labels."""
+    method = make_plus()
+    output = make_student().eval()(torch.randn(4, 3, SIZE, SIZE))
+    output = output._replace(logits=torch.full_like(output.logits, -9.0))
+    output.logits[:, 0] = 9.0
+    mask, labels = torch.full((2, SIZE, SIZE), IGNORE_INDEX), torch.full((2, SIZE, SIZE), 3)
+    method.losses(output, mask, labels, torch.ones(2, SIZE, SIZE), torch.ones(2, SIZE, SIZE, dtype=torch.bool))
+    assert method.assigned[3].sum() == 2 * CELLS**2 and method.assigned.sum() == method.assigned[3].sum()
+    assert method.figures["confident"] == 0, "the teacher said nothing"
 
 
 def test_half_of_the_channels_are_dropped_for_each_image() -> None:

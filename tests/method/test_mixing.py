@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import product
 
+import numpy as np
 import pytest
 import references as ref
 import torch
@@ -59,3 +60,35 @@ def test_class_mask_draws_every_class_alike() -> None:
     labels = torch.tensor([0, 1, 2, 4]).view(1, 2, 2).expand(4000, 2, 2)
     shares = method.class_mask(labels, 6, generator=generator(0))[:, 0].float().mean(0)
     assert_close(shares, torch.full((2, 2), 0.5), atol=0.03, rtol=0)
+
+
+def naive_small_box(side: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Top, left, height and width of one box, drawn again until it fits."""
+    area = rng.uniform(0.02, 0.4) * side * side
+    while True:
+        ratio = rng.uniform(0.3, 1 / 0.3)
+        height, width = int((area * ratio) ** 0.5), int((area / ratio) ** 0.5)
+        top, left = rng.integers(side), rng.integers(side)
+        if top + height <= side and left + width <= side:
+            return top, left, height, width
+
+
+def test_small_boxes_are_those_that_are_drawn_until_they_fit() -> None:
+    boxes = method.small_boxes(4000, 40, 40, probability=1.0, generator=generator(0))[:, 0]
+    rows, columns = boxes.any(2), boxes.any(1)
+    assert torch.equal(boxes, rows[:, :, None] & columns[:, None, :]), "rectangles"
+    found = [rows.int().argmax(1), columns.int().argmax(1), rows.sum(1), columns.sum(1)]
+    rng = np.random.default_rng(0)
+    expected = torch.tensor([naive_small_box(40, rng) for _ in range(4000)]).T
+    for one, other in zip(found, expected, strict=True):
+        assert abs(one.float().mean() - other.float().mean()) < 0.5
+        assert abs(one.float().std() - other.float().std()) < 0.5
+    share = boxes.float().mean(dim=(1, 2))
+    assert 0.01 < share.min() < 0.03 and 0.37 < share.max() <= 0.4
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+def test_small_boxes_are_drawn_for_each_image_or_not(probability: float) -> None:
+    boxes = method.small_boxes(3000, 20, 33, probability=probability, generator=generator(1))
+    assert boxes.shape == (3000, 1, 20, 33)
+    assert boxes.any(dim=(1, 2, 3)).float().mean().item() == pytest.approx(probability, abs=0.03)

@@ -20,12 +20,16 @@ def test_jittered_grid_has_one_point_per_cell(size: Size) -> None:
 
 
 def test_jittered_grid_is_uniform_and_independent_per_cell() -> None:
+    """Also where cells do not divide the sides: 7 rows are cells of 3 and 4, 5 columns of 2 and 3."""
     stream = generator(0)
     grids = torch.stack([method.jittered_grid(7, 5, 2, generator=stream) for _ in range(600)])
     offsets = grids - torch.tensor([[0, 0], [0, 2], [3, 0], [3, 2]])
-    counts = Counter((cell, *offset) for grid in offsets.tolist() for cell, offset in enumerate(grid))
-    assert counts.keys() == set(product(range(4), range(3), range(2)))
-    assert all(50 < count < 150 for count in counts.values())  # five sigma around 100
+    sizes = [(3, 2), (3, 3), (4, 2), (4, 3)]
+    for cell, (rows, columns) in enumerate(sizes):
+        counts = Counter(map(tuple, offsets[:, cell].tolist()))
+        expected = 600 / (rows * columns)
+        assert counts.keys() == set(product(range(rows), range(columns))), "every pixel is drawn"
+        assert all(abs(count - expected) < 5 * expected**0.5 for count in counts.values())
     assert len(offsets[:, :2, 0].unique(dim=0)) == 9  # neighbours do not share their row offset
 
 

@@ -72,7 +72,7 @@ def test_batchnorm_follows_what_it_normalises_as_before() -> None:
     network = make_network(2).eval()
     x, conv, norm = randn(4, 3, 8, 8), network[0], network[1]
     expected, before = network(x), copy.deepcopy(norm)
-    with teacher_module.batchnorm_follows(network):
+    with teacher_module.batchnorm_follows(network, momentum=0.1):
         assert_close(network(x), expected)
     trained = before.train()
     trained(conv(x))  # on one layer the statistics are those of training mode
@@ -143,6 +143,7 @@ def test_each_rule_has_statistics_of_its_own(bn: str) -> None:
     norm, of_student = teacher.network.layers[1], student.layers[1]
     fresh = Tiny()
     fresh.load_state_dict({**student.state_dict(), **{k: v for k, v in Tiny().state_dict().items() if "running" in k}})
+    fresh.layers[1].momentum = 0.01 if bn == "weak" else 0.1
     fresh.train()(weak if bn == "weak" else seen)
     expected = of_student if bn == "copy" else fresh.layers[1]
     assert_close(norm.running_mean, expected.running_mean)
@@ -156,3 +157,22 @@ def test_each_rule_has_statistics_of_its_own(bn: str) -> None:
 def test_an_unknown_rule_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"teacher_bn=averages: choose one of copy, forward, weak"):
         make_teacher("averages")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_only_the_first_images_of_a_batch_move_the_statistics(count: int) -> None:
+    torch.manual_seed(0)
+    network, alone, usual = Tiny().train(), Tiny().train(), Tiny().train()
+    for other in (alone, usual):
+        other.load_state_dict(network.state_dict())
+    clean, perturbed = randn(2, 3, 8, 8), 9 * randn(3, 3, 8, 8, seed=1)
+    with teacher_module.statistics_of_first(network, count):
+        logits = network(torch.cat([clean, perturbed])).logits
+    assert_close(logits, usual(torch.cat([clean, perturbed])).logits)
+    if count:
+        alone(clean)
+    norm, expected = network.layers[1], alone.layers[1]
+    assert_close((norm.running_mean, norm.running_var), (expected.running_mean, expected.running_var))
+    assert norm.momentum == 0.1
+    network(perturbed)
+    assert not torch.equal(norm.running_mean, expected.running_mean)

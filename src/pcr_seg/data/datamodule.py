@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask, read_pair
 from pcr_seg.data.sources import Source
-from pcr_seg.data.splits import classes_shown, make_split
+from pcr_seg.data.splits import classes_shown, make_split, split_of_run
 from pcr_seg.data.transforms import geometric, photometric, recolor, reseed
 from pcr_seg.pixels import IMAGENET_MEAN, as_tensor
 
@@ -39,8 +39,8 @@ class SegmentationData(L.LightningDataModule):
             classes of very unequal frequency.
         pad_label: label of padding; 255 never trains, 0 repeats the reference code.
         steps_per_epoch: optimizer steps in an epoch; by default one pass over the unlabeled images, rounded.
-        on_error: what a file does that cannot be read during training: "raise" stops with its name, "skip" takes the
-            next image in its place, which follows from the position in the stream alone.
+        on_error: what a file does that cannot be read, in training or just before: "raise" stops with its name, "skip"
+            takes the next image in its place, which follows from the position in the stream alone.
         max_skipped: share of a stream's images; more bad ones stop the training all the same.
         num_workers: loader processes for each stream; by default half of the machine's processors, at most 8.
         seed: of the labeled draw, the order and the views. Sample and view at each position of the training follow
@@ -52,6 +52,7 @@ class SegmentationData(L.LightningDataModule):
         pad_color: RGB in 0..1 around images that are smaller than the crop; the network's mean.
         cache: folder for the training images' pixels, written on first use and memory-mapped from then on; null decodes
             each time. It pays for large PNG files, and takes 3 bytes a pixel of disk (Cityscapes: 19 GB).
+        split_from: folder with the lists of a run (`splits/`): its split is taken as it was, instead of `labeled`.
     """
 
     def __init__(
@@ -77,10 +78,14 @@ class SegmentationData(L.LightningDataModule):
         other: bool = False,
         pad_color: Sequence[float] = IMAGENET_MEAN,
         cache: str | None = None,
+        split_from: str | Path | None = None,
     ) -> None:
         super().__init__()
         self.source = source
-        self.split = make_split(source, labeled, family=family, seed=seed, lists=Path(lists) if lists else None)
+        if split_from is None:
+            self.split = make_split(source, labeled, family=family, seed=seed, lists=Path(lists) if lists else None)
+        else:
+            self.split = split_of_run(source, split_from, family)
         self.crop_size, self.batch_size, self.steps_per_epoch = crop_size, batch_size, steps_per_epoch
         self.scale, self.balanced_crops, self.pad_label = tuple(scale), balanced_crops, pad_label
         self.num_workers = num_workers if num_workers is not None else min(8, (os.cpu_count() or 1) // 2)
@@ -115,24 +120,33 @@ class SegmentationData(L.LightningDataModule):
         return eval_loader(self.source.val[rank::world], self.num_workers)
 
     def labeled_dataloader(self) -> DataLoader:
-        """Every labeled image, one to four times, through the training transform, in a fixed order."""
+        """Every labeled image, one to four times, through the training transform, in a fixed order.
+
+        A last batch of one image is left out: BatchNorm could not take statistics from it.
+        """
         passes = max(1, min(4, 512 // len(self.split.labeled)))
         order = [
             (index, view_seed(self.seed, EVERY, turn * len(self.split.labeled) + index))
             for turn in range(passes)
             for index in range(len(self.split.labeled))
         ]
+        if len(order) > 1 and len(order) % self.batch_size == 1:
+            order = order[:-1]
         return self._loader(self._views(self.split.labeled), order, drop_last=False)
+
+    def steps_in_epoch(self, batches_per_step: int, world: int) -> int:
+        """Optimizer steps of an epoch, on so many devices."""
+        full_pass = len(self.split.unlabeled) or len(self.split.labeled)
+        return self.steps_per_epoch or max(1, round(full_pass / (self.batch_size * batches_per_step * world)))
 
     def _train_loader(self, samples: tuple[Sample, ...], stream: int) -> DataLoader:
         rank, world = self._rank()
-        full_pass = len(self.split.unlabeled) or len(self.split.labeled)
         batches_per_step = self.trainer.accumulate_grad_batches if self.trainer else 1
-        steps = self.steps_per_epoch or max(1, round(full_pass / (self.batch_size * batches_per_step * world)))
-        length = steps * batches_per_step * self.batch_size
+        length = self.steps_in_epoch(batches_per_step, world) * batches_per_step * self.batch_size
         showing = None
         if stream == LABELED and self.balanced_crops:
-            showing = indices_by_class(classes_shown(samples, "Reading masks for balanced crops"))
+            skipped = self.max_skipped if self.on_error == "skip" else 0.0
+            showing = indices_by_class(classes_shown(samples, "Reading masks for balanced crops", skipped))
         sampler = StreamSampler(len(samples), length, self.seed, stream, rank, world, showing)
         epoch, done = self.start
         sampler.resume(epoch, done * batches_per_step * self.batch_size)

@@ -10,8 +10,8 @@ A method is an `nn.Module` that the engine (`pcr_seg.module`) or a plain loop ca
 
 labeled: `image` (B, 3, H, W) and `mask` (B, H, W), normalised floats and class ids, 255 where nothing is known.
 unlabeled: `weak` (B, 3, H, W), `strong` (B, V, 3, H, W) and `valid` (B, H, W), False on padding, all of the labeled
-images' size and number; and `other`, a second such batch, for a method that asks for one. It is None during the burn-in. A
-view may be a feature map: labels have the size of `mask` and `valid`, and it has its own.
+images' size and number; and `other`, a second such batch, for a method that asks for one. It is None during the
+burn-in. A view may be a feature map: labels have the size of `mask` and `valid`, and it has its own.
 
 The student returns `logits` (B, C, h, w) and `features` (B, D, h, w), perhaps `auxiliary` logits. The teacher
 (`Teacher`) gives pseudo-labels by `label(images, valid)`, which brings the statistics of its rule "weak", and wants
@@ -45,8 +45,9 @@ from pcr_seg.method.losses import (
     cross_entropy,
     labeled_loss,
     ohem_cross_entropy,
+    per_image_ohem_cross_entropy,
 )
-from pcr_seg.method.mixing import UnlabeledViews, class_mask, cutmix, cutmix_boxes, on_grid, paste
+from pcr_seg.method.mixing import UnlabeledViews, class_mask, cutmix, cutmix_boxes, on_grid, paste, small_boxes
 from pcr_seg.method.pcr import PCR
 from pcr_seg.method.pcr_plus import PCRPlus
 from pcr_seg.method.prototypes import PrototypeBank, kmeans, labeled_features
@@ -56,8 +57,35 @@ from pcr_seg.method.teacher import Teacher, ema_decay_at, ema_update, pseudo_lab
 from pcr_seg.method.unimatch import UniMatch
 
 __all__ = [
-    "IGNORE_INDEX", "PCR", "Consistency", "FixMatch", "PCRPlus", "PrototypeBank", "Supervised", "Teacher", "UniMatch",
-    "UnlabeledViews", "at_points", "balanced_cross_entropy", "class_mask", "consistency_loss", "cross_entropy",
-    "cutmix", "cutmix_boxes", "ema_decay_at", "ema_update", "jittered_grid", "kmeans", "labeled_features",
-    "labeled_loss", "ohem_cross_entropy", "on_grid", "paste", "pseudo_label", "sample_features", "upsample",
+    "IGNORE_INDEX",
+    "PCR",
+    "Consistency",
+    "FixMatch",
+    "PCRPlus",
+    "PrototypeBank",
+    "Supervised",
+    "Teacher",
+    "UniMatch",
+    "UnlabeledViews",
+    "at_points",
+    "balanced_cross_entropy",
+    "class_mask",
+    "consistency_loss",
+    "cross_entropy",
+    "cutmix",
+    "cutmix_boxes",
+    "ema_decay_at",
+    "ema_update",
+    "jittered_grid",
+    "kmeans",
+    "labeled_features",
+    "labeled_loss",
+    "ohem_cross_entropy",
+    "on_grid",
+    "paste",
+    "per_image_ohem_cross_entropy",
+    "pseudo_label",
+    "sample_features",
+    "small_boxes",
+    "upsample",
 ]  # fmt: skip

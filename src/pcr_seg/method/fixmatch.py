@@ -1,7 +1,7 @@
 """FixMatch for segmentation: the network labels weak views for itself, and learns them on strong ones.
 
-Source: Sohn et al., NeurIPS 2020; for segmentation as in UniMatch (Yang et al., CVPR 2023), whose baseline it is. What
-differs from UniMatch's code is listed in docs/method.md.
+Source: Sohn et al., NeurIPS 2020; for segmentation as the baseline of UniMatch (Yang et al., CVPR 2023, code
+LiheYoung/UniMatch @7292bac). What differs from that code is listed in docs/method.md.
 """
 
 from collections.abc import Callable
@@ -9,22 +9,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pcr_seg.method.losses import consistency_loss, cross_entropy, labeled_loss
-from pcr_seg.method.mixing import UnlabeledViews, cutmix
+from pcr_seg.method.losses import IGNORE_INDEX, consistency_loss, cross_entropy, labeled_loss
+from pcr_seg.method.mixing import UnlabeledViews, on_grid, paste, small_boxes
 from pcr_seg.method.sampling import upsample
-from pcr_seg.method.teacher import Teacher
+from pcr_seg.method.teacher import Teacher, pseudo_label
 
 
 class FixMatch(nn.Module):
     """Pseudo-labels of the network itself under a high threshold; strong views have other colors and are mixed.
 
+    Small boxes of another unlabeled batch are pasted into the strong views. Their labels come from the network in eval
+    mode, those outside of them from its forward in training mode, as in the source.
+
     Args:
-        threshold: least confidence of a pseudo-label that trains, in 0..1.
+        threshold: least confidence of a pseudo-label that trains, in 0..1; 0.95 in the source, 0 on Cityscapes.
         supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
         auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
         consistency_weight: of the loss on pseudo-labels.
-        cutmix_probability: of a batch being mixed.
-        burn_in_epochs: epochs on labels alone before; none in the published method.
+        cutmix_probability: of a strong view being mixed.
+        burn_in_epochs: epochs on labels alone before; none in the source.
     """
 
     ema_decay = 0.0  # the teacher is the network itself
@@ -43,7 +46,7 @@ class FixMatch(nn.Module):
         self.threshold, self.cutmix_probability, self.burn_in_epochs = threshold, cutmix_probability, burn_in_epochs
         self.supervised_loss, self.auxiliary_weight = supervised_loss, auxiliary_weight
         self.consistency_weight = consistency_weight
-        self.views = UnlabeledViews(color=True)
+        self.views = UnlabeledViews(color=True, other=True)
         self.weights = {"supervised": 1.0, "consistency": consistency_weight}
         self.figures: dict[str, Tensor] = {}
 
@@ -53,15 +56,24 @@ class FixMatch(nn.Module):
         if unlabeled is None:
             return {"supervised": labeled_loss(self.supervised_loss, student(image), mask, self.auxiliary_weight)}
 
-        labels, confidence = teacher.label(unlabeled["weak"], unlabeled["valid"])
-        strong, labels, confidence = cutmix(unlabeled["strong"][:, 0], labels, confidence, self.cutmix_probability)
-        self.figures = {"confident": (confidence >= self.threshold).float().mean()}
+        # What lies in the boxes comes from another batch, labeled in eval mode.
+        weak, strong, valid, other = (unlabeled[key] for key in ("weak", "strong", "valid", "other"))
+        taught = teacher.label(other["weak"], other["valid"])
+        boxes = small_boxes(len(weak), *weak.shape[-2:], probability=self.cutmix_probability, device=weak.device)
+        strong = paste(strong[:, 0], boxes, other["strong"][:, 0])
 
-        images = torch.cat([image, strong])
-        output = student(images)
-        teacher.observe(images)
+        # Labeled images and weak views in one forward, which labels the weak views; then the strong views.
+        output = student(torch.cat([image, weak]))
         logits = upsample(output.logits, mask.shape[-2:])
+        strong_logits = upsample(student(strong).logits, mask.shape[-2:])
+        teacher.observe(torch.cat([image, strong]))
+        labels, confidence = pseudo_label(logits[n:].detach())
+        labels = labels.masked_fill(~valid, IGNORE_INDEX)
+
+        boxes = on_grid(boxes, labels.shape[-2:])
+        labels, confidence = (paste(x, boxes, inside) for x, inside in zip((labels, confidence), taught, strict=True))
+        self.figures = {"confident": ((confidence >= self.threshold) & (labels != IGNORE_INDEX)).float().mean()}
         return {
             "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n]),
-            "consistency": consistency_loss(logits[n:], labels, confidence, self.threshold),
+            "consistency": consistency_loss(strong_logits, labels, confidence, self.threshold, divisor="valid"),
         }

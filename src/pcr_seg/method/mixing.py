@@ -66,6 +66,38 @@ def cutmix_boxes(
     return (in_rows[:, :, None] & in_columns[:, None, :])[:, None]
 
 
+def small_boxes(
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    probability: float = 0.5,
+    generator: Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Bool[Tensor, "B 1 H W"]:
+    """For each image, with this probability, one rectangle of 2 to 40 % of its area, True inside.
+
+    Area uniform; sides in a ratio uniform in 0.3..1/0.3, position uniform, drawn again until the rectangle lies inside
+    (of 64 draws the first that does; the last is moved inside). Source: UniMatch's `obtain_cutmix_box`.
+    """
+    lot = torch.rand(5, batch, 64, generator=generator, device=device)
+    area = (0.02 + 0.38 * lot[0, :, :1]) * height * width
+    ratio = 0.3 + (1 / 0.3 - 0.3) * lot[1]
+    box_height, box_width = ((area * r).sqrt().long() for r in (ratio, 1 / ratio))
+    top, left = (lot[2] * height).long(), (lot[3] * width).long()
+    inside = (top + box_height <= height) & (left + box_width <= width)
+    inside[:, -1] = True
+    first = inside.float().argmax(dim=1, keepdim=True)
+    box_height, box_width = box_height.clamp(max=height), box_width.clamp(max=width)
+    top, left = torch.minimum(top, height - box_height), torch.minimum(left, width - box_width)
+    top, left, box_height, box_width = (x.gather(1, first) for x in (top, left, box_height, box_width))
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    in_rows = (rows >= top) & (rows < top + box_height)
+    in_columns = (columns >= left) & (columns < left + box_width)
+    drawn = lot[4, :, :1, None] < probability
+    return (in_rows[:, :, None] & in_columns[:, None, :] & drawn)[:, None]
+
+
 def on_grid(boxes: Bool[Tensor, "B 1 h w"], size: tuple[int, int] | torch.Size) -> Bool[Tensor, "B 1 H W"]:
     """The same boxes on another grid, of `size`: each of its cells takes the value at its place."""
     if boxes.shape[-2:] == tuple(size):

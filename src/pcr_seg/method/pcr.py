@@ -18,7 +18,7 @@ Xu, Liu, Bian, Yang: "Semi-supervised Semantic Segmentation with Prototype-based
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,8 @@ from pcr_seg.method.mixing import UnlabeledViews, cutmix
 from pcr_seg.method.prototypes import PrototypeBank, labeled_features
 from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
 from pcr_seg.method.teacher import Teacher
+
+CHOICES = {"prototype_on": ("both", "labels", "pseudo-labels"), "bank_labels": ("ensemble", "teacher")}
 
 
 class PCR(nn.Module):
@@ -49,9 +51,9 @@ class PCR(nn.Module):
         auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
         consistency_weight: of the linear head's loss on pseudo-labels.
         prototype_weight: of the prototype head's loss; 0 leaves the prototypes out.
-        prototype_on: whether the prototype head learns the labels, the pseudo-labels, or both (A1).
+        prototype_on: what the prototype head learns: "labels", "pseudo-labels", or "both" (A1).
         prototype_gate: the threshold also gates what the prototype head learns of pseudo-labels (A4).
-        bank_labels: pseudo-labels that move the prototypes: the two heads' mean or the teacher's (A5).
+        bank_labels: pseudo-labels that move the prototypes: the two heads' mean ("ensemble") or the "teacher"'s (A5).
         cutmix_probability: of a batch being mixed (A9).
         strong_color: strong views have color jitter, grayscale and blur (A10).
         burn_in_epochs: epochs on labels alone before.
@@ -72,15 +74,18 @@ class PCR(nn.Module):
         auxiliary_weight: float = 0.4,
         consistency_weight: float = 1.0,
         prototype_weight: float = 1.0,
-        prototype_on: Literal["both", "labels", "pseudo-labels"] = "both",
+        prototype_on: str = "both",
         prototype_gate: bool = True,
-        bank_labels: Literal["ensemble", "teacher"] = "ensemble",
+        bank_labels: str = "ensemble",
         cutmix_probability: float = 0.5,
         strong_color: bool = False,
         burn_in_epochs: int = 1,
         ema_decay: float = 0.99,
     ) -> None:
         super().__init__()
+        for name, value in (("prototype_on", prototype_on), ("bank_labels", bank_labels)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"method.{name}={value}: choose one of {', '.join(CHOICES[name])}")
         self.num_classes, self.feature_dim, self.num_prototypes = num_classes, feature_dim, num_prototypes
         self.temperature, self.prototype_momentum, self.grid_cells = temperature, prototype_momentum, grid_cells
         self.threshold, self.cutmix_probability, self.strong_color = threshold, cutmix_probability, strong_color
@@ -114,10 +119,13 @@ class PCR(nn.Module):
         teacher.observe(images)  # for its BatchNorm statistics, by one of the rules of A12
         return self.losses(output, labeled["mask"], labels, confidence)
 
-    def losses(self, output: Any, mask: Tensor, labels: Tensor, confidence: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, output: Any, mask: Tensor, labels: Tensor, confidence: Tensor, given: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The losses of the student's output for labeled images, then mixed ones.
 
-        `mask` (B, H, W) has the labels of the first, `labels` and `confidence` (B, H, W) are those of the others.
+        `mask` (B, H, W) has the labels of the first, `labels` and `confidence` (B, H, W) are those of the others;
+        `given` (B, H, W) is True where these are no pseudo-labels.
         """
         # The linear head learns labels and confident pseudo-labels.
         n, size = len(mask), mask.shape[-2:]
@@ -125,7 +133,8 @@ class PCR(nn.Module):
         supervised = labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n])
         consistency = consistency_loss(logits[n:], labels, confidence, self.threshold)
         losses = {"supervised": supervised, "consistency": consistency}
-        self.figures = {"confident": (confidence >= self.threshold).float().mean()}
+        of_teacher = confidence if given is None else confidence.masked_fill(given, 0)
+        self.figures = {"confident": (of_teacher >= self.threshold).float().mean()}
         if self.prototype_weight == 0:
             return losses
         self.check_begun()
@@ -146,8 +155,10 @@ class PCR(nn.Module):
         with torch.no_grad():
             if self.bank_labels == "ensemble":
                 both = (at_points(logits[n:], points).softmax(dim=1) + scores[n:].softmax(dim=1)) / 2
-                confidence, ensemble = both.max(dim=1)
-                labels = ensemble.where(labels != IGNORE_INDEX, IGNORE_INDEX)
+                sure, ensemble = both.max(dim=1)
+                pseudo = labels != IGNORE_INDEX
+                pseudo = pseudo if given is None else pseudo & ~at_points(given, points)
+                labels, confidence = ensemble.where(pseudo, labels), sure.where(pseudo, confidence)
             labels = labels.where(confidence >= self.threshold, IGNORE_INDEX)
             self.assigned += self.bank.update(features.flatten(0, 1), torch.cat([mask, labels]).flatten())
         return losses | {"prototype": prototype}

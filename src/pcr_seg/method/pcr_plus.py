@@ -13,7 +13,7 @@ from pcr_seg.method.mixing import class_mask, cutmix, on_grid, paste
 from pcr_seg.method.pcr import PCR
 from pcr_seg.method.region_names import RegionNames
 from pcr_seg.method.sampling import upsample
-from pcr_seg.method.teacher import Teacher
+from pcr_seg.method.teacher import Teacher, statistics_of_first
 from pcr_seg.method.unimatch import drop_features
 
 
@@ -69,23 +69,25 @@ class PCRPlus(PCR):
 
         taught = teacher.label(unlabeled["weak"], unlabeled["valid"], self.names)
         mixed = cutmix(unlabeled["strong"][:, 0], *taught, self.cutmix_probability)
-        strong, labels, confidence = self.paste_classes(*mixed, labeled)
+        strong, labels, confidence, pasted = self.paste_classes(*mixed, labeled)
 
         images = torch.cat([labeled["image"], strong])
         output = student(images)
         losses = {}
         if self.feature_weight > 0:
-            dropped = student.decode(drop_features(student.encode(unlabeled["weak"]))).logits
+            with statistics_of_first(student, 0):
+                dropped = student.decode(drop_features(student.encode(unlabeled["weak"]))).logits
             losses["features"] = consistency_loss(upsample(dropped, labels.shape[-2:]), *taught, self.threshold)
         teacher.observe(images)
-        return self.losses(output, labeled["mask"], labels, confidence) | losses
+        return self.losses(output, labeled["mask"], labels, confidence, pasted) | losses
 
     def paste_classes(
         self, views: Tensor, labels: Tensor, confidence: Tensor, labeled: dict
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Cover some of the mixed views (B, 3, H, W) with half of the classes of a labeled image, and their labels."""
-        if self.labeled_classmix == 0:
-            return views, labels, confidence
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Cover some of the mixed views (B, 3, H, W) with half of the classes of a labeled image, and their labels.
+
+        The last tensor (B, H, W) is True where that was done.
+        """
         covered = torch.rand(len(views), 1, 1, 1, device=views.device) < self.labeled_classmix
         covered = on_grid(covered & class_mask(labeled["mask"], self.num_classes), views.shape[-2:])
         large = on_grid(covered, labels.shape[-2:])
@@ -93,6 +95,7 @@ class PCRPlus(PCR):
             paste(views, covered, labeled["image"]),
             paste(labels, large, labeled["mask"]),
             paste(confidence, large, torch.ones_like(confidence)),
+            large[:, 0],
         )
 
     def refine(self, images: Tensor, logits: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ def jittered_grid(
     generator: Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Int[Tensor, "N 2"]:
-    """Draw one (row, column) inside each of cells x cells cells of height // cells by width // cells.
+    """Draw one (row, column) inside each of cells x cells cells, row-major.
 
-    Row-major. What the cells leave over at the bottom and right is never drawn: at 513 pixels and 32
-    cells row 512 is not (as in the reference code's `mask_generation`).
+    Cell i begins at pixel floor(i * side / cells), so every pixel can be drawn. Where the cells divide the side this is
+    the reference code's `mask_generation`; elsewhere that leaves out the last side % cells rows and columns.
 
     Raises:
         ValueError: the image is smaller than the number of cells.
@@ -34,9 +34,12 @@ def jittered_grid(
         raise ValueError(f"grid_cells={cells} exceeds the crop of {height}x{width} pixels: lower method.grid_cells")
     jitter = torch.rand(2, cells, cells, generator=generator, device=device)
     cell = torch.arange(cells, device=device)
-    rows = cell[:, None] * (height // cells) + (jitter[0] * (height // cells)).long()
-    columns = cell[None, :] * (width // cells) + (jitter[1] * (width // cells)).long()
-    return torch.stack([rows, columns], dim=-1).flatten(0, 1)
+    (first_row, rows), (first_column, columns) = (
+        (cell * side // cells, (cell + 1) * side // cells - cell * side // cells) for side in (height, width)
+    )
+    row = first_row[:, None] + (jitter[0] * rows[:, None]).long()
+    column = first_column[None, :] + (jitter[1] * columns[None, :]).long()
+    return torch.stack([row, column], dim=-1).flatten(0, 1)
 
 
 def at_points(x: Tensor, points: Int[Tensor, "N 2"]) -> Tensor:

@@ -124,24 +124,66 @@ def ema_update(
 
 
 @contextmanager
-def batchnorm_follows(network: nn.Module) -> Iterator[None]:
+def batchnorm_follows(network: nn.Module, momentum: float = 0.01) -> Iterator[None]:
     """Within, BatchNorm in eval mode also moves its running statistics towards those of what passes.
 
-    By its own momentum, as in training mode, but what it returns is normalised by the statistics as they were: labels
-    and statistics come from one forward, and each layer sees its inputs as it will in evaluation. The statistics are
-    this process's own.
+    What it returns is normalised by the statistics as they were: labels and statistics come from one forward, and each
+    layer sees its inputs as it will in evaluation. The statistics are this process's own. The momentum averages over a
+    hundred batches, as the teacher's weights over a hundred steps: BatchNorm's own 0.1 makes scores noisy.
     """
+    with after_each_norm(network, lambda norm, values: move_statistics(norm, values, momentum)):
+        yield
 
-    def follow(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
-        values = inputs[0].detach().float()
-        variance, mean = torch.var_mean(values, dim=(0, *range(2, values.ndim)))
-        for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
-            running.lerp_(now.to(running), norm.momentum)
 
+@contextmanager
+def statistics_of_first(network: nn.Module, count: int) -> Iterator[None]:
+    """Within, BatchNorm in training mode moves its running statistics by the first `count` images of a batch alone.
+
+    So that perturbed features beside them, or alone (count 0), do not reach what is evaluated. What it returns is as
+    always: normalised by the whole batch.
+    """
+    momenta = {norm: norm.momentum for norm in norms_of(network) if norm.training}
+
+    def follow(norm: nn.Module, values: Tensor) -> None:
+        if count and norm in momenta:
+            move_statistics(norm, values[:count], momenta[norm])
+
+    for norm in momenta:
+        norm.momentum = 0.0
+    try:
+        with after_each_norm(network, follow):
+            yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+
+
+def norms_of(network: nn.Module) -> list[nn.Module]:
+    """Its BatchNorm layers that have running statistics."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    hooks = [norm.register_forward_hook(follow) for norm in norms]
+    return [norm for norm in norms if norm.track_running_stats]
+
+
+@contextmanager
+def after_each_norm(network: nn.Module, function: Callable[[nn.Module, Tensor], object]) -> Iterator[None]:
+    """Within, call a function with each BatchNorm layer and its input, after its forward."""
+
+    def call(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        function(norm, inputs[0])
+
+    hooks = [norm.register_forward_hook(call) for norm in norms_of(network)]
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def move_statistics(norm: nn.Module, values: Float[Tensor, "B C *S"], momentum: float) -> None:
+    """Move running mean and variance of a BatchNorm layer towards those of its input; nothing for a single value."""
+    values = values.detach().float()
+    if values.numel() == values.shape[1]:
+        return  # one value for each channel has no variance
+    variance, mean = torch.var_mean(values, dim=(0, *range(2, values.ndim)))
+    for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
+        running.data.lerp_(now.to(running), momentum)  # backward of an earlier forward may hold on to them

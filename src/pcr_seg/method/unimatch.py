@@ -1,6 +1,6 @@
 """UniMatch: FixMatch with two strong views and a view with dropped features.
 
-Source: Yang et al., CVPR 2023. What differs from its code is listed in docs/method.md.
+Source: Yang et al., CVPR 2023, code LiheYoung/UniMatch @7292bac. What differs from it is listed in docs/method.md.
 """
 
 from collections.abc import Callable
@@ -9,26 +9,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcr_seg.method.losses import consistency_loss, cross_entropy, labeled_loss
-from pcr_seg.method.mixing import UnlabeledViews, cutmix
+from pcr_seg.method.losses import IGNORE_INDEX, consistency_loss, cross_entropy, labeled_loss
+from pcr_seg.method.mixing import UnlabeledViews, on_grid, paste, small_boxes
 from pcr_seg.method.sampling import upsample
-from pcr_seg.method.teacher import Teacher
+from pcr_seg.method.teacher import Teacher, pseudo_label, statistics_of_first
 
 
 class UniMatch(nn.Module):
     """The network's own labels of weak views train two strong views, and the weak view with half of its features.
 
-    The published losses weigh labels 1/2, the strong views 1/4 together and the features 1/4; their common factor is
-    left to the learning rate. The student needs `encode(images)` -> maps and `decode(maps)` -> output.
+    Small boxes of another unlabeled batch are pasted into the strong views, each with boxes of its own. Their labels
+    come from the network in eval mode, those outside of them from its forward in training mode, as in the source. The
+    source's losses weigh labels 1/2, the strong views 1/4 together and the features 1/4; their common factor is left to
+    the learning rate. The student needs `encode(images)` -> maps and `decode(maps)` -> output.
 
     Args:
-        threshold: least confidence of a pseudo-label that trains, in 0..1.
+        threshold: least confidence of a pseudo-label that trains, in 0..1; 0.95 in the source, 0 on Cityscapes.
         supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
         auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
-        consistency_weight: of the loss of both strong views together.
+        consistency_weight: of the mean of both strong views' losses.
         feature_weight: of the loss of the view with dropped features.
-        cutmix_probability: of each strong view of a batch being mixed.
-        burn_in_epochs: epochs on labels alone before; none in the published method.
+        cutmix_probability: of a strong view being mixed.
+        burn_in_epochs: epochs on labels alone before; none in the source.
     """
 
     ema_decay = 0.0  # the teacher is the network itself
@@ -48,7 +50,7 @@ class UniMatch(nn.Module):
         self.threshold, self.cutmix_probability, self.burn_in_epochs = threshold, cutmix_probability, burn_in_epochs
         self.supervised_loss, self.auxiliary_weight = supervised_loss, auxiliary_weight
         self.consistency_weight, self.feature_weight = consistency_weight, feature_weight
-        self.views = UnlabeledViews(strong=2, color=True)
+        self.views = UnlabeledViews(strong=2, color=True, other=True)
         self.weights = {"supervised": 1.0, "consistency": consistency_weight, "features": feature_weight}
         self.figures: dict[str, Tensor] = {}
 
@@ -58,22 +60,34 @@ class UniMatch(nn.Module):
         if unlabeled is None:
             return {"supervised": labeled_loss(self.supervised_loss, student(image), mask, self.auxiliary_weight)}
 
-        # Each strong view is mixed with boxes of its own.
-        weak, size = unlabeled["weak"], mask.shape[-2:]
-        taught = teacher.label(weak, unlabeled["valid"])
-        mixed = [cutmix(view, *taught, self.cutmix_probability) for view in unlabeled["strong"].unbind(1)]
-        strong, labels, confidence = (torch.cat(parts) for parts in zip(*mixed, strict=True))
-        self.figures = {"confident": (confidence >= self.threshold).float().mean()}
+        # What lies in the boxes comes from another batch, labeled in eval mode.
+        weak, valid, other, size = unlabeled["weak"], unlabeled["valid"], unlabeled["other"], mask.shape[-2:]
+        taught = teacher.label(other["weak"], other["valid"])
+        grid = {"probability": self.cutmix_probability, "device": weak.device}
+        boxes = [small_boxes(len(weak), *weak.shape[-2:], **grid) for _ in range(2)]
+        pairs = zip(unlabeled["strong"].unbind(1), boxes, other["strong"].unbind(1), strict=True)
+        strong = torch.cat([paste(view, box, inside) for view, box, inside in pairs])
 
-        images = torch.cat([image, strong])
-        output = student(images)
-        logits = upsample(output.logits, size)
-        dropped = upsample(student.decode(drop_features(student.encode(weak))).logits, size)
-        teacher.observe(images)
+        # Labeled images and weak views in one forward, decoded together with dropped features; then the strong views.
+        maps = student.encode(torch.cat([image, weak]))
+        with statistics_of_first(student, n + len(weak)):
+            output = student.decode([torch.cat(pair) for pair in zip(maps, drop_features(maps), strict=True)])
+        logits, dropped = upsample(output.logits, size).split(n + len(weak))
+        strong_logits = upsample(student(strong).logits, size)
+        teacher.observe(torch.cat([image, strong]))
+        labels, confidence = pseudo_label(logits[n:].detach())
+        labels = labels.masked_fill(~valid, IGNORE_INDEX)
+
+        views = []
+        for box, view_logits in zip(boxes, strong_logits.chunk(2), strict=True):
+            box = on_grid(box, size)
+            mixed = [paste(x, box, inside) for x, inside in zip((labels, confidence), taught, strict=True)]
+            views.append(consistency_loss(view_logits, *mixed, self.threshold, divisor="valid"))
+        self.figures = {"confident": ((confidence >= self.threshold) & valid).float().mean()}
         return {
             "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n]),
-            "consistency": consistency_loss(logits[n:], labels, confidence, self.threshold),
-            "features": consistency_loss(dropped, *taught, self.threshold),
+            "consistency": (views[0] + views[1]) / 2,
+            "features": consistency_loss(dropped[n:], labels, confidence, self.threshold, divisor="valid"),
         }
 
 

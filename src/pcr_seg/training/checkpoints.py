@@ -89,6 +89,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: L.Trainer, name: str) -> None:
         """Write one of the files; every rank has to call this."""
+        trainer.lightning_module.settle()
         trainer.save_checkpoint(self.folder / name)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:

@@ -108,6 +108,8 @@ def fit(cfg: DictConfig) -> dict:
         module.student = convert_sync_batchnorm(module.student)
         module.teacher.network = convert_sync_batchnorm(module.teacher.network)
     trainer = make_trainer(cfg, data)
+    check_length(trainer, module, data)
+    check_batch(cfg, module, data)
     if trainer.strategy.root_device.type == "cpu" and torch.get_num_threads() == 1:
         pointwise_by_onednn(module)
     if trainer.is_global_zero:
@@ -140,6 +142,27 @@ def fit(cfg: DictConfig) -> dict:
             gain = 100 * (summary["miou_last"] - baseline["miou_last"])
             print(f"{module.name} over supervised: {gain:+.1f} mIoU; both in one page: python report.py runs={output}")
     return summary
+
+
+def check_length(trainer: L.Trainer, module: Segmentation, data: SegmentationData) -> None:
+    """Raise a ValueError where the burn-in takes the whole training: before a run folder is there."""
+    steps = data.steps_in_epoch(trainer.accumulate_grad_batches, trainer.world_size)
+    ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    ends += [trainer.max_epochs * steps] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
+    if ends:
+        module.check_burn_in(steps, min(ends))
+
+
+def check_batch(cfg: DictConfig, module: Segmentation, data: SegmentationData) -> None:
+    """Raise a ValueError where a device would see one image at a time, which some parts cannot do without a second."""
+    if data.batch_size > 1:
+        return
+    pooled = cfg.model.get("pooled_norm") and "BatchNorm of one pooled value has no deviation (model.pooled_norm=true)"
+    mixing = module.uses_unlabeled and "CutMix has no second image to mix in"
+    if reason := mixing or pooled:
+        raise ValueError(
+            f"data.batch_size=1: {reason}; set most_per_device=2 or more, and a global_batch of at least two a device"
+        )
 
 
 def streams(method: nn.Module) -> dict:
@@ -196,7 +219,9 @@ def open_run_folder(
         (output / "checkpoints" / LAST).unlink(missing_ok=True)  # damaged: it must not become the previous one
     splits.write(split, output / "splits")
     labeled, unlabeled = f"{len(split.labeled)} labeled ({split.origin})", f"{len(split.unlabeled)} unlabeled"
-    print(f"{data.source.name}: {labeled}, {unlabeled}, {len(data.source.val)} val; run folder {output}")
+    burn_in = getattr(module.method, "burn_in_epochs", 0)
+    alone = f"burn-in {burn_in} of {trainer.max_epochs} epochs" if module.uses_unlabeled else "labels alone"
+    print(f"{data.source.name}: {labeled}, {unlabeled}, {len(data.source.val)} val; {alone}; run folder {output}")
     for logger in trainer.loggers:
         if checkpoint and isinstance(logger, CSVLogger):
             keep_metrics(logger, checkpoint.metrics)
