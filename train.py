@@ -14,17 +14,19 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.config import command_line, going_on, one_line_errors, report_failures
 from pcr_seg.training.fit import fit
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float:
-    """Return the last epoch's mIoU, for sweepers."""
-    with one_line_errors():
+    """Return the last epoch's mIoU, for sweepers; in a sweep a cell that fails is noted, and the others go on."""
+    with going_on(), one_line_errors():
         return fit(cfg)["miou_last"]
+    return float("nan")
 
 
 if __name__ == "__main__":
     sys.argv[1:] = command_line(sys.argv[1:])
     main()
+    report_failures()

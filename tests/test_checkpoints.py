@@ -163,7 +163,7 @@ def test_overrides_beside_resume_are_not_dropped(trained: Path, folder: Path, tm
     log = tmp_path / "log"
     other = [f"resume={folder}", f"hydra.run.dir={tmp_path}/hydra"]
     assert train([*other, "method.threshold=0.5", "seed=3"], log) == 1
-    assert "method.threshold, seed cannot change within a run" in log.read_text().splitlines()[-1]
+    assert "method.threshold, seed cannot change in a run" in log.read_text().splitlines()[-1]
     assert train([*other, "hardware=cpu", "data.num_workers=1"], log) == 0
     config = OmegaConf.load(folder / "config.yaml")
     assert config.data.num_workers == 1 and config.method.threshold == 0.6 and config.trainer.accelerator == "cpu"

@@ -112,19 +112,56 @@ def fit_and_stop_after(config: OmegaConf, epochs: int) -> None:
         Segmentation.on_train_epoch_start = original
 
 
-def test_teacher_copies_in_burn_in_then_lags(tmp_path: Path) -> None:
-    fit(small_config(tmp_path, "trainer.max_epochs=1"))
+def test_the_teacher_lags_after_the_burn_in_alone(tmp_path: Path) -> None:
+    fit(small_config(tmp_path, "trainer.max_epochs=3"))
     state = run_state(tmp_path / "run")["state_dict"]
-    pairs = {
-        k: (v, state[k.replace("student", "teacher.network")]) for k, v in state.items() if k.startswith("student")
-    }
-    assert all(torch.equal(student, teacher) for student, teacher in pairs.values())
-    assert not state["method.bank.is_initialized"]
-    fit(small_config(tmp_path / "longer", "trainer.max_epochs=3"))
-    state = run_state(tmp_path / "longer/run")["state_dict"]
-    weights = [k for k in pairs if k.endswith("weight")]
+    assert state["teacher.steps"] == 4, "of six steps two are the burn-in's, which copies"
+    weights = [k for k in state if k.startswith("student") and k.endswith("weight")]
     assert any(not torch.equal(state[k], state[k.replace("student", "teacher.network")]) for k in weights)
     assert state["method.bank.is_initialized"] and state["method.bank.prototypes"].norm(dim=-1).min() > 0
+
+
+@pytest.mark.parametrize("length", ["method.burn_in_epochs=5", "method.burn_in_epochs=2"])
+def test_a_burn_in_that_takes_all_is_refused(tmp_path: Path, length: str) -> None:
+    with pytest.raises(ValueError, match=r"burn_in_epochs=\d: takes all of this training \(4 steps, 2 in an epoch\)"):
+        fit(small_config(tmp_path, length))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("length", "burn_in"), [("trainer.max_epochs=1", 0), ("trainer.max_steps=3", 1)])
+def test_a_burn_in_follows_from_the_real_length(tmp_path: Path, length: str, burn_in: int) -> None:
+    config = small_config(tmp_path, "trainer.max_epochs=9", length)
+    assert config.method.burn_in_epochs == burn_in
+    summary = fit(config)
+    assert summary["semi_supervised_iterations"] == summary["iterations"] - 2 * burn_in > 0
+
+
+def test_one_image_a_device_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.batch_size=1: CutMix has no second image .*most_per_device=2"):
+        fit(small_config(tmp_path, "most_per_device=1"))
+    with pytest.raises(ValueError, match=r"data\.batch_size=1: BatchNorm of one pooled value"):
+        fit(small_config(tmp_path, "most_per_device=1", "method=supervised", "model.pooled_norm=true"))
+    assert fit(small_config(tmp_path, "most_per_device=1", "method=supervised"))["iterations"] == 4
+
+
+@pytest.mark.parametrize("interval", [1, 3])
+def test_weak_statistics_do_not_depend_on_when_it_was_validated(tmp_path: Path, interval: int) -> None:
+    """Neither the scores of a training that stops between two validations, nor the first pseudo-labels."""
+    runs = []
+    for name, every in (("often", 1), ("seldom", interval)):
+        overrides = ["module.teacher_bn=weak", "trainer.max_epochs=3", f"trainer.check_val_every_n_epoch={every}"]
+        fit(small_config(tmp_path / name, *overrides, f"dataset.root={tmp_path}/data"))
+        runs.append(run_state(tmp_path / name / "run")["state_dict"])
+    for key, value in runs[0].items():
+        assert torch.equal(value, runs[1][key]), key
+
+
+def test_a_supervised_run_that_was_never_validated_has_right_statistics(tmp_path: Path) -> None:
+    overrides = ["method=supervised", "module.teacher_bn=weak", "trainer.max_steps=3", "trainer.max_epochs=9"]
+    fit(small_config(tmp_path, *overrides, "trainer.check_val_every_n_epoch=5"))
+    state = run_state(tmp_path / "run")["state_dict"]
+    norms = [key for key in state if key.startswith("teacher") and key.endswith("running_mean")]
+    assert norms and all(state[key].any() for key in norms), "the initial ones are zero"
 
 
 def test_prototypes_are_class_means_of_labeled_features(tmp_path: Path) -> None:

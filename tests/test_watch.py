@@ -91,7 +91,7 @@ def test_too_many_skipped_steps_end_the_training(tmp_path: Path, spoil) -> None:
 
 
 def test_an_unknown_policy_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"watch\.on_nonfinite=ignore: choose one of raise, skip"):
+    with pytest.raises(ValueError, match=r"watch\.on_nonfinite=ignore: choose raise, skip"):
         run.fit(small_config(tmp_path, "watch.on_nonfinite=ignore"))
 
 
@@ -100,10 +100,10 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_nothing_confident_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    overrides = ["method.threshold=1.1", "watch.patience=3", "data.steps_per_epoch=8", "method.prototype_weight=0"]
+    overrides = ["method.threshold=1.0", "watch.patience=3", "data.steps_per_epoch=8", "method.prototype_weight=0"]
     run.fit(small_config(tmp_path, *overrides))
     [message] = warnings_of(caplog)
-    assert "threshold=1.1 in 3 steps" in message and "lower method.threshold" in message
+    assert "threshold=1.0 in 3 steps" in message and "lower method.threshold" in message
 
 
 def test_a_constant_loss_is_said_once(tmp_path: Path, spoil, caplog: pytest.LogCaptureFixture) -> None:

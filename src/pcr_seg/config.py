@@ -1,8 +1,11 @@
 """Hydra, told how people write: splits on the command line, references that compute, errors in one line."""
 
+import errno
 import hashlib
+import logging
 import os
 import re
+import shutil
 import socket
 import sys
 from collections.abc import Iterator
@@ -11,6 +14,8 @@ from pathlib import Path
 
 import torch
 import wandb
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -20,6 +25,7 @@ from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
 
 WHEEL = Path(__file__).parent / "scripts"  # where a wheel puts what stands in the root of a checkout
+GROUPS = ("dataset", "split", "method", "backbone", "model", "optimizer", "protocol", "logger")  # nodes of their files
 CONF = (WHEEL if WHEEL.is_dir() else Path(__file__).parents[2]) / "conf"
 
 
@@ -49,7 +55,7 @@ def command_line(arguments: list[str]) -> list[str]:
     published row of that count; `--cfg` shows values instead of references. A key that has moved ends the command.
     """
     refuse_moved(arguments)
-    arguments = [name_row(quote_split(argument)) for argument in arguments]
+    arguments = [quote_path(name_row(quote_split(argument))) for argument in arguments]
     return [*arguments, "--resolve"] if "--cfg" in arguments and "--resolve" not in arguments else arguments
 
 
@@ -78,6 +84,26 @@ def quote_split(argument: str) -> str:
     return f"split.labeled={values}"
 
 
+PATHS = (
+    "dataset.root", "dataset.unlabeled", "images", "checkpoint", "output", "resume", "runs", "init_from_checkpoint",
+    "backbone.weights", "data.cache", "hydra.run.dir", "hydra.sweep.dir",
+)  # fmt: skip
+
+
+def quote_path(argument: str) -> str:
+    """Quote the path of an override whatever its name holds, its ~ written out; leave lists and quoted ones alone."""
+    key, separator, value = argument.partition("=")
+    if not separator or key.lstrip("+~") not in PATHS or value in ("", "null") or re.fullmatch(r"'.*'|\".*\"", value):
+        return argument
+    path = os.path.expanduser(value)
+    several = not os.path.exists(path) and (re.fullmatch(r"\[.*\]", value) or "," in value or "${" in value)
+    if several or (path == value and re.fullmatch(r"[\w./:*?@%-]*", value, re.ASCII)):
+        return argument
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", path)
+    escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped)
+    return f"{key}='{escaped}'"
+
+
 def name_row(argument: str) -> str:
     """Name the published rows of an `experiment=` that are given by their fraction: voc_1_8 is voc_183."""
     key, _, values = argument.partition("=")
@@ -102,7 +128,7 @@ def published_count(labeled: str, reader: str) -> int | None:
 
 def wandb_offline() -> bool:
     """Whether to log offline: without a login, or when the server cannot be reached in three seconds."""
-    if os.environ.get("WANDB_MODE") or not wandb.api.api_key:
+    if os.environ.get("WANDB_MODE") or not wandb_key():
         return os.environ.get("WANDB_MODE") != "online"
     host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
     name, _, port = host.partition(":")
@@ -111,6 +137,14 @@ def wandb_offline() -> bool:
     except OSError:
         return True
     return False
+
+
+def wandb_key() -> str | None:
+    """The key of a login, if there is one; asking for it may fail without one."""
+    try:
+        return wandb.api.api_key
+    except Exception:
+        return None
 
 
 def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
@@ -144,14 +178,76 @@ def third(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the command with one line when the user's input is at fault."""
+    """End the command with one line when something fails; HYDRA_FULL_ERROR=1 shows where.
+
+    A user's mistake is a ValueError or an OSError, and says the remedy itself. Of anything else the type is named.
+    """
     try:
         yield
-    except (ValueError, OSError, MissingMandatoryValue) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        sys.exit(f"error: {one_line(error)}")
+
+
+FAILED: list[str] = []  # cells of a sweep, with their reasons
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """In a sweep, note a cell that ends with an error instead of ending them all; leave no folder without a run."""
+    config = HydraConfig.get()
+    try:
+        yield
+    except SystemExit as error:
+        remove_empty(Path(config.runtime.output_dir))
+        serial = config.mode == RunMode.MULTIRUN and config.launcher._target_.endswith("BasicLauncher")
+        if not serial or not str(error.code).startswith("error: "):
+            raise
+        FAILED.append(f"{config.job.override_dirname or config.job.num}: {str(error.code).removeprefix('error: ')}")
+        print(f"{error.code}\nthe other cells go on", file=sys.stderr)
+    else:
+        remove_empty(Path(config.runtime.output_dir))
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder in which Hydra alone has written."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
+        logging.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def report_failures() -> None:
+    """List the cells of a sweep that failed, and exit with 1 if there are any."""
+    if FAILED:
+        sys.exit("\n".join([f"error: {len(FAILED)} cells of the sweep failed", *FAILED]))
+
+
+def one_line(error: Exception) -> str:
+    """What happened, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if lines[0].startswith("Caught "):
         # A loader's process sends its traceback as the message; what happened is its last line, behind the type.
-        line = lines[-1].partition(": ")[2] if lines[0].startswith("Caught ") else lines[0]
-        sys.exit(f"error: {line.removeprefix(RESOLVING)}")
+        return lines[-1].partition(": ")[2] or lines[-1]
+    line = lines[0].removeprefix(RESOLVING)
+    if isinstance(error, ValueError | OSError | MissingMandatoryValue):
+        return line
+    disk = next((one for one in causes(error) if isinstance(one, OSError) and one.errno == errno.ENOSPC), None)
+    if disk or "PytorchStreamWriter failed writing" in str(error):
+        place = f" for {disk.filename}" if disk and disk.filename else ""
+        return f"no space left on the disk{place}; make room, and go on with resume=RUN_FOLDER"
+    known = type(error).__name__ in ("MisconfigurationException", "ConfigAttributeError")  # whose texts say what to do
+    return line if known else f"{line} ({type(error).__name__}; HYDRA_FULL_ERROR=1 shows where)"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 RESOLVING = "ValueError raised while resolving interpolation: "

@@ -1,6 +1,7 @@
 """Checkpoints: written so that a killed run goes on as if nothing had happened, and how they are read."""
 
 import os
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -24,8 +25,9 @@ class Checkpoints(Checkpoint):
     A step is saved when the next one starts. Only then are its teacher, its rows in the log and its loops complete:
     Lightning's `ModelCheckpoint` writes before all three, and ties its state to the folder's path.
 
-    On SIGTERM or SIGUSR1 the training saves before its next step and exits with `EXIT_STOPPED`; on SIGUSR1, which SLURM
-    sends when told to (`--signal=USR1@120`), the job is also queued again.
+    On SIGTERM, SIGUSR1 or Ctrl-C the training saves before its next step and exits with `EXIT_STOPPED`, after Ctrl-C
+    with 130 as shells do; a second Ctrl-C ends it at once. On SIGUSR1, which SLURM sends when told to
+    (`--signal=USR1@120`), the job is also queued again.
 
     Args:
         folder: where the files are written.
@@ -48,11 +50,13 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Listen for signals; the trainer restores its own handlers in the end."""
         self.saved_step = trainer.global_step
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self.note)
 
     def note(self, number: int, frame: object) -> None:
         """Remember the signal until the step is over: its collectives and files must not be cut."""
+        if number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
         self.received = signal.Signals(number)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
@@ -75,11 +79,13 @@ class Checkpoints(Checkpoint):
     def leave(self, trainer: L.Trainer) -> None:
         """End this process; a job whose time is up is queued again."""
         if trainer.is_global_zero:
-            print(f"stopped by a signal at step {trainer.global_step}, saved: train.py resume={self.folder.parent}")
+            command = f"python train.py resume={shlex.quote(str(self.folder.parent))}"
+            print(f"stopped by a signal at step {trainer.global_step}, saved: {command}")
             if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         # Another code than 0 in a child would have the launcher kill the first process before it has left.
-        raise SystemExit(EXIT_STOPPED if trainer.is_global_zero else 0)
+        code = 130 if self.received == signal.SIGINT else EXIT_STOPPED
+        raise SystemExit(code if trainer.is_global_zero else 0)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Keep the best."""

@@ -19,7 +19,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from pcr_seg.checkpoint import LAST, constructor_parameters, load
-from pcr_seg.config import CONF, build
+from pcr_seg.config import CONF, GROUPS, build
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.method.sampling import jittered_grid
@@ -28,13 +28,14 @@ from pcr_seg.models.official import load_official
 from pcr_seg.module import Segmentation
 from pcr_seg.pictures.panels import save_pictures
 from pcr_seg.pixels import IMAGENET_MEAN
-from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed
+from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed, newest_checkpoint
 from pcr_seg.training.diagnosis import Diagnosis
 from pcr_seg.training.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.training.model_card import model_card
 from pcr_seg.training.resume import keep_metrics, moved, resumed
 from pcr_seg.training.summary import print_summary, summarize
 from pcr_seg.training.timer import TrainTimer
+from pcr_seg.training.values import check_values
 
 # The trainer announces devices and products at each start; what it warns of still shows, but for
 # what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already,
@@ -45,6 +46,9 @@ for expected in (
     r".*your dataloader is not resumable",
 ):  # fmt: skip
     warnings.filterwarnings("ignore", expected)
+
+
+KEYS = (*OmegaConf.load(CONF / "train.yaml"), *GROUPS)  # of a configuration as it is without the user's
 
 
 def build_module(config: dict, class_names: list[str], palette: list | None = None) -> Segmentation:
@@ -83,13 +87,18 @@ def fit(cfg: DictConfig) -> dict:
     cfg, checkpoint = resumed(cfg)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     output = Path(cfg.output)
+    check_values(config, KEYS)
     if not goes_on and (summary := finished(config)):
         return summary
+    if not goes_on:
+        checkpoint = interrupted(config)
     L.seed_everything(cfg.seed, verbose=False)
 
     source = build(cfg.dataset)
     module = build_module(config, list(source.classes), list(source.palette))
-    data = build(cfg.data, source, **streams(module.method), pad_color=getattr(module.student, "mean", IMAGENET_MEAN))
+    mean = getattr(module.student, "mean", IMAGENET_MEAN)
+    split_from = output / "splits" if checkpoint else None  # images may have been added since
+    data = build(cfg.data, source, **streams(module.method), pad_color=mean, split_from=split_from)
     splits.check(source, data.split)
     if checkpoint:
         data.start = (checkpoint.epoch, checkpoint.steps)
@@ -186,15 +195,37 @@ def finished(config: dict) -> dict | None:
     output = Path(config["output"])
     if not (output / "summary.json").is_file():
         return None
-    if OmegaConf.to_container(OmegaConf.load(output / "config.yaml")) != config:
-        raise ValueError(f"output={output}: holds a finished run of another configuration; choose another folder")
+    check_same(config, "a finished run")
     print(f"{output}: finished already, see summary.json")
     return json.loads((output / "summary.json").read_text())
 
 
+def interrupted(config: dict) -> Resumed | None:
+    """The newest checkpoint of this very configuration's run in its folder, if it was stopped there; else None."""
+    output = Path(config["output"])
+    if not (output / "config.yaml").is_file():
+        return None
+    checkpoint = newest_checkpoint(output / "checkpoints")
+    if checkpoint:
+        check_same(config, f"an unfinished run (resume={output} goes on with it)")
+        print(f"{output}: going on after epoch {checkpoint.epoch}")
+    return checkpoint
+
+
+def check_same(config: dict, what: str) -> None:
+    """Raise a ValueError where the run in a configuration's folder had another."""
+    output = Path(config["output"])
+    if OmegaConf.to_container(OmegaConf.load(output / "config.yaml")) != config:
+        raise ValueError(f"output={output}: holds {what} of another configuration; choose another folder")
+
+
 def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
     """The trainer with its loggers, checkpoints, panels, diagnosis and progress."""
+    for key in {"callbacks", "logger", "plugins"} & set(cfg.trainer):
+        raise ValueError(f"trainer.{key}: is made here; early_stopping.patience and logger=... choose among them")
     callbacks = [build(cfg.checkpoints), build(cfg.watch), TrainTimer(), LogPanels(data.source)]
+    if cfg.early_stopping.patience is not None:
+        callbacks.append(build(cfg.early_stopping))
     if cfg.diagnosis:
         callbacks.append(Diagnosis(data))
     if cfg.trainer.enable_progress_bar:

@@ -14,17 +14,18 @@ from pcr_seg.training.checkpoints import Resumed, newest_checkpoint
 
 # What a run folder's configuration may make when the run goes on: a stranger's must not name anything else.
 TRUSTED_RUN = TRUSTED + (
-    r"|torch\.optim\.[A-Z]\w*|lightning\.pytorch\.(Trainer|loggers\.\w+Logger)"
+    r"|torch\.optim\.[A-Z]\w*|lightning\.pytorch\.(Trainer|callbacks\.EarlyStopping|loggers\.\w+Logger)"
     r"|pcr_seg\.(module\.Segmentation|data\.datamodule\.SegmentationData|training\.(checkpoints\.Checkpoints|watch\.Watch))"
     rf"|{TRUSTED_DATA}"
 )
+PLACES = ("data.num_workers", "data.cache", "dataset.root", "dataset.unlabeled")  # where it runs, not what
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm", "enable_progress_bar")
 
 
 def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
     """The configuration and newest checkpoint of the run to finish, or the configuration as it is and None.
 
-    The run's own configuration holds; `hardware`, its keys and `data.num_workers` may be given anew. A run that was
+    The run's own configuration holds; `hardware`, its keys and those of PLACES may be given anew. A run that was
     stopped before its first checkpoint has None, too, and starts again.
 
     Raises:
@@ -68,13 +69,13 @@ def change(run: DictConfig, cfg: DictConfig, overrides: list[str]) -> None:
     """
     names = {override.split("=")[0].lstrip("+~").split("@")[0] for override in overrides} - {"resume", "trust"}
     hardware = {"hardware", *(f"trainer.{key}" for key in HARDWARE)}
-    if strange := sorted(names - hardware - {"data.num_workers"}):
+    if strange := sorted(names - hardware - set(PLACES)):
         raise ValueError(
-            f"resume={cfg.resume}: {', '.join(strange)} cannot change within a run (hardware, data.num_workers can); "
+            f"resume={cfg.resume}: {', '.join(strange)} cannot change in a run (hardware, {', '.join(PLACES)} can); "
             "leave it out, or start a new run with init_from_checkpoint"
         )
-    if "data.num_workers" in names:
-        run.data.num_workers = cfg.data.num_workers
+    for key in names & set(PLACES):
+        OmegaConf.update(run, key, OmegaConf.select(cfg, key))
     if names & hardware:
         for key in HARDWARE:
             run.trainer.pop(key, None)

@@ -1,0 +1,129 @@
+"""The values of a configuration, looked at once before anything is built: types, ranges, keys that nobody reads."""
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+
+SHARE = (0.0, 1.0)
+POSITIVE, NOT_NEGATIVE = (1, None), (0, None)
+# Smallest and largest value of keys, wherever they stand.
+RANGES = {
+    **dict.fromkeys(("threshold", "ema_decay", "prototype_momentum", "cutmix_probability", "labeled_classmix"), SHARE),
+    "dropout": SHARE,
+    **dict.fromkeys(("num_prototypes", "grid_cells", "crop_size", "batch_size", "global_batch"), POSITIVE),
+    **dict.fromkeys(("most_per_device", "steps_per_epoch", "channels", "every_n_steps", "log_every_n_steps"), POSITIVE),
+    **dict.fromkeys(("num_workers", "burn_in_epochs", "lr", "weight_decay", "poly_power", "seed"), NOT_NEGATIVE),
+    **dict.fromkeys(("auxiliary_weight", "consistency_weight", "prototype_weight", "feature_weight"), NOT_NEGATIVE),
+    "temperature": (1e-6, None),
+}
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+WHOLE = ("seed", "global_batch", "most_per_device")  # at the top, where no constructor says their type
+
+
+def check_values(config: dict, known: Sequence[str]) -> None:
+    """Raise a ValueError for the first key that nobody reads, and the first value of a wrong type or out of range.
+
+    Args:
+        config: resolved, as a plain dictionary.
+        known: its keys, as they are without the user's.
+    """
+    for key in config:
+        if key not in known:
+            raise ValueError(f"{key}: no such key{suggestion(key, known)}")
+    for key in WHOLE:
+        check_type(key, config[key], int)
+    unused = {"early_stopping"} if config["early_stopping"]["patience"] is None else set()
+    for key in sorted(config.keys() - unused, key=lambda key: key == "module"):  # whose values repeat others'
+        check_node("", {key: config[key]})
+    low, high = config["data"]["scale"]
+    if not 0 < low <= high:
+        raise ValueError(f"data.scale=[{low},{high}]: choose two factors above 0, the smaller one first")
+
+
+def check_node(path: str, node: dict) -> None:
+    """Look at what a node names and at every value in it."""
+    target = get_object(node["_target_"]) if "_target_" in node else None
+    parameters = {} if target is None else arguments(target)
+    for key, value in node.items():
+        name = f"{path}.{key}".lstrip(".")
+        if isinstance(value, dict):
+            check_node(name, value)
+        elif key in parameters:
+            check_type(name, value, parameters[key])
+        elif parameters and not (key.startswith("_") or key == "name" or "**" in parameters):
+            raise ValueError(f"{name}: no such key{suggestion(key, parameters)}")
+        if key in RANGES and isinstance(value, int | float) and not isinstance(value, bool):
+            low, high = RANGES[key]
+            if value < low or (high is not None and value > high):
+                wanted = f"{low} or more" if high is None else f"{low:g} to {high:g}"
+                raise ValueError(f"{name}={value}: choose {wanted}")
+
+
+def arguments(target: Callable) -> dict[str, Any]:
+    """Types of a constructor's or function's parameters by name; "**" where it takes others too."""
+    function = target.__init__ if isinstance(target, type) else target
+    try:
+        hints = get_type_hints(function)
+    except Exception:  # names that exist for type checkers only
+        hints = {}
+    found = {}
+    owners = [c.__init__ for c in target.__mro__ if "__init__" in vars(c)] if isinstance(target, type) else [function]
+    for owner in owners:
+        parameters = inspect.signature(owner).parameters.values()
+        own = get_type_hints(owner) if owner.__module__.startswith("pcr_seg.") else hints
+        found = {
+            p.name: own.get(p.name, Any) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        } | found
+        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
+            return found
+        if not owner.__module__.startswith("pcr_seg."):
+            break
+    return found | {"**": Any}
+
+
+def check_type(name: str, value: object, hint: object) -> None:
+    """Raise a ValueError where a value is none of a type hint's."""
+    if not fits(value, hint):
+        raise ValueError(f"{name}={'null' if value is None else value}: choose {described_type(hint)}")
+
+
+def fits(value: object, hint: object) -> bool:
+    """Whether a plain value is one of a type hint's; True for hints that say nothing of plain values."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is tuple and Ellipsis not in inner:
+        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(fits, value, inner))
+    if origin in (list, Sequence):
+        return isinstance(value, list | tuple) and all(fits(one, inner[0]) for one in value)
+    return isinstance(value, hint) if isinstance(hint, type) and hint is not Any else True
+
+
+def described_type(hint: object) -> str:
+    """What a type hint wants, in words."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(described_type(one) for one in inner)
+    if origin is Literal:
+        return ", ".join(map(str, inner))
+    if origin is tuple:
+        return f"[{', '.join(described_type(one) for one in inner)}]"
+    if origin in (list, Sequence):
+        return f"a list of {described_type(inner[0])}"
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def suggestion(key: str, known: Sequence[str]) -> str:
+    """The key that was meant, perhaps."""
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
