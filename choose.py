@@ -13,6 +13,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.commands.choose import choose
+from pcr_seg.commands.opening import known_choices
 from pcr_seg.config import command_line, one_line_errors
 
 
@@ -24,5 +25,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line(sys.argv[1:])
+    sys.argv[1:] = known_choices(command_line(sys.argv[1:]))
     main()

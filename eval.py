@@ -11,6 +11,7 @@ import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.commands.evaluate import evaluate
+from pcr_seg.commands.opening import known_choices
 from pcr_seg.config import command_line, one_line_errors
 
 
@@ -22,5 +23,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line(sys.argv[1:])
+    sys.argv[1:] = known_choices(command_line(sys.argv[1:]))
     main()

@@ -10,17 +10,20 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
+from pcr_seg.commands.opening import known_choices
 from pcr_seg.commands.predict import predict
 from pcr_seg.config import command_line, one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="predict", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Run, and turn a user's mistake into one line."""
+    """Run, and turn a user's mistake into one line; 130 after Ctrl-C, 1 where images were left out."""
     with one_line_errors():
-        predict(cfg)
+        failed = predict(cfg)["failed"]
+    if failed:
+        sys.exit(f"error: {len(failed)} images could not be read; they are named above and in {cfg.output}/areas.json")
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line(sys.argv[1:])
+    sys.argv[1:] = known_choices(command_line(sys.argv[1:]))
     main()

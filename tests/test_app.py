@@ -1,5 +1,6 @@
 """The page, in a real browser: an image in, both heads out, a pixel's answer, nothing asked of a network."""
 
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from conftest import composed, small_config
 from PIL import Image
 
 from pcr_seg.checkpoint import load
-from pcr_seg.commands.app import describe, launch, make_page
+from pcr_seg.commands.app import describe, launch, make_page, swatch, title
+from pcr_seg.method import Supervised
 from pcr_seg.pictures.panels import look
 from pcr_seg.training.fit import fit
 
@@ -35,6 +37,29 @@ def test_a_pixels_description_names_what_the_heads_say(trained: Path) -> None:
     text = describe(predictor, view, 31, 7)
     assert "row 7, column 31" in text and "42%" in text and "rings</span> number 3" in text and "checks</span>" in text
     assert "&lt;background&gt;" in text and "<background>" not in text
+
+
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+def test_what_a_strangers_checkpoint_says_is_text(trained: Path) -> None:
+    predictor = load(trained / "checkpoints/last.ckpt")
+    predictor.name, predictor.metadata["dataset"], predictor.class_names = MARKUP, MARKUP, [MARKUP] * 5
+    predictor.palette = [(1.0, 2, "3")] * 5
+    text = title(predictor)
+    assert "<img" not in text and text.count("&lt;img") == 2 + 5 and text.count("rgb(1, 2, 3)") == 5
+    with pytest.raises(ValueError, match="invalid literal"):
+        swatch("a", ('0)" onmouseover="alert(1)', 0, 0))
+
+
+def test_a_method_may_have_another_head_and_no_bank(trained: Path) -> None:
+    predictor = load(trained / "checkpoints/last.ckpt")
+    bank, predictor.method = predictor.method.bank, Supervised()
+    predictor.method.heads = lambda features, size: {MARKUP: bank.dense_logits(features, size)}
+    [view] = look(predictor, [np.zeros((40, 56, 3), np.uint8)])
+    text = describe(predictor, view, 31, 7)
+    assert "linear head" in text and f"{escape(MARKUP)} head" in text
+    assert "<img" not in text and "nearest prototype" not in text
 
 
 @pytest.mark.filterwarnings("default")  # Gradio calls what the newest pandas would rather not be called
@@ -70,7 +95,7 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser) -> None:
         words = page.locator(".pixel").inner_text()
         assert f"row {y}, column {x}" in words
         label, number = divmod(look(predictor, [pixels])[0].nearest[y, x].item(), 4)
-        assert f"{module.class_names[label]} number {number}" in " ".join(words.split())
+        assert f"{predictor.class_names[label]} number {number}" in " ".join(words.split())
         crops = page.locator(".stretched", has_text="what this prototype is nearest to").locator("img")
         crops.wait_for()
         with Image.open(trained / f"prototypes/{label}_{number}.jpg") as expected:

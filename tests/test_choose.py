@@ -92,6 +92,11 @@ def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
     for budget in (0, 9):
         with pytest.raises(ValueError, match=rf"budget={budget}: .* has 8 unlabeled images; choose 1 to that"):
             choose(composed(checkpoint, f"budget={budget}", f"output={tmp_path}", name="choose"))
+    with pytest.raises(ValueError, match=r"budget=many: is no whole number; give one"):
+        choose(composed(checkpoint, "budget=many", f"output={tmp_path}", name="choose"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file: cannot be written \(.*\); name another folder with output=FOLDER"):
+        choose(composed(checkpoint, "budget=1", f"output={tmp_path}/file", name="choose"))
     content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
     (tmp_path / "checkpoints").mkdir()
     torch.save(content, tmp_path / "checkpoints/last.ckpt")

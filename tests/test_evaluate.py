@@ -1,13 +1,21 @@
 """Scores from a checkpoint alone, and what fits it not."""
 
 import json
+import os
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import composed
+from hydra.errors import MissingConfigException
 
+from pcr_seg.commands.choose import choose
 from pcr_seg.commands.evaluate import evaluate
+from pcr_seg.commands.opening import known_choices
+from pcr_seg.config import CONF
 
 
 def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:
@@ -42,3 +50,84 @@ def test_evaluation_on_another_folder_checks_its_classes(trained: Path, tmp_path
     classes.write_text(classes.read_text().replace("rings", "hoops"))
     with pytest.raises(ValueError, match=r"hoops: choose the data set"):
         evaluate(composed(*arguments, name="eval"))
+
+
+@pytest.mark.parametrize("name", ["eval", "predict", "choose"])
+@pytest.mark.parametrize("choice", ["dataset=foldr", "protocol=slding", "protocol=whole,slding", "protocol="])
+def test_a_misspelt_choice_is_one_line_with_the_choices(monkeypatch, name: str, choice: str) -> None:
+    if name == "predict" and "dataset" in choice:
+        pytest.skip("predict has no data set")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "checkpoint=nothing.ckpt", choice])
+    group, _, values = choice.partition("=")
+    known = {"dataset": "camvid, .*, voc, voc_aug", "protocol": "flip, .*, sliding, .*, whole"}[group]
+    line = rf"^error: {group}={values.split(',')[-1]}: no such choice; choose {known}$"
+    with pytest.raises(SystemExit, match=line):
+        runpy.run_path(str(CONF.with_name(f"{name}.py")), run_name="__main__")
+    if values == "slding":
+        with pytest.raises(MissingConfigException):
+            composed("checkpoint=x", choice, name=name)
+
+
+def test_no_choice_is_the_checkpoints_own_and_hydras_words_stay() -> None:
+    for name in ("eval", "choose"):
+        cfg = composed("checkpoint=x", name=name)
+        assert cfg.get("dataset") is None and cfg.get("protocol") is None
+    arguments = ["-m", "protocol=whole,flip", "dataset=glob(*)", "eval.student=true", "subset=slding", "--cfg", "job"]
+    assert known_choices([*arguments, "dataset=null", "protocol=null"]) == arguments
+    own = ["--config-dir=mine", "dataset=mine"]
+    assert known_choices(own) == own
+
+
+def test_an_unknown_subset_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"subset=foo: choose train, val or test"):
+        evaluate(composed("checkpoint=x", "subset=foo", name="eval"))
+
+
+def test_scores_are_shown_before_a_file_that_cannot_be_written(trained: Path, tmp_path: Path, capsys) -> None:
+    checkpoint = f"checkpoint={trained}/checkpoints/last.ckpt"
+    (tmp_path / "file").write_text("")
+    for output in ("file/e.json", "."):
+        with pytest.raises(OSError, match=r": cannot be written \(.+\); the scores are above; .*output=FILE") as error:
+            evaluate(composed(checkpoint, f"output={tmp_path}/{output}", "device=cpu", name="eval"))
+        assert "mIoU" in capsys.readouterr().out and "\n" not in str(error.value)
+    evaluate(composed(checkpoint, f"output={tmp_path}/new/e.json", "device=cpu", name="eval"))
+    assert (tmp_path / "new/e.json").is_file()
+
+
+STRANGE = [
+    {"_target_": "os.system", "command": "touch ran"},
+    {"_target_": "pcr_seg.data.sources.folder", "root": {"_target_": "os.system", "command": "touch ran"}},
+    {"_target_": "pcr_seg.data.sources.folder", "root": ({"_target_": "os.system", "command": "touch ran"},)},
+    "_target_: os.system\ncommand: touch ran",
+]
+
+
+@pytest.mark.parametrize("dataset", STRANGE, ids=["plain", "nested", "tuple", "text"])
+@pytest.mark.parametrize("command", [evaluate, choose])
+def test_a_strangers_data_set_is_refused(trained: Path, tmp_path: Path, monkeypatch, command, dataset) -> None:
+    content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    content["pcr_seg"]["config"]["dataset"] = dataset
+    shutil.copytree(trained / "splits", tmp_path / "run/splits")
+    (tmp_path / "run/checkpoints").mkdir()
+    torch.save(content, tmp_path / "run/checkpoints/last.ckpt")
+    monkeypatch.chdir(tmp_path)
+    cfg = composed(
+        "checkpoint=run/checkpoints/last.ckpt", *(["budget=1"] if command is choose else []),
+        name="choose" if command is choose else "eval",
+    )  # fmt: skip
+    reason = "names no data set" if isinstance(dataset, str) else "names os.system, which is not this project's code"
+    with pytest.raises(ValueError, match=rf"checkpoint=run/checkpoints/last\.ckpt: {reason}"):
+        command(cfg)
+    assert not os.path.exists("ran")
+
+
+def test_a_data_set_of_ones_own_is_read_where_it_is_trusted(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    content["pcr_seg"]["config"]["dataset"]["_target_"] = "my_reader.read"
+    torch.save(content, tmp_path / "last.ckpt")
+    (tmp_path / "my_reader.py").write_text("from pcr_seg.data.synthetic import synthetic as read\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = [f"checkpoint={tmp_path}/last.ckpt", f"output={tmp_path}/e.json", "device=cpu"]
+    with pytest.raises(ValueError, match=r"names my_reader\.read.* \(trust=my_reader allows it"):
+        evaluate(composed(*arguments, name="eval"))
+    assert evaluate(composed(*arguments, "trust=my_reader", name="eval"))["num_images"] == 3

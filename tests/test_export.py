@@ -105,3 +105,6 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, checkpoint: Path) -
     torch.save(content, tmp_path / "early.ckpt")
     with pytest.raises(ValueError, match=r"prototype_head=true: .*early\.ckpt has no prototypes yet"):
         export(composed(f"checkpoint={tmp_path}/early.ckpt", "prototype_head=true", name="export"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file: cannot be written \(.*\); name another file with output=FILE"):
+        export(composed(f"checkpoint={checkpoint}", f"output={tmp_path}/file/m.onnx", name="export"))

@@ -10,7 +10,19 @@ from omegaconf import OmegaConf
 
 from pcr_seg.data.files import read_image
 from pcr_seg.data.sources import Source
-from pcr_seg.pictures.panels import assignment, best_pixels, crop, feature_cosines, gallery, look, spread
+from pcr_seg.method import PrototypeBank, Supervised
+from pcr_seg.pictures.panels import (
+    assignment,
+    best_pixels,
+    crop,
+    example_panel,
+    feature_cosines,
+    gallery,
+    head_names,
+    look,
+    save_pictures,
+    spread,
+)
 from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.predictor import Predictor
 from pcr_seg.training.fit import build_module
@@ -69,6 +81,43 @@ def test_a_batch_is_predicted_as_its_images_alone(tmp_path: Path, tiny_set: Sour
     predictor.method.bank.is_initialized.fill_(False)
     [found] = look(predictor, images[:1])
     assert found.disagreement is None and found.nearest is None and list(found.labels) == ["linear"]
+
+
+class Other(Supervised):
+    """A method with a second predictor called "other", no bank, and a third one on demand."""
+
+    def __init__(self, bank: PrototypeBank, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.predictors, self.names = [bank], names
+
+    def heads(self, features: torch.Tensor, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        return {name: self.predictors[0].dense_logits(features, size) for name in self.names}
+
+
+@pytest.mark.parametrize("names", [(), ("other",), ("other", "third")])
+def test_a_method_may_have_any_heads_and_no_bank(tmp_path: Path, tiny_set: Source, monkeypatch, names) -> None:
+    predictor = make_predictor(tmp_path, tiny_set)
+    predictor.method = Other(predictor.method.bank, names)
+    heads = ["linear", *names]
+    assert head_names(predictor) == heads and predictor.bank is None
+    [found] = look(predictor, [read_image(tiny_set.val[0].image)])
+    assert list(found.labels) == heads and found.nearest is None and (found.disagreement is None) == (not names)
+    titles = []
+    monkeypatch.setattr("pcr_seg.pictures.visualize.panel", lambda rows, heads, legend: titles.extend(heads) or rows)
+    rows = example_panel(predictor, tiny_set)
+    assert titles == ["image", "truth", *(f"{head} head" for head in heads), "confidence"]
+    assert [len(row) for row in rows] == [len(titles)] * 3
+    monkeypatch.undo()
+    save_pictures(predictor, {}, tiny_set, tmp_path)
+    assert (tmp_path / "panel.png").is_file() and not (tmp_path / "prototypes").exists()
+
+
+def test_the_nearest_prototypes_need_no_second_head(tmp_path: Path, tiny_set: Source) -> None:
+    predictor = make_predictor(tmp_path, tiny_set)
+    image = read_image(tiny_set.val[0].image)
+    [found] = look(predictor, [image], linear=True)
+    assert list(found.labels) == ["linear"] and found.disagreement is None
+    np.testing.assert_array_equal(found.nearest, assignment(predictor, image))
 
 
 def test_examples_come_from_all_over_the_set(tiny_set: Source) -> None:

@@ -1,6 +1,7 @@
 """Maps and areas of files, folders and globs, each at its own size; TIFF files by tiles."""
 
 import json
+import runpy
 import subprocess
 import sys
 import warnings
@@ -26,10 +27,11 @@ from pcr_seg.commands.predict import (
     predict,
     predict_tiles,
 )
+from pcr_seg.config import CONF
 from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.sources import find_images
 from pcr_seg.inference import whole_image
-from pcr_seg.method import PCR
+from pcr_seg.method import PCR, Supervised, upsample
 from pcr_seg.models.deeplab import SegmentorOutput
 from pcr_seg.pictures.panels import assignment, look
 from pcr_seg.pixels import as_tensor, normalize
@@ -104,6 +106,9 @@ def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
         predict(command(checkpoint, tmp_path / "nothing", tmp_path / "out"))
     with pytest.raises(ValueError, match=r"maps: masks is none of index, color"):
         predict(command(checkpoint, tmp_path, tmp_path / "out", "maps=[index,masks]"))
+    for wrong in ("batch_size=0", "batch_size=big", "on_error=rise", "tile=big"):
+        with pytest.raises(ValueError, match=wrong):
+            predict(command(checkpoint, tmp_path, tmp_path / "out", wrong))
     with pytest.raises(ValueError, match=r"device=gpu:7: not on this machine"):
         choose_device("gpu:7")
     if not torch.cuda.is_available():
@@ -111,11 +116,12 @@ def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
             choose_device("gpu")
     predictor = load(checkpoint)
     predictor.method.bank.is_initialized.fill_(False)
-    with pytest.raises(ValueError, match=r"maps: disagreement, prototype needs prototypes, which this .* pcr has not"):
+    lacking = "maps: disagreement needs a second head, prototype needs prototypes, which this checkpoint of pcr has not"
+    with pytest.raises(ValueError, match=lacking):
         check_maps(list(MAPS), predictor)
     noise(tmp_path / "in/a.png", 8, 8), noise(tmp_path / "in/a.jpg", 8, 8)
     with pytest.raises(ValueError, match=r"a\.png: its maps would be called as those of .*a\.jpg; rename"):
-        named_images(str(tmp_path / "in"))
+        named_images(str(tmp_path / "in"), tmp_path / "out")
     noise(tmp_path / "odd[1].png", 8, 8)
     assert find_images(tmp_path / "odd[1].png") == (str(tmp_path), [str(tmp_path / "odd[1].png")])
 
@@ -124,10 +130,128 @@ def test_neighbors_of_one_size_share_a_batch(tmp_path: Path) -> None:
     sizes = [(8, 8), (8, 8), (8, 8), (8, 9), (8, 8)]
     for i, size in enumerate(sizes):
         noise(tmp_path / f"frame_{i}.png", *size)
-    found = list(batches(named_images(str(tmp_path)), Format(), 2))
+    found = list(batches(named_images(str(tmp_path), tmp_path / "out"), Format(), 2, pytest.fail))
     assert [[name for name, _ in batch] for batch in found] == [
         ["frame_0", "frame_1"], ["frame_2"], ["frame_3"], ["frame_4"],
     ]  # fmt: skip
+
+
+def photos(folder: Path, number: int = 4) -> Path:
+    for i in range(number):
+        noise(folder / f"photo_{i}.png", 24, 32, i)
+    return folder
+
+
+def test_maps_of_an_earlier_prediction_are_no_images(trained: Path, tmp_path: Path, capsys) -> None:
+    checkpoint, folder = trained / "checkpoints/last.ckpt", photos(tmp_path / "photos")
+    noise(folder / "color/mine.png", 24, 32)
+    expected = ["color/mine", *(f"photo_{i}" for i in range(4))]
+    for output in (folder / "maps", folder / "maps", folder / "others"):
+        assert list(predict(command(checkpoint, folder, output))["images"]) == expected
+    content = predict(command(checkpoint, folder, folder / "others/../maps", "maps=index"))
+    assert list(content["images"]) == expected
+    assert "left out: 40 maps of earlier predictions" in capsys.readouterr().out, "of maps/ and of others/"
+    (folder / "maps/areas.json").unlink()
+    assert list(predict(command(checkpoint, folder, folder / "maps"))["images"]) == expected, "of a run that was killed"
+    with pytest.raises(ValueError, match=r"others/index: maps of an earlier prediction alone; give a file"):
+        predict(command(checkpoint, folder / "others/index", tmp_path / "out"))
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["predict.py", *arguments])
+    runpy.run_path(str(CONF.with_name("predict.py")), run_name="__main__")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_images_that_cannot_be_read_are_named_and_the_others_predicted(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, batch_size: int
+) -> None:
+    folder = photos(tmp_path / "photos")
+    (folder / "a_bad.jpg").write_bytes(b"x"), (folder / "photo_1b.png").write_bytes(b"")
+    (folder / "z_gone.png").symlink_to(folder / "nothing.png")
+    arguments = [f"checkpoint={trained}/checkpoints/last.ckpt", f"images={folder}", "device=cpu"]
+    arguments.append(f"batch_size={batch_size}")
+    with pytest.raises(SystemExit, match=r"^error: 3 images could not be read; they are named above and in .*[^\n]$"):
+        run_script(monkeypatch, *arguments, f"output={tmp_path}/out")
+    content, printed = json.loads((tmp_path / "out/areas.json").read_text()), capsys.readouterr().out
+    assert list(content["images"]) == [f"photo_{i}" for i in range(4)] == index_maps(tmp_path / "out")
+    assert sum(content["total"]["pixels"].values()) == 4 * 24 * 32 and "4 of 7 images" in printed
+    assert set(content["failed"]) == {"a_bad", "photo_1b", "z_gone"}
+    for line in content["failed"].values():
+        assert f"left out: {line}\n" in printed
+    with pytest.raises(SystemExit, match=r"^error: .*a_bad\.jpg: not readable .*; replace or remove it$"):
+        run_script(monkeypatch, *arguments, f"output={tmp_path}/strict", "on_error=raise")
+
+
+def test_only_bad_images_are_no_division_by_zero(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    content = predict(command(trained / "checkpoints/last.ckpt", tmp_path, tmp_path / "out"))
+    assert list(content["failed"]) == ["a"] and set(content["total"]["share"].values()) == {0.0}
+
+
+def index_maps(output: Path) -> list[str]:
+    return sorted(path.stem for path in (output / "index").iterdir())
+
+
+def test_an_interrupt_keeps_what_is_done(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    calls = []
+
+    def interrupted(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return look(*arguments, **options)
+
+    monkeypatch.setattr("pcr_seg.commands.predict.look", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run_script(
+            monkeypatch, f"checkpoint={trained}/checkpoints/last.ckpt", f"images={photos(tmp_path / 'photos')}",
+            f"output={tmp_path}/out", "device=cpu",
+        )  # fmt: skip
+    assert stopped.value.code == 130
+    assert f"interrupted: 2 of 4 images are done; see {tmp_path}/out/areas.json\n" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out/areas.json").read_text())
+    assert list(content["images"]) == ["photo_0", "photo_1"] == index_maps(tmp_path / "out")
+    assert sum(content["total"]["pixels"].values()) == 2 * 24 * 32
+
+
+def test_a_map_that_cannot_be_written_is_one_line(trained: Path, tmp_path: Path) -> None:
+    checkpoint, folder = trained / "checkpoints/last.ckpt", photos(tmp_path / "photos")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file: cannot be written \(.*\); .* output=FOLDER"):
+        predict(command(checkpoint, folder, tmp_path / "file"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/index").write_text("")
+    with pytest.raises(OSError, match=r"index/photo_\d\.png: cannot be written \(.*\); .* output=FOLDER"):
+        predict(command(checkpoint, folder, tmp_path / "out"))
+
+
+class Other(Supervised):
+    """A method with a second predictor and no prototypes."""
+
+    def heads(self, features: torch.Tensor, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        return {"other": upsample(features[:, : self.num_classes].flip(1), size)}
+
+
+def other_predictor() -> Predictor:
+    method = Other()
+    method.num_classes = 4
+    palette = [(250, 0, 0), (0, 250, 0), (0, 0, 250), (0, 0, 0)]
+    torch.manual_seed(0)
+    return Predictor(Convolutional(), method, list("abcd"), palette, whole_image, name="other").eval()
+
+
+def test_a_method_may_have_another_head_and_no_bank(trained: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("pcr_seg.commands.predict.open_checkpoint", lambda cfg: other_predictor())
+    folder, checkpoint = photos(tmp_path / "photos"), trained / "checkpoints/last.ckpt"
+    maps = "maps=[index,confidence,disagreement]"
+    predict(command(checkpoint, folder, tmp_path / "out", maps))
+    [found] = look(other_predictor(), [read_image(folder / "photo_0.png")])
+    assert list(found.labels) == ["linear", "other"] and found.nearest is None and found.disagreement.max() > 0
+    picture = np.asarray(Image.open(tmp_path / "out/disagreement/photo_0.png")).astype(int)
+    assert np.abs(picture - 255 * found.disagreement).max() < 0.51
+    with pytest.raises(ValueError, match="maps: prototype needs prototypes, which this checkpoint of other has not"):
+        predict(command(checkpoint, folder, tmp_path / "out", "maps=[disagreement,prototype]"))
 
 
 # --------------------------------------------------------------------------------------------- tiles
@@ -245,3 +369,47 @@ def test_tiles_are_for_large_tiffs_and_others_stay_as_they_are(trained: Path, tm
     assert [sum(image["pixels"].values()) for image in content["images"].values()] == [200 * 180] * 2
     with pytest.raises(ValueError, match=r"tile=161: choose at least 289, or a smaller margin"):
         predict(command(checkpoint, tmp_path / "in", tmp_path / "out", "tile=161", "margin=128"))
+
+
+def test_a_geotiff_keeps_its_place_without_tiles(trained: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
+    place = rasterio.Affine(0.2, 0, 500_000, 0, -0.2, 5_400_000)
+    (tmp_path / "in").mkdir()
+    write_tiff(tmp_path / "in/ortho.tif", 90, 75, crs="EPSG:32632", transform=place)
+    write_tiff(tmp_path / "in/plain.tif", 90, 75)
+    checkpoint = trained / "checkpoints/last.ckpt"
+    content = predict(command(checkpoint, tmp_path / "in", tmp_path / "out", ALL_MAPS))
+    predictor, image = load(checkpoint), read_image(tmp_path / "in/ortho.tif")
+    [found] = look(predictor, [image])
+    for kind, expected in draw_maps(predictor, image, found, list(MAPS)).items():
+        names = sorted(path.name for path in (tmp_path / "out" / kind).iterdir())
+        assert names == ["ortho.tif", "plain.png"]
+        with rasterio.open(tmp_path / "out" / kind / "ortho.tif") as file:
+            assert (file.crs.to_epsg(), file.transform, file.dtypes[0]) == (32632, place, expected.dtype)
+            assert np.array_equal(np.moveaxis(file.read(), 0, 2).squeeze(), expected), kind
+    assert sum(content["images"]["ortho"]["pixels"].values()) == 90 * 75
+    again = predict(command(checkpoint, tmp_path / "in", tmp_path / "in/out"))
+    assert list(predict(command(checkpoint, tmp_path / "in", tmp_path / "in/out"))["images"]) == list(again["images"])
+
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    predict(command(checkpoint, tmp_path / "in/ortho.tif", tmp_path / "without", "maps=[index]"))
+    assert [path.name for path in (tmp_path / "without/index").iterdir()] == ["ortho.png"]
+    assert "1 GeoTIFF files: their maps become PNG" in capsys.readouterr().out
+
+
+def test_a_damaged_tiff_is_left_out_with_and_without_tiles(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write_tiff(tmp_path / "in/good.tif", 200, 180)
+    content = (tmp_path / "in/good.tif").read_bytes()
+    (tmp_path / "in/cut.tif").write_bytes(content[: len(content) // 2])
+    (tmp_path / "in/no.tif").write_bytes(b"no tiff")
+    damaged = bytearray(content)
+    damaged[-3000:] = bytes(3000)
+    (tmp_path / "in/worn.tif").write_bytes(damaged)
+    checkpoint = trained / "checkpoints/last.ckpt"
+    for overrides in ([], ["tile=161", "margin=32"]):
+        output = tmp_path / f"out{len(overrides)}"
+        content = predict(command(checkpoint, tmp_path / "in", output, "maps=[index]", *overrides))
+        assert {"cut", "no"} <= set(content["failed"]) and "good" in content["images"]
+        assert all("in/" in line and "\n" not in line for line in content["failed"].values())
+        assert index_maps(output) == sorted(content["images"]), "nothing of a map is left where its image fails"

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import inspect
 import logging
 import os
 import re
@@ -139,12 +140,14 @@ def wandb_offline() -> bool:
     return False
 
 
-def wandb_key() -> str | None:
-    """The key of a login, if there is one; asking for it may fail without one."""
+def wandb_key() -> bool:
+    """Whether there is a login; asking may fail without one."""
     try:
-        return wandb.api.api_key
+        if "prompt" in inspect.signature(wandb.login).parameters:
+            return wandb.login(prompt=False)
+        return bool(wandb.api.api_key)
     except Exception:
-        return None
+        return False
 
 
 def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
@@ -258,7 +261,7 @@ OmegaConf.register_new_resolver("third", third, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)
 OmegaConf.register_new_resolver("parent_name", lambda path: Path(path).parent.name, replace=True)
-OmegaConf.register_new_resolver("wandb_offline", wandb_offline, replace=True)
+OmegaConf.register_new_resolver("wandb_mode", lambda: "offline" if wandb_offline() else "online", replace=True)
 
 
 def build(node: DictConfig, *args: object, **kwargs: object):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from conftest import write_run
 
 from pcr_seg.report.plots import miou_over_labels
@@ -12,6 +13,7 @@ from pcr_seg.report.tables import (
     class_gains,
     collect,
     compare,
+    in_words,
     markdown,
     one_run_each,
     paired,
@@ -157,3 +159,81 @@ def test_curves_compare_the_lowest_seeds_of_the_cell_with_most_methods(tmp_path)
     for method, seed in (("pcr", 2), ("pcr", 1), ("supervised", 1)):
         write_run(tmp_path / f"{method}{seed}", method=method, seed=seed)
     assert one_run_each(read(tmp_path)) == {"supervised": tmp_path / "supervised1", "pcr": tmp_path / "pcr1"}
+
+
+def write_settings(folder: Path, seed: int = 0, changes: dict | None = None, **summary) -> None:
+    """A run folder with a config.yaml as train.py leaves it: one setting stands in several places."""
+    changes = {"lr": 0.01, "crop": 65, "loss": "cross_entropy"} | (changes or {})
+    loss = {"_target_": f"pcr_seg.method.losses.{changes['loss']}", "_partial_": True}
+    loss |= {"ratio": changes["ratio"]} if "ratio" in changes else {}
+    config = {
+        "seed": seed, "output": str(folder), "hardware": folder.name, "most_per_device": len(folder.name),
+        "recipe": {"supervised_loss": loss, "threshold": 0.8}, "module": {"lr": changes["lr"], "seed": seed},
+        "data": {"crop_size": changes["crop"], "batch_size": seed + 1, "num_workers": seed, "seed": seed},
+        "dataset": {"root": str(folder)}, "optimizer": {"_target_": "torch.optim.SGD", "lr": changes["lr"]},
+        "trainer": {"devices": seed, "default_root_dir": str(folder)}, "logger": {"csv": {"save_dir": str(folder)}},
+        "method": {"supervised_loss": loss, "threshold": changes.get("threshold", 0.8)}, "resume": folder.name,
+    }  # fmt: skip
+    write_run(folder, seed=seed, **summary)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+
+def methods(folder: Path, *baselines: str) -> dict[str, int]:
+    return {line.method: line.n for line in aggregate(read(folder, *baselines)).itertuples()}
+
+
+def test_runs_that_differ_in_settings_are_told_apart_by_them(tmp_path):
+    for lr in (0.1, 0.01):
+        for crop in (65, 129):
+            for seed in (0, 1):
+                write_settings(tmp_path / f"{lr}_{crop}_{seed}", seed, {"lr": lr, "crop": crop})
+    write_settings(tmp_path / "again", 0, {"lr": 0.1, "crop": 65})
+    runs, [left_out] = collect(f"{tmp_path}/*")
+    assert len(runs) == 8 and left_out.endswith("0.1_65_0") and "same method, settings, split and seed" in left_out
+    cells = [f"pcr (lr={lr}, crop_size={crop})" for lr in (0.01, 0.1) for crop in (65, 129)]
+    assert methods(tmp_path) == dict.fromkeys(cells, 2), "by value, and nothing else that differs is a setting"
+    assert list(one_run_each(read(tmp_path))) == cells and "| pcr (lr=0.01, crop_size=129) | 2 |" in text(tmp_path)
+
+
+def test_seeds_machines_and_places_are_no_settings(tmp_path):
+    for seed in (0, 1, 2):
+        write_settings(tmp_path / str(seed), seed)
+    assert methods(tmp_path) == {"pcr": 3}
+
+
+def test_losses_have_their_names_and_values_that_only_some_have(tmp_path):
+    write_settings(tmp_path / "a")
+    write_settings(tmp_path / "b", changes={"loss": "ohem_cross_entropy", "ratio": 0.5})
+    assert list(methods(tmp_path)) == [f"pcr (supervised_loss={x})" for x in ("cross_entropy", "ohem_cross_entropy")]
+    write_settings(tmp_path / "c", changes={"loss": "ohem_cross_entropy", "ratio": 0.7})
+    ratios = [f"pcr (supervised_loss=ohem_cross_entropy, ratio={x})" for x in (0.5, 0.7)]
+    assert list(methods(tmp_path)) == ["pcr (supervised_loss=cross_entropy)", *ratios]
+
+
+def test_keys_are_as_short_as_they_are_clear():
+    keys = {"recipe.threshold", "recipe.fixmatch.threshold", "threshold", "data.crop_size"}
+    words = in_words(dict.fromkeys(sorted(keys), "1"), keys)
+    assert words == " (crop_size=1, fixmatch.threshold=1, recipe.threshold=1, threshold=1)"
+
+
+def test_gains_are_over_the_baseline_of_the_same_settings(tmp_path):
+    for lr, supervised, pcr in ((0.1, 0.4, 0.45), (0.01, 0.5, 0.53)):
+        write_settings(tmp_path / f"s{lr}", changes={"lr": lr}, method="supervised", miou_last=supervised)
+        write_settings(tmp_path / f"p{lr}", changes={"lr": lr}, miou_last=pcr)
+    runs = read(tmp_path).set_index("method").gain_over_supervised
+    assert runs["pcr (lr=0.1)"] == pytest.approx(5) and runs["pcr (lr=0.01)"] == pytest.approx(3)
+    assert runs[["supervised (lr=0.1)", "supervised (lr=0.01)"]].isna().all()
+    for threshold in (0.7, 0.9):
+        changes = {"lr": 0.1, "threshold": threshold}
+        write_settings(tmp_path / f"t{threshold}", changes=changes, method="pcr_plus", miou_last=0.41)
+    runs = read(tmp_path).set_index("method").gain_over_supervised
+    assert runs["pcr_plus (threshold=0.7)"] == pytest.approx(1), "of its learning rate, which no other pcr_plus changes"
+
+
+def test_runs_without_a_configuration_count_as_before(tmp_path):
+    write_run(tmp_path / "a", seed=0), write_run(tmp_path / "b", seed=1)
+    write_settings(tmp_path / "c", 2)
+    (write_run(tmp_path / "d", seed=3) / "config.yaml").write_text("a: [")
+    assert methods(tmp_path) == {"pcr": 4}
+    write_settings(tmp_path / "e", 2, {"lr": 0.1})
+    assert methods(tmp_path) == {"pcr": 3, "pcr (lr=0.01)": 1, "pcr (lr=0.1)": 1}

@@ -1,4 +1,4 @@
-"""A local page to try a model: drop an image, see both heads, point at a pixel for its class and prototype."""
+"""A local page to try a model: drop an image, see each head, point at a pixel for its class and prototype."""
 
 import os
 from html import escape
@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from pcr_seg.commands.opening import open_checkpoint
 from pcr_seg.pictures import visualize
-from pcr_seg.pictures.panels import View, look
+from pcr_seg.pictures.panels import View, head_names, look
 from pcr_seg.predictor import Predictor
 
 CSS = """
@@ -39,8 +39,15 @@ def enlargement(image: np.ndarray) -> int:
 
 
 def swatch(name: str, color: visualize.Color) -> str:
-    """A class's name behind a square of its color, as HTML."""
-    return f'<span><i style="background: rgb{tuple(color)}"></i>{escape(name)}</span>'
+    """A class's name behind a square of its color, as HTML. Both are a checkpoint's, which may be a stranger's."""
+    return f'<span><i style="background: rgb{tuple(int(value) for value in color)}"></i>{escape(name)}</span>'
+
+
+def title(predictor: Predictor) -> str:
+    """What the model is, and the colors of its classes, as HTML."""
+    legend = "".join(swatch(*pair) for pair in zip(predictor.class_names, predictor.palette, strict=True))
+    about = escape(f"{predictor.name}, trained on {predictor.metadata.get('dataset', 'images')}")
+    return f'<h2>pcr-seg</h2><p>{about}</p><p class="legend">{legend}</p>'
 
 
 def describe(predictor: Predictor, view: View, x: int, y: int) -> str:
@@ -48,7 +55,7 @@ def describe(predictor: Predictor, view: View, x: int, y: int) -> str:
     classes = [swatch(*pair) for pair in zip(predictor.class_names, predictor.palette, strict=True)]
     rows = []
     for head, labels in view.labels.items():
-        rows.append((f"{head} head", f"{classes[labels[y, x]]} {view.confidence[head][y, x]:.0%}"))
+        rows.append((f"{escape(head)} head", f"{classes[labels[y, x]]} {view.confidence[head][y, x]:.0%}"))
     if view.nearest is not None:
         label, number = divmod(view.nearest[y, x].item(), predictor.bank.prototypes.shape[1])
         rows.append(("nearest prototype", f"{classes[label]} number {number}"))
@@ -64,13 +71,13 @@ def make_page(predictor: Predictor, prototypes: Path):
     except ImportError as error:
         raise ValueError("the page needs one more package: pip install 'pcr-seg[app]'") from error
 
-    palette, classes = predictor.palette, predictor.class_names
+    palette = predictor.palette
     num_prototypes = 0 if predictor.bank is None else predictor.bank.prototypes.shape[1]
-    heads = ["linear"] if predictor.bank is None else ["linear", "prototype"]
+    heads = head_names(predictor)
 
     def show(image: np.ndarray | None) -> list:
         if image is None:
-            return [None] * (4 + len(heads))
+            return [None] * (5 + len(heads))  # a view, its pixel and crops, overlay and confidence, and the heads
         [view] = look(predictor, [image])
         overlay = visualize.overlay(image, view.labels["linear"], palette)
         maps = [visualize.colorize(view.labels[head], palette) for head in heads]
@@ -94,9 +101,7 @@ def make_page(predictor: Predictor, prototypes: Path):
         return gradio.Image(label=label, interactive=False, **look)
 
     with gradio.Blocks(title="pcr-seg", analytics_enabled=False) as page:
-        legend = "".join(swatch(*pair) for pair in zip(classes, palette, strict=True))
-        about = f"{predictor.name}, trained on {escape(predictor.metadata.get('dataset', 'images'))}"
-        gradio.HTML(f'<h2>pcr-seg</h2><p>{about}</p><p class="legend">{legend}</p>')
+        gradio.HTML(title(predictor))
         view = gradio.State()
         with gradio.Row():
             with gradio.Column(scale=2, min_width=300):

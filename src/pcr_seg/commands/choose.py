@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source
+from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, output_folder, whole_number
 from pcr_seg.data.files import Sample, read_image
 from pcr_seg.data.sources import read_list
-from pcr_seg.pictures.panels import look
+from pcr_seg.pictures.panels import head_names, look
 from pcr_seg.predictor import Predictor
 
 
@@ -25,11 +25,15 @@ def choose(cfg: DictConfig) -> list[str]:
 
     Raises:
         FileNotFoundError: the run folder's splits/labeled.txt is not beside the checkpoint.
-        ValueError: no bank, a budget that the images do not fill, or lists that do not fit the data set.
+        ValueError: no bank, no second head, a budget that the images do not fill, or lists that do not fit the set.
+        OSError: nothing can be written to OUTPUT.
     """
     predictor = open_checkpoint(cfg)
     if predictor.bank is None:
         raise ValueError(f"checkpoint={cfg.checkpoint}: {predictor.name} has no prototypes to disagree with; train pcr")
+    if len(head_names(predictor)) == 1:
+        raise ValueError(f"checkpoint={cfg.checkpoint}: {predictor.name} has no second head to disagree; train pcr")
+    whole_number(cfg, "budget")
     run = Path(cfg.checkpoint).absolute().parents[1]
     source, labeled = open_source(cfg, predictor), read_list(run / "splits/labeled.txt")
     samples = {sample.name: sample for sample in (*source.train, *source.unlabeled)}
@@ -39,11 +43,11 @@ def choose(cfg: DictConfig) -> list[str]:
     if not 1 <= cfg.budget <= len(unlabeled):
         raise ValueError(f"budget={cfg.budget}: {source.name} has {len(unlabeled)} unlabeled images; choose 1 to that")
     predictor.to(choose_device(cfg.device))
+    output = output_folder(Path(cfg.output or run / "next"), "name another folder with output=FOLDER")
 
     spread = np.stack([disagreement_by_prototype(predictor, sample) for sample in track(unlabeled, "scoring")])
     order = cover(spread, cfg.budget)
     chosen = [(unlabeled[i], spread[i].sum().item()) for i in order]
-    output = Path(cfg.output or run / "next")
     write(output, labeled, chosen, origin=f"{len(labeled)} of {run.name} and {len(chosen)} chosen by disagreement")
 
     table = Table("rank", "image", "disagreement", title=f"{len(chosen)} of {len(unlabeled)} images to label next")
@@ -83,7 +87,6 @@ def cover(spread: np.ndarray, budget: int) -> list[int]:
 
 def write(output: Path, labeled: Sequence[str], chosen: Sequence[tuple[Sample, float]], origin: str) -> None:
     """Write labeled.txt (old and new names) and new.csv."""
-    output.mkdir(parents=True, exist_ok=True)
     lines = [f"# {origin}", *labeled, *(sample.name for sample, _ in chosen)]
     (output / "labeled.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with (output / "new.csv").open("w", newline="", encoding="utf-8") as file:

@@ -10,16 +10,25 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import track
 
-from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source
+from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, writing
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import eval_loader
 from pcr_seg.pixels import as_floats
 from pcr_seg.predictor import Predictor
 from pcr_seg.scores import Scores, iou_of_heads, score_table
 
+SUBSETS = ("train", "val", "test")
+
 
 def evaluate(cfg: DictConfig) -> dict:
-    """Score a checkpoint on a subset, print the table, write and return the JSON."""
+    """Score a checkpoint on a subset, print the table, write and return the JSON.
+
+    Raises:
+        ValueError: an unknown or empty subset, or a data set that the network does not fit.
+        OSError: the file cannot be written; the table has been printed by then.
+    """
+    if cfg.subset not in SUBSETS:
+        raise ValueError(f"subset={cfg.subset}: choose {', '.join(SUBSETS[:-1])} or {SUBSETS[-1]}")
     predictor = open_checkpoint(cfg)
     source = open_source(cfg, predictor)
     samples = getattr(source, cfg.subset)
@@ -41,9 +50,11 @@ def evaluate(cfg: DictConfig) -> dict:
     }
     name = "_".join(["eval", source.name, cfg.subset, result["protocol"], result["network"]]) + ".json"
     output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / name)
-    output.write_text(json.dumps(result, indent=2) + "\n")
     title = f"{source.name} {cfg.subset}, {len(samples)} images, {result['network']}"
     Console().print(score_table(title, result, result["miou"], result["miou_prototype"]))
+    with writing(output, "the scores are above; name another file with output=FILE"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(output)
     return result
 

@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from pcr_seg.commands.opening import open_checkpoint
+from pcr_seg.commands.opening import open_checkpoint, output_folder
 from pcr_seg.pixels import mean_and_std
 from pcr_seg.predictor import Predictor, predict_heads
 
@@ -47,16 +47,18 @@ def export(cfg: DictConfig) -> Path:
 
     Raises:
         ValueError: an unknown format, no prototypes where their head is asked for, or a file that answers differently.
+        OSError: nothing can be written beside OUTPUT.
     """
     if cfg.format not in ("onnx", "pt2"):
         raise ValueError(f"format={cfg.format}: choose onnx or pt2")
     predictor = open_checkpoint(cfg)
     if cfg.prototype_head and predictor.bank is None:
         raise ValueError(f"prototype_head=true: {cfg.checkpoint} has no prototypes yet; export the linear head alone")
+    output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
+    output_folder(output.parent, "name another file with output=FILE")
     function = Exported(predictor, prototype_head=cfg.prototype_head).eval()
     function.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
     images = [torch.randn(batch, predictor.channels, height, width) for batch, height, width in SIZES]
-    output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
     axes = {0: "batch", 2: "height", 3: "width"}
     dynamic = {axis: torch.export.Dim(name, min=1 if axis == 0 else 32) for axis, name in axes.items()}
     program = torch.export.export(

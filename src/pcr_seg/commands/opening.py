@@ -1,13 +1,46 @@
-"""What commands open: a checkpoint, the data set to use it on, and a device."""
+"""What commands open: a checkpoint, the data set to use it on, a device, and the folder that they write to."""
+
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from pcr_seg.checkpoint import load
-from pcr_seg.config import build
+from pcr_seg.checkpoint import TRUSTED_DATA, load, refuse_strangers
+from pcr_seg.config import CONF, build
 from pcr_seg.data.sources import Source
 from pcr_seg.predictor import Predictor
+
+
+def known_choices(arguments: list[str]) -> list[str]:
+    """End the command in one line where `group=choice` names none of conf/; leave `group=null`, the default, out.
+
+    Choices of the user's own are left to Hydra: where the command line names a folder of configurations.
+    """
+    if any(re.match(r"-(cd|cp)$|--config-|hydra\.searchpath", argument) for argument in arguments):
+        return arguments
+    kept = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if not re.fullmatch(r"\w+", group) or not (CONF / group).is_dir():
+            kept.append(argument)
+        elif value != "null":
+            refuse_unknown(group, value)
+            kept.append(argument)
+    return kept
+
+
+def refuse_unknown(group: str, value: str) -> None:
+    """End the command where one of these choices, with commas between them, is not in a group's folder of conf/."""
+    for choice in value.split(","):
+        if re.fullmatch(r"[\w./-]*", choice) and not (CONF / group / f"{choice}.yaml").is_file():
+            choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
+            sys.exit(f"error: {group}={choice}: no such choice; choose {choices}")
 
 
 def open_checkpoint(cfg: DictConfig) -> Predictor:
@@ -24,19 +57,59 @@ def trusted(cfg: DictConfig) -> list[str]:
 
 
 def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
-    """The data set that a command names, or the checkpoint's own; raises ValueError if the network does not fit it."""
-    own = predictor.metadata.get("config", {}).get("dataset")
-    if not cfg.get("dataset") and own is None:
-        raise ValueError(f"checkpoint={cfg.checkpoint}: names no data set; give dataset=folder dataset.root=FOLDER")
-    source = build(cfg.get("dataset") or OmegaConf.create(own))
+    """The data set that a command names, or the checkpoint's own, which only a trusted reader may read.
+
+    Raises:
+        FileNotFoundError: the data set is not there.
+        ValueError: none is named, the checkpoint's calls foreign code, or the network does not fit it.
+    """
+    source = build(cfg.get("dataset") or own_dataset(cfg, predictor))
     if list(source.classes) != predictor.class_names:
         raise ValueError(
             f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(predictor.class_names)}; "
             f"{source.name} has {', '.join(source.classes)}: choose the data set it was trained on"
         )
-    if (channels := source.train[0].format.channels) != predictor.channels:
+    samples = (*source.train, *source.unlabeled, *source.val, *source.test)  # a folder may hold a test set alone
+    if samples and (channels := samples[0].format.channels) != predictor.channels:
         raise ValueError(f"dataset.channels={channels}: the checkpoint takes {predictor.channels}")
     return source
+
+
+def own_dataset(cfg: DictConfig, predictor: Predictor) -> DictConfig:
+    """How a checkpoint's own data set is made; raises ValueError if there is none, or it calls foreign code."""
+    own = predictor.metadata.get("config", {}).get("dataset")
+    if not isinstance(own, dict):
+        raise ValueError(f"checkpoint={cfg.checkpoint}: names no data set; give dataset=folder dataset.root=FOLDER")
+    node = OmegaConf.create(own)
+    plain = OmegaConf.to_container(node)  # tuples as lists: nothing that Hydra would call stays unseen
+    refuse_strangers(f"checkpoint={cfg.checkpoint}", [plain], trusted(cfg), TRUSTED_DATA)
+    return node
+
+
+def whole_number(cfg: DictConfig, key: str, least: int | None = None) -> int:
+    """The whole number of a key; raises ValueError for anything else, or a smaller one than `least`."""
+    value = cfg[key]
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        enough = "" if least is None else f" of {least} or more"
+        raise ValueError(f"{key}={value}: is no whole number{enough}; give one")
+    return value
+
+
+@contextmanager
+def writing(output: Path, remedy: str) -> Iterator[None]:
+    """Raise an OSError of one line, with file and remedy, where something cannot be written there."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{output}: cannot be written ({error.strerror or error}); {remedy}") from error
+
+
+def output_folder(folder: Path, remedy: str) -> Path:
+    """Make a folder before the work starts; raises an OSError of one line where nothing can be written into it."""
+    with writing(folder, remedy):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    return folder
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,73 +14,125 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from pcr_seg.commands.opening import choose_device, open_checkpoint
+from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, whole_number, writing
 from pcr_seg.data import tiles
-from pcr_seg.data.files import Format, read_image
+from pcr_seg.data.files import DataError, Format, read_image
 from pcr_seg.data.sources import find_images
 from pcr_seg.pictures import visualize
-from pcr_seg.pictures.panels import View, look
+from pcr_seg.pictures.panels import View, head_names, look
 from pcr_seg.pixels import distinct_colors
 from pcr_seg.predictor import Predictor
 
 MAPS = ("index", "color", "overlay", "confidence", "disagreement", "prototype")
-TWO_HEADED = {"disagreement", "prototype"}
+FOLDERS = {*MAPS, "prototype_color"}  # of the output
+REMEDY = "make room there, or name another folder with output=FOLDER"
+GEO_TAGS = {33550, 33922, 34264, 34735}  # of GeoTIFF: pixel scale, tie points, transform, coordinate system
+ORIENTATION = 274  # of TIFF: 1 is upright
+BLOCK = 256  # side of the blocks of a GeoTIFF that is written in one piece
 
 
 def predict(cfg: DictConfig) -> dict:
     """Write the chosen maps of each image; write and return what areas.json holds.
 
-    areas.json: `checkpoint`, `classes`, `images` (name -> file, height, width, pixels and share of each class) and
-    `total` (the same over all images).
+    areas.json: `checkpoint`, `classes`, `images` (name -> file, height, width, pixels and share of each class),
+    `failed` (name -> what is wrong with an image that was left out) and `total` (pixels and share over all images).
+    It is written as well when the command is stopped, and then holds the images that are done.
 
     Raises:
-        ValueError: an unknown map, one that needs a bank where there is none, no images, or two of one name.
+        ValueError: an unknown map, one that needs a head or bank that is not there, a setting that is none, no images,
+            two of one name; or, with on_error=raise, an image that cannot be read.
+        OSError: a map cannot be written.
     """
     predictor = open_checkpoint(cfg)
-    maps = check_maps(list(cfg.maps), predictor)
-    images = named_images(str(cfg.images))
+    maps = check_maps([cfg.maps] if isinstance(cfg.maps, str) else list(cfg.maps), predictor)
+    check_settings(cfg)
+    output = Path(cfg.output)
+    images = named_images(str(cfg.images), output)
     predictor.to(choose_device(cfg.device))
-    if cfg.batch_size < 1:
-        raise ValueError(f"batch_size={cfg.batch_size}: choose 1 or more")
+    output_folder(output, REMEDY)
+
+    started, areas, failed = time.perf_counter(), {}, {}
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    try:
+        predict_images(predictor, images, cfg, maps, areas, failed)
+    except KeyboardInterrupt:
+        console.print(f"interrupted: {len(areas)} of {len(images)} images are done; see {output}/areas.json")
+        raise
+    finally:
+        content = write_areas(cfg, predictor.class_names, images, areas, failed)
+    seconds = time.perf_counter() - started
+    done = f"{len(areas)} of {len(images)}" if failed else len(images)
+    console.print(f"{done} images in {seconds:.1f} s on {predictor.device}, {len(areas) / seconds:.2f} images/s")
+    console.print(f"{output}/{{{','.join(maps)}}} and the area of each class in {output}/areas.json")
+    console.print(f"python choose.py checkpoint={cfg.checkpoint} budget=20     # which images to label next")
+    console.print(f"python export.py checkpoint={cfg.checkpoint} format=onnx")
+    return content
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Raise a ValueError for a setting that none can have."""
+    whole_number(cfg, "batch_size", 1)
+    if cfg.on_error not in ("skip", "raise"):
+        raise ValueError(f"on_error={cfg.on_error}: choose skip or raise")
+    if cfg.tile is not None:
+        tiles.cuts(1, whole_number(cfg, "tile"), whole_number(cfg, "margin"))
+
+
+def predict_images(
+    predictor: Predictor, images: dict[str, Path], cfg: DictConfig, maps: list[str], areas: dict, failed: dict
+) -> None:
+    """Write the maps of images; put the areas of each into `areas`, and what is wrong with others into `failed`."""
     large = {name: path for name, path in images.items() if cfg.tile and is_large(path, cfg.tile)}
     small = {name: path for name, path in images.items() if name not in large}
-    image_format, output = predictor.image_format, Path(cfg.output)
-    output.mkdir(parents=True, exist_ok=True)
+    placed = places(small)
+    image_format, output, heads = predictor.image_format, Path(cfg.output), needed(maps)
 
-    started, areas, heads = time.perf_counter(), {}, needed(maps)
+    def write(name: str, image: np.ndarray, found: View) -> None:
+        write_maps(predictor, image, found, maps, output, name, placed.get(name))
+        areas[name] = area(images[name], found.labels["linear"], predictor.class_names)
+
+    def leave_out(name: str, error: Exception) -> None:
+        if cfg.on_error == "raise":
+            raise error
+        failed[name] = str(error)
+        progress.console.print(f"left out: {error}", soft_wrap=True, highlight=False, markup=False)
+        progress.advance(task)
+
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns) as progress, ThreadPoolExecutor() as pool:
-        task, waiting = progress.add_task("predict", total=len(images)), []
-        for batch in batches(small, image_format, cfg.batch_size):
+        task = progress.add_task("predict", total=len(images))
+        waiting: list[Future] = []
+        for batch in batches(small, image_format, cfg.batch_size, leave_out):
             found = look(predictor, [image for _, image in batch], **heads)
             for written in waiting:  # one batch is written while the next is predicted, and never more than one
                 written.result()
-            waiting = []
-            for (name, image), prediction in zip(batch, found, strict=True):
-                areas[name] = area(images[name], prediction.labels["linear"], predictor.class_names)
-                waiting.append(pool.submit(write_maps, predictor, image, prediction, maps, output, name))
+            waiting = [pool.submit(write, *pair, view) for pair, view in zip(batch, found, strict=True)]
             progress.advance(task, len(batch))
         for written in waiting:
             written.result()
         for name, path in large.items():
-            areas[name] = predict_tiles(predictor, path, image_format, cfg, maps, name, progress)
-            progress.advance(task)
-    seconds = time.perf_counter() - started
+            try:
+                areas[name] = predict_tiles(predictor, path, image_format, cfg, maps, name, progress)
+                progress.advance(task)
+            except (DataError, FileNotFoundError) as error:
+                leave_out(name, error)
 
-    total = np.sum([list(of_image["pixels"].values()) for of_image in areas.values()], axis=0)
+
+def write_areas(cfg: DictConfig, classes: list[str], images: dict[str, Path], areas: dict, failed: dict) -> dict:
+    """Write areas.json of the images that are done, in the images' order, and return what it holds."""
+    done = {name: areas[name] for name in images if name in areas}
+    pixels = [list(of_image["pixels"].values()) for of_image in done.values()]
+    total = np.sum([[0] * len(classes), *pixels], axis=0)
     content = {
         "checkpoint": str(cfg.checkpoint),
-        "classes": predictor.class_names,
-        "images": {name: areas[name] for name in images},
-        "total": of_classes(total, predictor.class_names),
+        "classes": classes,
+        "images": done,
+        "failed": failed,
+        "total": of_classes(total, classes),
     }
-    (output / "areas.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    speed = f"{len(images) / seconds:.2f} images/s"
-    console.print(f"{len(images)} images in {seconds:.1f} s on {predictor.device}, {speed}")
-    console.print(f"{output}/{{{','.join(maps)}}} and the area of each class in {output}/areas.json")
-    console.print(f"python choose.py checkpoint={cfg.checkpoint} budget=20     # which images to label next")
-    console.print(f"python export.py checkpoint={cfg.checkpoint} format=onnx")
+    file = Path(cfg.output, "areas.json")
+    with writing(file, REMEDY):
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
 
 
@@ -87,37 +140,65 @@ def check_maps(maps: list[str], predictor: Predictor) -> list[str]:
     """The maps, if there are such and the predictor can make them; otherwise a ValueError."""
     if strange := sorted(set(maps) - set(MAPS)):
         raise ValueError(f"maps: {', '.join(strange)} is none of {', '.join(MAPS)}")
-    two_headed = sorted(TWO_HEADED & set(maps))
-    if two_headed and predictor.bank is None:
-        names = ", ".join(two_headed)
-        raise ValueError(f"maps: {names} needs prototypes, which this checkpoint of {predictor.name} has not")
+    lacking = []
+    if "disagreement" in maps and len(head_names(predictor)) == 1:
+        lacking.append("disagreement needs a second head")
+    if "prototype" in maps and predictor.bank is None:
+        lacking.append("prototype needs prototypes")
+    if lacking:
+        raise ValueError(f"maps: {', '.join(lacking)}, which this checkpoint of {predictor.name} has not; leave it out")
     return maps
 
 
 def needed(maps: list[str]) -> dict[str, bool]:
     """What `look` has to compute for these maps, and no more."""
-    return {"nearest": "prototype" in maps, "linear": not TWO_HEADED & set(maps)}
+    return {"nearest": "prototype" in maps, "linear": "disagreement" not in maps}
 
 
-def named_images(place: str) -> dict[str, Path]:
-    """Images of a file, a folder (with sub-folders) or a glob, by the name that their maps get."""
+def named_images(place: str, output: Path) -> dict[str, Path]:
+    """Images of a file, a folder (with sub-folders) or a glob, by the name that their maps get; without maps.
+
+    Raises:
+        ValueError: no images, or two whose maps would have one name.
+    """
     start, paths = find_images(place)
     images: dict[str, Path] = {}
-    for path in map(Path, paths):
+    maps = [path for path in paths if is_map(Path(path), output.resolve())]
+    for path in map(Path, sorted(set(paths) - set(maps))):
         name = path.relative_to(start).with_suffix("").as_posix()
         if name in images:
             raise ValueError(f"{path}: its maps would be called as those of {images[name]}; rename one of them")
         images[name] = path
     if not images:
-        raise ValueError(f"images={place}: no image there; give a file, a folder or a quoted glob")
+        found = "maps of an earlier prediction alone" if maps else "no image there"
+        raise ValueError(f"images={place}: {found}; give a file, a folder or a quoted glob")
+    if maps:
+        print(f"left out: {len(maps)} maps of earlier predictions in images={place}")
     return images
 
 
-def batches(images: dict[str, Path], format: Format, size: int) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Read images in order, up to `size` neighbors of one shape at a time: a frame after another, a photo alone."""
+def is_map(path: Path, output: Path) -> bool:
+    """Whether a file is what this command has written: in OUTPUT/MAP/, or where an areas.json lies beside MAP/."""
+    if path.suffix not in (".png", ".tif") or FOLDERS.isdisjoint(path.parts):
+        return False
+    above = [folder.parent for folder in path.resolve().parents if folder.name in FOLDERS]
+    return any(folder == output or (folder / "areas.json").is_file() for folder in above)
+
+
+def batches(
+    images: dict[str, Path], format: Format, size: int, unreadable: Callable[[str, Exception], None]
+) -> Iterator[list[tuple[str, np.ndarray]]]:
+    """Read images in order, up to `size` neighbors of one shape at a time: a frame after another, a photo alone.
+
+    `unreadable` is called with the name of one that cannot be read, and the error.
+    """
     batch: list[tuple[str, np.ndarray]] = []
     for name, path in images.items():
-        image = read_image(path, format)
+        try:
+            image = read_image(path, format)
+        except (DataError, FileNotFoundError) as error:
+            unreadable(name, error)
+            continue
         if batch and (len(batch) == size or image.shape != batch[0][1].shape):
             yield batch
             batch = []
@@ -152,13 +233,47 @@ def to_bytes(values: np.ndarray) -> np.ndarray:
     return np.rint(values * 255).astype(np.uint8)
 
 
-def write_maps(predictor: Predictor, image: np.ndarray, found: View, maps: list[str], output: Path, name: str) -> None:
-    """Write the maps of one image as PNG files OUTPUT/MAP/NAME.png."""
+def write_maps(
+    predictor: Predictor, image: np.ndarray, found: View, maps: list[str], output: Path, name: str,
+    place: Path | None = None,
+) -> None:  # fmt: skip
+    """Write the maps of one image as OUTPUT/MAP/NAME.png, or as NAME.tif with the georeference of the file `place`."""
     for kind, picture in draw_maps(predictor, image, found, maps).items():
-        target = output / kind / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A third larger than by default, in a fifth of the time.
-        Image.fromarray(picture).save(target, compress_level=1)
+        target = output / kind / f"{name}{'.tif' if place else '.png'}"
+        with writing(target, REMEDY):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if place:
+                write_tiff(target, picture, place)
+            else:  # a third larger than by default, in a fifth of the time
+                Image.fromarray(picture).save(target, compress_level=1)
+
+
+def write_tiff(target: Path, picture: np.ndarray, place: Path) -> None:
+    """Write (H, W) or (H, W, bands) as a TIFF file with the georeference of another one of its size."""
+    rows, columns = (tiles.Cut(0, size, 0, size) for size in picture.shape[:2])
+    with tiles.open_tiff(place) as like, tiles.create_tiff(target, like, picture, BLOCK) as file:
+        tiles.write_window(file, picture, rows, columns)
+
+
+def places(images: dict[str, Path]) -> dict[str, Path]:
+    """Those images that say where on earth they lie; none, with a line that says so, where rasterio is missing."""
+    found = {name: path for name, path in images.items() if is_georeferenced(path)}
+    if found and find_spec("rasterio") is None:
+        remedy = "pip install 'pcr-seg[tiles]' keeps it"
+        print(f"{len(found)} GeoTIFF files: their maps become PNG and lose the place on earth; {remedy}")
+        return {}
+    return found
+
+
+def is_georeferenced(path: Path) -> bool:
+    """Whether a file is a GeoTIFF whose rows and columns are those that are predicted; its tags alone are read."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return False
+    try:
+        with Image.open(path, formats=["TIFF"]) as image:
+            return not GEO_TAGS.isdisjoint(image.tag_v2) and image.tag_v2.get(ORIENTATION, 1) == 1
+    except Exception:  # Pillow's readers meet damage with nearly every exception there is; `read_image` says which
+        return False
 
 
 def area(path: Path, labels: np.ndarray, classes: list[str]) -> dict:
@@ -169,8 +284,8 @@ def area(path: Path, labels: np.ndarray, classes: list[str]) -> dict:
 
 
 def of_classes(counts: np.ndarray, classes: list[str]) -> dict:
-    """Pixels of each class, and their share in 0..1."""
-    shares = counts / counts.sum()
+    """Pixels of each class, and their share in 0..1; 0 of no pixels."""
+    shares = counts / max(counts.sum(), 1)
     return {
         "pixels": dict(zip(classes, counts.tolist(), strict=True)),
         "share": dict(zip(classes, shares.round(6).tolist(), strict=True)),
@@ -181,29 +296,56 @@ def is_large(path: Path, tile: int) -> bool:
     """Whether an image is predicted by tiles: a TIFF file with a longer side than `tile`."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False
-    with tiles.open_tiff(path) as file:
-        return max(file.shape) > tile
+    try:
+        with tiles.open_tiff(path) as file:
+            return max(file.shape) > tile
+    except OSError:  # `read_image` says what is wrong with it
+        return False
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise what GDAL says of a damaged file, which does not name it, as a DataError."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: not readable as an image ({reason}); replace or remove it") from error
 
 
 def predict_tiles(
     predictor: Predictor, path: Path, format: Format, cfg: DictConfig, maps: list[str], name: str,
     progress: Progress,
 ) -> dict:  # fmt: skip
-    """Write the maps of one TIFF file by tiles, as OUTPUT/MAP/NAME.tif with its georeference; return its areas."""
-    counts = np.zeros(len(predictor.class_names), np.int64)
-    with tiles.open_tiff(path) as file, ExitStack() as stack:
-        rows, columns = (tiles.cuts(size, cfg.tile, cfg.margin) for size in file.shape)
-        block, written = max(cut.last - cut.first for cut in rows + columns), {}
-        places = [(row, column) for row in rows for column in columns]
-        for row, column in progress.track(places, description=name):
-            image = tiles.read_window(file, row, column, format)
-            [found] = look(predictor, [image], **needed(maps))
-            for kind, picture in draw_maps(predictor, image, found, maps).items():
-                if kind not in written:
+    """Write the maps of one TIFF file by tiles, as OUTPUT/MAP/NAME.tif with its georeference; return its areas.
+
+    Raises:
+        DataError: a window cannot be read; nothing is left of the maps then.
+        OSError: a map cannot be written.
+    """
+    counts, written = np.zeros(len(predictor.class_names), np.int64), {}
+    try:
+        with ExitStack() as stack:
+            with reading(path):
+                file = stack.enter_context(tiles.open_tiff(path))
+            rows, columns = (tiles.cuts(size, cfg.tile, cfg.margin) for size in file.shape)
+            block = max(cut.last - cut.first for cut in rows + columns)
+            cut_places = [(row, column) for row in rows for column in columns]
+            for row, column in progress.track(cut_places, description=name):
+                with reading(path):
+                    image = tiles.read_window(file, row, column, format)
+                [found] = look(predictor, [image], **needed(maps))
+                for kind, picture in draw_maps(predictor, image, found, maps).items():
                     target = Path(cfg.output, kind, f"{name}.tif")
-                    written[kind] = stack.enter_context(tiles.create_tiff(target, file, picture, block))
-                tiles.write_window(written[kind], picture, row, column)
-            kept = tiles.kept(found.labels["linear"], row, column)
-            counts += np.bincount(kept.ravel(), minlength=len(counts))
-        height, width = file.shape
+                    with writing(target, REMEDY):
+                        if target not in written:
+                            written[target] = stack.enter_context(tiles.create_tiff(target, file, picture, block))
+                        tiles.write_window(written[target], picture, row, column)
+                kept = tiles.kept(found.labels["linear"], row, column)
+                counts += np.bincount(kept.ravel(), minlength=len(counts))
+            height, width = file.shape
+    except BaseException:  # an interrupt as well
+        for target in written:
+            target.unlink(missing_ok=True)
+        raise
     return {"file": str(path), "height": height, "width": width, **of_classes(counts, predictor.class_names)}

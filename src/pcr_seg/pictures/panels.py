@@ -15,7 +15,7 @@ from pcr_seg.data.sources import Source
 from pcr_seg.inference import disagreement
 from pcr_seg.pictures import visualize
 from pcr_seg.pixels import as_tensor, distinct_colors, normalize
-from pcr_seg.predictor import Predictor
+from pcr_seg.predictor import Predictor, predict_heads
 
 NUM_IMAGES = 4  # in a panel
 NUM_CROPS = 4  # of a prototype
@@ -53,20 +53,19 @@ def save_pictures(predictor: Predictor, confusion: dict[str, Tensor], source: So
 
 
 def example_panel(predictor: Predictor, source: Source) -> Image.Image:
-    """Rows of image, truth, both heads, prototype assignment and confidence for a few validation images."""
-    bank, rows = predictor.bank, []
+    """Rows of image, truth, each head, prototype assignment and confidence for a few validation images."""
+    bank, rows, heads = predictor.bank, [], []
     prototypes = [] if bank is None else distinct_colors(bank.prototypes.shape[:2].numel())
     for sample in examples(source):
         image, truth = read_image(sample.image, sample.format), read_mask(sample)
         [found] = look(predictor, [image])
         row = [visualize.rgb(image), visualize.colorize(truth, source.palette)]
         row += [visualize.colorize(labels, source.palette) for labels in found.labels.values()]
+        heads = [f"{head} head" for head in found.labels]
         if found.nearest is not None:
             row.append(visualize.colorize(found.nearest, prototypes))
         rows.append([*row, visualize.heat(found.confidence["linear"])])
-    titles = ["image", "truth", "linear head", "confidence"]
-    if bank is not None:
-        titles[3:3] = ["prototype head", "nearest prototype"]
+    titles = ["image", "truth", *heads, *([] if bank is None else ["nearest prototype"]), "confidence"]
     return visualize.panel(rows, titles, legend=list(zip(source.classes, source.palette, strict=True)))
 
 
@@ -85,8 +84,15 @@ class View(NamedTuple):
 
     labels: dict[str, np.ndarray]  # of each head, (H, W) uint8 class ids
     confidence: dict[str, np.ndarray]  # of each head, (H, W) in (0, 1]
-    disagreement: np.ndarray | None  # of the two heads, (H, W) in 0..1; None without a bank
+    disagreement: np.ndarray | None  # of the first two heads, (H, W) in 0..1; None where there is one alone
     nearest: np.ndarray | None  # (H, W) index c * K + k of the nearest prototype; None without a bank
+
+
+@torch.inference_mode()
+def head_names(predictor: Predictor) -> list[str]:
+    """The heads that a predictor has: "linear", and those that its method has by now."""
+    blank = torch.zeros(1, predictor.channels, 64, 64, device=predictor.device)
+    return list(predict_heads(predictor.network, predictor.method, blank))
 
 
 @torch.inference_mode()
@@ -95,20 +101,21 @@ def look(
 ) -> list[View]:
     """Predict images (H, W, channels) uint8 of one size in one batch.
 
-    `nearest=False` saves a second forward, `linear` all heads but the linear one.
+    `nearest=False` saves a second forward, where there is a bank; `linear` all heads but the linear one.
     """
     batch = torch.stack([as_tensor(image) for image in images]).to(predictor.device)
     logits = predictor(normalize(batch, predictor.network), linear=linear)
     best = {head: values.softmax(dim=1).max(dim=1) for head, values in logits.items()}
     labels = {head: found.indices.byte().cpu().numpy() for head, found in best.items()}
     confidence = {head: found.values.cpu().numpy() for head, found in best.items()}
-    differ = disagreement(*logits.values()).cpu().numpy() if len(logits) == 2 else None
+    differ = disagreement(*list(logits.values())[:2]).cpu().numpy() if len(logits) > 1 else None
+    nearest = nearest and predictor.bank is not None
     return [
         View(
             {head: found[i] for head, found in labels.items()},
             {head: found[i] for head, found in confidence.items()},
             None if differ is None else differ[i],
-            assignment(predictor, image) if nearest and differ is not None else None,
+            assignment(predictor, image) if nearest else None,
         )
         for i, image in enumerate(images)
     ]

@@ -113,7 +113,8 @@ def curves(folders: Mapping[str, Path]) -> Figure:
             draw_curves(axes, {name: run.get(key) for name, run in runs.items()})
             axes.set_title(key, loc="left", fontsize="medium")
     handles = [Line2D([], [], color=f"C{i}") for i in range(len(runs))]
-    figure.legend(handles, runs, loc="outside upper center", ncols=len(runs), frameon=False)
+    columns = min(len(runs), max(1, 120 // max(map(len, runs))))  # names may tell settings
+    figure.legend(handles, runs, loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 

@@ -2,17 +2,20 @@
 
 Every `summary.json` becomes a row of a DataFrame; rows that differ only in the seed become one line of a table, in
 numbers (`aggregate`: CSV and plot) and in words (`tables`: Markdown, terminal and page). Data sets, split families and
-backbones never share a line. mIoU is in percent everywhere but in `summary.json`.
+backbones never share a line, nor do runs of one method whose settings differ: what differs between their `config.yaml`
+stands behind the method's name then. mIoU is in percent everywhere but in `summary.json`.
 """
 
 import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from functools import partial
 from glob import glob
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 SECTION = ["dataset", "split_family", "backbone"]  # what stands under one heading
 CELL = [*SECTION, "num_labeled", "split"]  # what compared methods share
@@ -47,6 +50,16 @@ PUBLISHED = pd.DataFrame(
 
 WORDS = ("split", "method", "over", "in %")  # columns of words stand left, figures right
 
+# Keys of config.yaml that say where a run was made and not what it is; and those that have columns of their own.
+NO_SETTINGS = re.compile(
+    r"(output|seed|split|split_family|hardware|logger|resume|trust|baseline|diagnosis|upload_checkpoints|checkpoints)(\..*)?"
+    r"|most_per_device|dataset\.root|(module|data|method)\.seed|backbone\.(name|weights)|method\.name"
+    r"|data\.(labeled|family|lists|batch_size|num_workers|cache)"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|precision|sync_batchnorm|accumulate_grad_batches|default_root_dir"
+    r"|enable_.*|log_every_n_steps)"
+)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where there is one
+
 
 def find(pattern: str) -> list[Path]:
     """List the run folders at and below the matches of a glob; a match without any stands for itself."""
@@ -69,6 +82,62 @@ def read(folder: Path) -> dict:
         return {"folder": folder}
 
 
+def settings(folder: Path) -> dict[str, str]:
+    """The settings of a run's config.yaml by key (method.threshold); nothing where there is none that can be read."""
+    try:
+        config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader=LOADER)
+        return {key: value for key, value in leaves(config) if not NO_SETTINGS.fullmatch(key)}
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return {}
+
+
+def leaves(node: dict, key: str = "") -> Iterator[tuple[str, str]]:
+    """Keys with dots and values of a tree; of what is called its name alone, without `_target_`."""
+    for name, value in node.items():
+        path = f"{key}.{name}".lstrip(".")
+        if name == "_target_":
+            yield key, str(value).rpartition(".")[2]
+        elif isinstance(value, dict):
+            yield from leaves(value, path)
+        else:
+            yield path, value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def told_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add each run's `settings`, those `differing` among the runs of its line, and these in `words` ("" of none)."""
+    runs = runs.assign(settings=[settings(folder) for folder in runs.folder])
+    differing, words = {}, {}
+    for _, line in runs.groupby(LINE):
+        found = dict(zip(line.index, differences([*line.settings]), strict=True))
+        keys = {key for some in found.values() for key in some}
+        differing |= found
+        words |= {index: in_words(some, keys) for index, some in found.items()}
+    return runs.assign(differing=pd.Series(differing, dtype=object), words=pd.Series(words, dtype=object))
+
+
+def differences(runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """For each run of a line the settings that differ: those that have two values among the runs, by key.
+
+    A key that a run lacks says nothing. Of keys whose values are the same (module.lr, optimizer.lr) the first counts.
+    """
+    found = {}
+    for key in {key: None for run in runs for key in run}:
+        values = tuple(run.get(key) for run in runs)
+        if len({*values} - {None}) > 1:
+            found.setdefault(values, key)
+    return [{key: run[key] for key in found.values() if key in run} for run in runs]
+
+
+def in_words(differing: dict[str, str], keys: set[str]) -> str:
+    """Settings in brackets, each by the last parts of its key that no other one of `keys` ends with."""
+    parts = []
+    for key, value in differing.items():
+        endings = [key.split(".", dots)[-1] for dots in range(key.count("."), -1, -1)]
+        alone = (end for end in endings if sum(f".{other}".endswith(f".{end}") for other in keys) == 1)
+        parts.append(f"{next(alone, key)}={value}")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
     """Read every run under a glob: a row for each, and in words which folders are left out and why."""
     columns = ["folder", *LINE, "seed", *MEASURES, "iterations", *COSTS, *OTHERS, "finished"]
@@ -84,8 +153,10 @@ def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
     invalid, runs = runs[~valid], runs[valid].sort_values("finished", kind="stable")
     runs = runs.astype(dict.fromkeys(LINE, str) | dict.fromkeys(INTEGERS, int))
     runs[list(MEASURES)] *= 100
-    older = runs.duplicated([*LINE, "seed"], keep="last")
-    kinds = {"no valid summary.json": invalid, "a newer run has the same method, split and seed": runs[older]}
+    runs = told_apart(runs)
+    older = runs.duplicated([*LINE, "words", "seed"], keep="last")
+    why = "a newer run has the same method, settings, split and seed"
+    kinds = {"no valid summary.json": invalid, why: runs[older]}
     left_out = [f"Left out ({why}): {', '.join(map(str, some.folder))}" for why, some in kinds.items() if len(some)]
     return runs[~older], left_out
 
@@ -93,17 +164,32 @@ def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
 def compare(runs: pd.DataFrame, baselines: Sequence[str]) -> pd.DataFrame:
     """Add the published figures, and what a run gains over each baseline's with its seed; sort by LINE and seed.
 
-    A baseline is itself compared with those before it only.
+    A baseline is itself compared with those before it only. Where its runs differ in settings, the one counts whose
+    differing settings the compared run has, too. Methods are called by their settings then, from here on.
     """
     for number, baseline in enumerate(baselines, start=1):
-        reference = runs.loc[runs.method == baseline, [*CELL, "seed", "miou_last"]]
-        reference = reference.rename(columns={"miou_last": "reference"})
-        runs = runs.merge(reference, how="left", on=[*CELL, "seed"])
-        runs[GAIN + baseline] = (runs.miou_last - runs.pop("reference")).where(~runs.method.isin(baselines[:number]))
+        references = runs[runs.method == baseline].groupby([*CELL, "seed"])
+        references = {cell: list(zip(some.differing, some.miou_last, strict=True)) for cell, some in references}
+        reference = [
+            next((miou for differing, miou in references.get(cell, ()) if differing.items() <= own.items()), None)
+            for *cell, own in runs[[*CELL, "seed", "settings"]].itertuples(index=False)
+            for cell in [tuple(cell)]
+        ]
+        gain = runs.miou_last - pd.Series(reference, runs.index, float)
+        runs = runs.assign(**{GAIN + baseline: gain.where(~runs.method.isin(baselines[:number]))})
     order = {name: f"{name.startswith('pcr'):d}{name}" for name in runs.method}
     order |= {name: f"-{number}" for number, name in enumerate(baselines)}
-    runs = runs.sort_values([*LINE, "seed"], key=lambda key: key.map(order) if key.name == "method" else key)
+    sorting = {"method": lambda key: key.map(order), "words": lambda key: key.map(by_number)}
+    runs = runs.sort_values(
+        [*LINE, "words", "seed"], key=lambda key: sorting[key.name](key) if key.name in sorting else key
+    )
+    runs = runs.assign(method=runs.method + runs.words).drop(columns=["settings", "differing", "words"])
     return runs.merge(PUBLISHED, how="left", on=["dataset", "split_family", "num_labeled"])
+
+
+def by_number(text: str) -> str:
+    """A text whose numbers sort by value."""
+    return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", lambda number: f"{float(number[0]):030.15f}", text)
 
 
 def gains(runs: pd.DataFrame) -> dict[str, str]:

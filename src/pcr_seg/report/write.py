@@ -67,7 +67,7 @@ def show(console: Console, title: str, table: pd.DataFrame) -> None:
             widths.pop(name, None)
     grid = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for name in widths:
-        grid.add_column(fill(name, 13), justify="left" if name in WORDS else "right", no_wrap=True)
+        grid.add_column(fill(name, 13), justify="left" if name in WORDS else "right", no_wrap=name != "method")
     for line in table[list(widths)].to_numpy():
         grid.add_row(*line)
     note = " (all columns in report.md)" if len(widths) < len(table.columns) else ""
