@@ -248,7 +248,7 @@ def test_two_processes_train_one_bank(tmp_path: Path) -> None:
     """DDP on the CPU starts the script again with the same command line; validation counts each image once."""
     result = run_script(
         "train.py", f"dataset.root={tmp_path}/data", f"hydra.run.dir={tmp_path}/run", *TINY_SET, *SMALL,
-        "hardware=ddp_cpu",
+        "hardware=ddp_cpu", "global_batch=4",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     scored = run_script("eval.py", f"checkpoint={tmp_path}/run/checkpoints/last.ckpt", "device=cpu")
@@ -316,3 +316,12 @@ def test_devices_that_cannot_share_the_batch_are_one_line() -> None:
     result = run_script("train.py", "dataset=cityscapes", "trainer.devices=3")
     assert result.returncode == 1
     assert result.stderr.strip() == "error: global_batch=16: 3 devices cannot share it evenly; set a multiple of 3"
+
+
+def test_dilations_follow_the_output_stride() -> None:
+    """The paper's 12, 24, 36 and 4, 8, 16 are for stride 8."""
+    for stride, rates, grid in ((8, [12, 24, 36], [4, 8, 16]), (16, [6, 12, 18], [2, 4, 8])):
+        config = composed("dataset=voc", f"backbone.output_stride={stride}", "backbone.weights=null", "output=x")
+        assert config.model.rates == rates
+        blocks = build(config.backbone, name="resnet50s").net.layer4
+        assert [block.conv2.dilation[0] for block in blocks] == grid

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import small_config
+from test_module import make_module
 
 from pcr_seg.data.sources import Source
-from pcr_seg.training.diagnosis import class_distances
+from pcr_seg.training.diagnosis import class_distances, features_as_evaluated
 from pcr_seg.training.fit import fit
 
 
@@ -52,9 +53,17 @@ def test_diagnosis_changes_nothing_and_logs_every_figure(tmp_path: Path) -> None
 def test_steps_without_masks_have_no_figures(tiny_set: Source, tmp_path: Path) -> None:
     data = Path(tiny_set.train[0].image).parents[2]
     folder = ["dataset=folder", f"dataset.root={data}", "recipe=synthetic", "optimizer=adamw_scratch"]
-    steps = ["split=10", "global_batch=1", "data.steps_per_epoch=6", "method.burn_in_epochs=1", "data.num_workers=0"]
+    steps = ["split=10", "global_batch=2", "data.steps_per_epoch=6", "method.burn_in_epochs=1", "data.num_workers=0"]
     summary = fit(small_config(tmp_path, *folder, *steps, "diagnosis=true"))
     with (tmp_path / "run/metrics.csv").open() as lines:
         coverage = [row["diagnosis/coverage"] for row in csv.DictReader(lines) if row.get("diagnosis/coverage")]
     assert summary["num_unlabeled"] == 6, "two with masks, one in each of six steps"
     assert len(coverage) == 6 and coverage.count("nan") == 4
+
+
+def test_features_are_those_of_the_evaluated_size(tmp_path: Path) -> None:
+    module = make_module(tmp_path, "protocol=multi_scale", "protocol.scales=[0.5]").eval()
+    image = torch.randn(3, 64, 48)
+    found = features_as_evaluated(module, image)
+    smaller = torch.nn.functional.interpolate(image[None], (32, 24), mode="bilinear", align_corners=True)
+    torch.testing.assert_close(found, module.teacher.network(smaller).features)

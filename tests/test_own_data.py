@@ -97,8 +97,8 @@ def test_a_file_that_turns_bad_in_training_is_named_in_one_line(tiny_set, tmp_pa
     data = own_copy(tiny_set, tmp_path / "set")
     check = run.splits.check
 
-    def check_then_damage(*arguments) -> None:
-        check(*arguments)
+    def check_then_damage(*arguments, **options) -> None:
+        check(*arguments, **options)
         for path in (data / "unlabeled").iterdir():
             path.write_bytes(path.read_bytes()[:60])
 

@@ -238,5 +238,5 @@ def refuse_strangers(
                     f"(trust={target.rpartition('.')[0]} allows it, if it is yours)"
                 )
             nodes += node.values()
-        elif isinstance(node, list):
+        elif isinstance(node, list | tuple):
             nodes += node

@@ -172,6 +172,11 @@ def accumulation(total: int, batch_size: int, accelerator: str, devices: str | i
     return max(1, rounds)
 
 
+def aspp_rates(output_stride: int) -> ListConfig:
+    """The paper's dilations of ASPP, which are for output stride 8, at another."""
+    return OmegaConf.create([max(1, rate * 8 // output_stride) for rate in (12, 24, 36)])
+
+
 def third(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
     """A third of a training's epochs, at least one of two; of those that it has before it ends after `steps`."""
     if steps >= 0 and steps_per_epoch:
@@ -257,6 +262,9 @@ RESOLVING = "ValueError raised while resolving interpolation: "
 OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
 OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
 OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
+OmegaConf.register_new_resolver(
+    "rates", lambda stride: [max(1, rate * 8 // stride) for rate in (12, 24, 36)], replace=True
+)
 OmegaConf.register_new_resolver("third", third, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from test_files import tiff
 from test_sources import save
 
 from pcr_seg.data import splits
@@ -59,6 +60,24 @@ def deep(root: Path, brightest: int) -> None:
     put(root, IMAGE, Image.fromarray(np.full((4, 6), brightest, np.uint16)))
 
 
+def one_folder_higher(root: Path) -> None:
+    for part in ("train", "val"):
+        for path in (root / "images" / part).glob("*.png"):
+            path.rename(root / f"images/{part}_{path.name}")
+        shutil.rmtree(root / "images" / part)
+
+
+def other_images(root: Path) -> None:
+    remove(root, "images/val/*")
+    for name in "vw":
+        save(root / f"images/val/{name}.gif", pixels(0))
+
+
+def single_class(root: Path) -> None:
+    (root / "classes.txt").write_text("0 cat 255 255 255\n")
+    all_masks(root, "**", np.where(MASK == 1, 255, 0))
+
+
 def bomb(path: Path) -> None:
     """A PNG header that promises 400 million pixels."""
     content = bytearray(path.read_bytes())
@@ -99,7 +118,10 @@ IMAGE, MASKS = "images/train/a.png", "labels/train/a.png"  # what most cases bre
 TWO_PAGES = {"save_all": True, "append_images": [Image.fromarray(MASK)]}
 CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `folder`
     "no folder": lambda root: shutil.rmtree(root / "images"),
+    "one folder higher": one_folder_higher,
     "no images": lambda root: remove(root, "images/val/*"),
+    "other images": other_images,
+    "no training images": lambda root: shutil.rmtree(root / "images/train"),
     "no unlabeled images": lambda root: {"unlabeled": str(root / "nothing/*.png")},
     "no classes": lambda root: (root / "classes.txt").unlink(),
     "classes": lambda root: (root / "classes.txt").write_text("0 ground 0 0 0\n1 cat\n"),
@@ -111,11 +133,13 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "empty": lambda root: (root / IMAGE).write_bytes(b""),
     "unreadable": lambda root: (root / IMAGE).write_bytes((root / IMAGE).read_bytes()[:-9]),
     "too many pixels": lambda root: bomb(root / MASKS),
+    "bands": lambda root: (root / IMAGE).with_suffix(".tif").write_bytes(tiff(5)) and (root / IMAGE).unlink(),
     "float": lambda root: put(root, "images/train/a.tif", Image.fromarray(np.ones((4, 6), np.float32))),
     "range": lambda root: [deep(root, 5000), {"max_value": 4095}][1],
     "channels": lambda root: {"channels": 4},
     "missing mask": lambda root: remove(root, MASKS),
     "misnamed mask": lambda root: (root / MASKS).rename(root / "labels/train/A_mask.png"),
+    "mask not read": lambda root: (root / MASKS).rename(root / "labels/train/a.json"),
     "JPEG mask": lambda root: put(root, "labels/train/a.jpg", MASK),
     "mask frames": lambda root: put(root, "labels/train/a.tif", MASK, **TWO_PAGES),
     "mask bits": lambda root: put(root, MASKS, Image.fromarray(np.array([[0, 300] * 3] * 4, np.uint16))),
@@ -127,10 +151,14 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "size": lambda root: put(root, MASKS, np.ones((4, 7))),
     "rotation": lambda root: turned(root, 6),
     "one class": lambda root: all_masks(root, "**", np.where(MASK == 1, 255, 0)),
+    "only class": single_class,
+    "one class labeled": lambda root: all_masks(root, "train/**", np.where(MASK == 1, 255, 0)),
+    "nothing labeled": lambda root: all_masks(root, "train/**", np.full((4, 6), 255)),
+    "nothing to score": lambda root: all_masks(root, "val", np.full((4, 6), 255)),
+    "dark": lambda root: deep(root, 4095),
     "copy in val": lambda root: shutil.copy(root / IMAGE, root / "images/val/v.png"),
     "frames": lambda root: put(root, IMAGE, pixels(0), save_all=True, append_images=[Image.fromarray(pixels(5))]),
     "turned": lambda root: turned(root, 3),
-    "dark": lambda root: deep(root, 4095),
     "all ignored": lambda root: put(root, MASKS, np.full((4, 6), 255)),
     "copy": lambda root: put(root, "images/train/d.bmp", pixels(0)),
     "class missing": lambda root: all_masks(root, "val", np.zeros((4, 6))),
@@ -147,6 +175,11 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
 def test_the_table_and_the_cases_agree() -> None:
     assert len(ROWS) > 40
     assert [name for name, _, _ in ROWS] == list(CASES)
+
+
+def test_no_error_names_a_key_that_its_command_may_refuse() -> None:
+    """Resumed trainings and predictions print them as well, where no key of a data set can be set."""
+    assert not [message for _, level, message in ROWS if level == "error" and "set dataset." in message]
 
 
 def test_a_sound_data_set_has_no_findings(tmp_path: Path) -> None:
@@ -166,7 +199,7 @@ def test_every_case_has_its_message(tmp_path: Path, case: str, level: str, messa
         assert re.fullmatch(expected, str(error)) and level == "error"
     else:
         lines = {(f["kind"], f["level"]): f"{f['file']}: {f['what']}; {f['remedy']}" for f in report["findings"]}
-        kind = {"misnamed mask": "missing mask"}.get(case, case)
+        kind = {"misnamed mask": "missing mask", "mask not read": "missing mask"}.get(case, case)
         assert re.fullmatch(expected, lines[kind, level])
         assert bool(num_errors(report)) == (level == "error")
     if level == "error":

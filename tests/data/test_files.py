@@ -1,13 +1,78 @@
 """Real small files of every kind, read as arrays or refused in one line."""
 
+import struct
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_sources import colors, save
 
-from pcr_seg.data.files import DataError, Format, Sample, image_size, read_image, read_mask
+from pcr_seg.data.files import DataError, Format, Sample, image_size, nearly_black, read_header, read_image, read_mask
+
+
+def tiff(samples: int, bits: int = 8, *, color: int = 1, planar: int = 1, kind: int = 1, big: bool = False) -> bytes:
+    """A TIFF of 6x4 as GDAL writes one: `color` 1 grey, 2 RGB; `planar` 2 band after band; `kind` 3 floats."""
+    size = 4 * 6 * bits // 8
+    pixels = bytes(range(200))[: size // 4 * 4].ljust(size, b"\7") * samples
+    strips = samples if planar == 2 else 1
+    extra = samples - (3 if color == 2 else 1)
+    tags = [
+        (256, "H", [6]), (257, "H", [4]), (258, "H", [bits] * samples), (259, "H", [1]), (262, "H", [color]),
+        (273, "L", [0] * strips), (277, "H", [samples]), (278, "H", [4]),
+        (279, "L", [len(pixels) // strips] * strips), (284, "H", [planar]),
+        *([(338, "H", [0] * extra)] if extra else []), (339, "H", [kind] * samples),
+    ]  # fmt: skip
+    head, count, entry, room = (16, "Q", "HHQ", 8) if big else (8, "H", "HHI", 4)
+    data = head + struct.calcsize(f"<{count}") + len(tags) * (struct.calcsize(f"<{entry}") + room) + room
+    length = sum(s for s in (struct.calcsize(f"<{len(v)}{t}") for _, t, v in tags) if s > room)
+    directory, values = struct.pack(f"<{count}", len(tags)), b""
+    for tag, letter, numbers in tags:
+        if tag == 273:
+            numbers = [data + length + strip * (len(pixels) // strips) for strip in range(strips)]
+        packed = struct.pack(f"<{len(numbers)}{letter}", *numbers)
+        directory += struct.pack(f"<{entry}", tag, {"H": 3, "L": 4}[letter], len(numbers))
+        if len(packed) <= room:
+            directory += packed.ljust(room, b"\0")
+        else:
+            directory += struct.pack("<Q" if big else "<I", data + len(values))
+            values += packed
+    start = b"II+\0" + struct.pack("<HHQ", 8, 0, 16) if big else b"II*\0" + struct.pack("<I", 8)
+    return start + directory + bytes(room) + values + pixels
+
+
+@pytest.mark.parametrize(
+    ("options", "shape"),
+    [
+        ({"samples": 1}, (4, 6, 3)),
+        ({"samples": 3, "color": 2}, (4, 6, 3)),
+        ({"samples": 3, "color": 2, "planar": 2}, (4, 6, 3)),
+        ({"samples": 4, "color": 2}, (4, 6, 3)),
+        ({"samples": 3, "bits": 16, "color": 2}, (4, 6, 3)),
+        ({"samples": 1, "bits": 16}, (4, 6, 3)),
+        ({"samples": 3, "bits": 16}, "3 bands of 16 bits"),
+        ({"samples": 4, "bits": 16}, "4 bands of 16 bits"),
+        ({"samples": 4}, "4 bands of 8 bits"),
+        ({"samples": 5}, "5 bands of 8 bits"),
+        ({"samples": 5, "big": True}, "5 bands of 8 bits"),
+        ({"samples": 5, "color": 2}, "5 bands of 8 bits"),
+        ({"samples": 3, "bits": 32, "kind": 3, "color": 2}, r"3 bands of 32 bits \(float\)"),
+        ({"samples": 3, "bits": 16, "color": 2, "planar": 2}, "3 bands of 16 bits one after another"),
+        ({"samples": 3, "bits": 16, "planar": 2}, "3 bands of 16 bits one after another"),
+        ({"samples": 2, "planar": 2}, "2 bands of 8 bits one after another"),
+    ],
+)
+def test_bands_are_read_all_or_named(tmp_path: Path, options: dict, shape: tuple[int, ...] | str) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff(**options))
+    readers = (read_image, image_size, read_header, lambda path: read_mask(Sample("a", path, path)))
+    if not isinstance(shape, str):
+        assert read_image(path, Format(max_value=65535)).shape == shape
+        return
+    for read in readers:
+        with pytest.raises(DataError, match=rf"a\.tif: has {shape}, which are not read; save it as one band .*RGB"):
+            read(path)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK"])
@@ -61,14 +126,22 @@ def test_sixteen_bits_are_scaled_from_the_value_that_is_white(tmp_path):
     assert read_image(path, Format(max_value=4095))[0].tolist() == [[0] * 3, [62] * 3, [255] * 3]
     assert read_image(path)[0, :, 0].tolist() == [0, 4, 16]  # of 65535
     assert read_image(path, Format(1, 4095)).shape == (1, 3, 1)
-    with pytest.raises(DataError, match=r"deep\.png: values 0\.\.4095 are not in 0\.\.1023; set dataset\.max_value"):
+    with pytest.raises(DataError, match=r"deep\.png: values 0\.\.4095 are not in 0\.\.1023; .* dataset\.max_value"):
         read_image(path, Format(max_value=1023))
+
+
+def test_nearly_black_is_said_of_16_bits_without_a_white_value(tmp_path):
+    grey = save(tmp_path / "grey.png", Image.fromarray(np.array([[0, 4095]], np.uint16)))
+    plain = save(tmp_path / "plain.png", np.array([[0, 9]]))
+    for path, format, expected in ((grey, Format(), True), (grey, Format(3, 65535), False), (plain, Format(), False)):
+        assert nearly_black(path, int(read_image(path, format).max()), format) is expected
+    assert not nearly_black(grey, 32, Format())
 
 
 def test_floats_need_to_know_what_is_white(tmp_path):
     path = save(tmp_path / "float.tif", Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)))
     assert read_image(path, Format(max_value=1))[0, :, 0].tolist() == [0, 128, 255]
-    with pytest.raises(DataError, match=r"float\.tif: image has floating-point values; set dataset\.max_value"):
+    with pytest.raises(DataError, match=r"float\.tif: image has floating-point values, .* dataset\.max_value"):
         read_image(path)
     path = save(tmp_path / "nan.tif", Image.fromarray(np.array([[0.0, np.nan]], np.float32)))
     with pytest.raises(DataError, match=r"nan\.tif: values nan\.\.nan are not in 0\.\.1"):
@@ -180,6 +253,28 @@ def test_palettes_that_contradict_the_classes_are_refused(tmp_path):
     assert read_mask(Sample("a", path, path, None, format)).tolist() == [[0, 1]]
 
 
+@pytest.mark.parametrize(
+    ("indices", "palette", "wrong"),
+    [
+        ([0, 1, 2], [200, 0, 0, 0, 0, 0, 7, 7, 7], 0),  # the third has a color of its own
+        ([0, 1, 2], [0, 0, 0, 7, 7, 7, 200, 0, 0], 2),
+        ([0, 1, 2], [200, 0, 0, 7, 7, 7, 8, 8, 8], None),  # one color may be chance
+        ([0, 1, 2], [200, 0, 0, 0, 0, 0, 0, 0, 0], None),  # unused entries are black
+        ([0, 1, 2], [0, 0, 0, 200, 0, 0, 7, 7, 7], None),
+    ],
+)
+def test_palettes_that_know_some_of_the_colors(tmp_path, indices, palette, wrong):
+    image = Image.fromarray(np.array([indices], np.uint8)).convert("P")
+    image.putpalette(palette)
+    path = save(tmp_path / "a.png", image)
+    sample = Sample("a", path, path, None, Format(num_classes=3, colors=COLORS))
+    if wrong is None:
+        assert read_mask(sample).tolist() == [indices]
+    else:
+        with pytest.raises(DataError, match=rf"a\.png: mask's palette gives index {wrong} the color of class"):
+            read_mask(sample)
+
+
 def test_masks_of_16_bits_hold_ids_as_well(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(LABELS.astype(np.uint16)))
     np.testing.assert_array_equal(read_mask(Sample("a", path, path)), LABELS)
@@ -212,6 +307,35 @@ def test_every_damaged_bit_of_a_png_mask_is_noticed(tmp_path):
         except DataError:
             noticed += 1
     assert noticed > 0.99 * 8 * len(content)
+
+
+@pytest.mark.parametrize(
+    ("there", "remedy"),
+    [
+        (["10.png"], "add it, or use the image as unlabeled"),  # 10 is another image
+        (["1_2.png"], "add it, or use the image as unlabeled"),  # this as well, though it is not there
+        (["1 (copy).png"], "add it, or use the image as unlabeled"),  # its image is
+        (["1x.png"], "add it, or use the image as unlabeled"),
+        (["1_things/a.png"], "add it, or use the image as unlabeled"),
+        (["1_mask.bmp", "1.json"], "1_mask.bmp is there; rename it to 1.bmp if it is this image's mask: "),
+        (["1.jpg.png"], "1.jpg.png is there; rename it to 1.png if"),
+        (
+            ["1.json"],
+            "1.json is there, which is not read as a mask; save it as 1.png (.png, .bmp, .tif, .tiff, .webp are",
+        ),
+        (["1.gif"], "1.gif is there, which is not read as a mask; save it as 1.png"),
+        (["1.npy"], "1.npy is there, which is not read as a mask; save it as 1.png"),
+        (["1_mask.jpg"], "1_mask.jpg is there, which is not read as a mask; save it as 1.png"),
+    ],
+)
+def test_a_hint_is_given_only_where_a_file_may_be_meant(tmp_path, there, remedy):
+    for name in ("images/1.jpg", "images/10.jpg", "images/1 (copy).jpg", *(f"labels/{name}" for name in there)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(FileNotFoundError) as error:
+        read_mask(Sample("1", str(tmp_path / "images/1.jpg"), str(tmp_path / "labels/1.png")))
+    start = f"{tmp_path}/labels/1.png: no mask for {tmp_path}/images/1.jpg"
+    assert str(error.value).startswith(f"{start}{'; ' if remedy.startswith('add') else ', but '}{remedy}")
 
 
 def test_missing_mask_names_mask_image_and_remedy(tmp_path):

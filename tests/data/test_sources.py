@@ -1,5 +1,7 @@
 """Readers on small real files of each layout."""
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from pcr_seg.data.sources import (
     camvid,
     cityscapes,
     folder,
+    list_line,
+    nothing_found,
     read_list,
     voc,
     voc_aug,
@@ -104,8 +108,62 @@ def test_unlabeled_images_anywhere(tmp_path):
     assert found("more/day1/photos", "more/day2/photos") == ["day1/photos/x", "day2/photos/deep/y", "day2/photos/x"]
     assert found("more", "more/day1") == ["more/day1/photos/x", "more/day2/photos/deep/y", "more/day2/photos/x"]
     assert all(sample.mask is None for sample in folder(root, unlabeled=str(tmp_path / "more")).unlabeled)
-    with pytest.raises(ValueError, match=r"dataset\.unlabeled=.*day3: no images there; give a folder, or a glob"):
+    with pytest.raises(ValueError, match=r"dataset\.unlabeled=.*day3: no such file or folder; correct the path"):
         found("more/day1", "more/day3")
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("gone", "no such file or folder; correct the path"),
+        ("empty", r"no images in it; put files of \.jpg .*\.webp there"),
+        ("odd", r"no image that is read, but 2 files, first a\.gif; save images as \.jpg .*"),
+        ("one", r"no image that is read, but deep/a\.gif; save images as \.jpg .*"),
+        ("odd/a.gif", r"not read as an image; save it as one of \.jpg .*"),
+        ("odd/*.png", "no file has such a name; correct the pattern, in quotes"),
+        ("odd/*.g?f", r"no image that is read among 1 files, first .*/odd/a\.gif; save images as \.jpg .*"),
+    ],
+)
+def test_why_nothing_was_found(tmp_path, place, reason):
+    (tmp_path / "empty").mkdir()
+    for name in ("odd/a.gif", "odd/b.heic", "one/deep/a.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert re.fullmatch(reason, nothing_found(f"{tmp_path}/{place}"))
+
+
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_a_folder_without_training_images_can_be_scored(tmp_path, part):
+    (tmp_path / "classes.txt").write_text(CLASSES)
+    save(tmp_path / f"images/{part}/t.jpg", colors())
+    for source in (folder(tmp_path, channels=1), camvid(tmp_path)):
+        parts = {name: names(getattr(source, name)) for name in ("train", "unlabeled", "val", "test")}
+        assert parts == {"train": [], "unlabeled": [], "val": [], "test": []} | {part: ["t"]}
+        assert source.format == getattr(source, part)[0].format
+    save(tmp_path / "segnet" / part / "t.png", colors())
+    assert names(getattr(camvid(tmp_path / "segnet"), part)) == ["t"] and not camvid(tmp_path / "segnet").train
+    (tmp_path / "images/train").mkdir()
+    with pytest.raises(
+        FileNotFoundError if part == "test" else ValueError, match=r"images/(val: no such|train: no images)"
+    ):
+        folder(tmp_path)
+
+
+def test_cityscapes_without_training_images_can_be_scored(tmp_path):
+    shutil.rmtree(make_cityscapes(tmp_path, ("labelTrainIds",)) / "leftImg8bit/train")
+    source = cityscapes(tmp_path)
+    assert source.train == () and names(source.val) == ["munster_000000_000019"]
+
+
+def test_lines_of_a_list_are_names_with_or_without_their_files_suffix(tmp_path):
+    files = ("photo.jpg.png", "photo.jpg", "cut.PNG", "a.png b.jpg", "plain.v1.tif")
+    samples = [Sample(name.rpartition(".")[0], str(tmp_path / name)) for name in files]
+    for spelling in (list(files), ["photo.jpg.png", "photo", "cut", "a.png b", "plain.v1"], [*map(list_line, samples)]):
+        (tmp_path / "list.txt").write_text("\n".join(spelling))
+        assert read_list(tmp_path / "list.txt", samples) == [sample.name for sample in samples]
+    assert [list_line(sample) for sample in samples] == ["photo.jpg.png", "photo", "cut", "a.png b.jpg", "plain.v1"]
+    (tmp_path / "list.txt").write_text("photo.jpg\ncut.png mask.png\nother.jpg\n")
+    assert read_list(tmp_path / "list.txt", samples[:1]) == ["photo.jpg", "cut", "other"]
 
 
 def test_masks_of_any_suffix_belong_to_their_image(tmp_path):
@@ -131,7 +189,9 @@ def test_names_that_a_list_could_not_hold(tmp_path, name):
 
 @pytest.mark.parametrize("reader", [folder, camvid, voc, voc_aug, cityscapes])
 def test_missing_root(tmp_path, reader):
-    with pytest.raises(FileNotFoundError, match=r"nowhere.*: no .*; set dataset\.root to the folder") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"nowhere.*: no .*; put its files there, or start with .* dataset\.root"
+    ) as error:
         reader(tmp_path / "nowhere")
     assert "\n" not in str(error.value)
 
@@ -147,7 +207,7 @@ def test_folder_errors(tmp_path):
     for path in (tmp_path / "images/val").iterdir():
         path.unlink()
     (tmp_path / "images/train/b.png").unlink()
-    with pytest.raises(ValueError, match=r"images/val: no images in it; put \.jpg"):
+    with pytest.raises(ValueError, match=r"images/val: no images in it; put files of \.jpg"):
         folder(tmp_path)
 
 
@@ -295,5 +355,5 @@ def test_cityscapes_maps_label_ids(tmp_path):
 
 def test_cityscapes_without_val(tmp_path):
     save(tmp_path / "leftImg8bit/train/ulm/ulm_1_2_leftImg8bit.png", colors())
-    with pytest.raises(FileNotFoundError, match=r"leftImg8bit/val: no such folder; set dataset\.root"):
+    with pytest.raises(FileNotFoundError, match=r"leftImg8bit/val: no such folder; put its files there, or start"):
         cityscapes(tmp_path)

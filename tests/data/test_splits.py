@@ -5,9 +5,11 @@ import os
 import random
 import shutil
 import warnings
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from conftest import SHARED
@@ -15,7 +17,7 @@ from PIL import Image
 
 from pcr_seg.data.published import MIRROR, PUBLISHED, SHA256
 from pcr_seg.data.sources import Sample, Source, folder, read_list
-from pcr_seg.data.splits import Split, check, check_samples, make_split, num_labeled, write
+from pcr_seg.data.splits import Split, check, check_samples, make_split, num_labeled, split_of_run, write
 
 LISTS = SHARED / "splits"
 needs_lists = pytest.mark.skipif(not LISTS.is_dir(), reason=f"the published lists are not in {LISTS}")
@@ -88,7 +90,7 @@ def test_counts_outside_the_training_set_are_refused(labeled):
 def test_nothing_to_train_on(root):
     source = folder(root)
     empty = Source(source.name, source.classes, source.palette, (), (), source.val, ())
-    with pytest.raises(ValueError, match=r"data: no training images; correct dataset\.root"):
+    with pytest.raises(ValueError, match=r"data: no training images; put images and masks where"):
         make_split(empty, "1_8")
 
 
@@ -473,6 +475,112 @@ def test_check_looks_at_the_test_images_when_asked(root):
     with pytest.raises(ValueError, match=r"x0\.png: label values \[7\]"):
         check_samples(source.test)
     assert check_samples(source.val) == [0b111, 0b111]
+
+
+def test_bad_files_up_to_a_share_do_not_stop_the_start(tmp_path):
+    source = make_folder(tmp_path, [[0, 1]] * 10, num_classes=2, num_unlabeled=30)
+    split = make_split(source, "full")
+    (tmp_path / "unlabeled/u3.png").write_text("<html>")
+    (tmp_path / "labels/train/t004.png").write_bytes(b"")
+    check(source, split, max_skipped=0.1)
+    with pytest.raises(ValueError, match=r"t004\.png: not readable as an image \(it is empty\); replace or remove it$"):
+        check(source, split)
+    with pytest.raises(
+        ValueError, match=r"t004\.png: .*; 1 of 10 files are bad, more than data\.max_skipped=0\.05 allows"
+    ):
+        check(source, split, max_skipped=0.05)
+    (tmp_path / "labels/train/t004.png").unlink()
+    (tmp_path / "unlabeled/u4.png").unlink()
+    (tmp_path / "unlabeled/u4.png").symlink_to("gone.png")
+    check(source, split, max_skipped=0.1)
+    for number in (5, 6):
+        (tmp_path / f"unlabeled/u{number}.png").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"unlabeled/.*; 4 of 30 files are bad, more than data\.max_skipped=0\.1 allows"
+    ):
+        check(source, split, max_skipped=0.1)
+    (tmp_path / "labels/val/v0.png").write_bytes(b"")  # scores count every image
+    with pytest.raises(ValueError, match=r"labels/val/v0\.png: not readable"):
+        check(source, split, max_skipped=1.0)
+
+
+def deepen(folder: Path, brightest: int, colors: bool = False) -> None:
+    """Make images of 16 bits of those in a folder."""
+    for number, path in enumerate(sorted(folder.glob("*.png"))):
+        size = (6, 8, 3) if colors else (6, 8)
+        pixels = np.random.default_rng([number, *path.parent.name.encode()]).integers(0, brightest + 1, size)
+        cv2.imwrite(str(path), pixels.astype(np.uint16))
+
+
+@pytest.mark.parametrize("colors", [False, True])
+def test_images_of_16_bits_that_are_nearly_black(root, colors):
+    deepen(root / "images/train", 4095, colors)
+    remedy = (
+        "scale colors to 8 bits, or train with dataset.max_value=65535"
+        if colors
+        else "train with dataset.max_value at what is white: 4095 .*65535"
+    )
+    fails(root, rf"train/t000\.png: 16 bits, and like all images of 16 bits it .* nearly black; {remedy}")
+    source = folder(root, max_value=65535)  # they are meant so
+    check(source, make_split(source, "full"))
+    deepen(root / "unlabeled", 60_000)  # a dark scene among others
+    source = folder(root)
+    check(source, make_split(source, "full"))
+    deepen(root / "unlabeled", 4095)
+    deepen(root / "images/train", 9_000, colors)
+    source = folder(root)
+    check(source, make_split(source, "full"))
+
+
+def test_dark_images_of_8_bits_are_fine(root):
+    for path in (root / "images/train").iterdir():
+        seed = [*path.name.encode()]
+        Image.fromarray(np.random.default_rng(seed).integers(0, 9, (6, 8, 3), dtype=np.uint8)).save(path)
+    source = folder(root)
+    check(source, make_split(source, "full"))
+
+
+def test_names_like_files_are_read_from_the_lists_that_a_run_writes(tmp_path):
+    make_folder(tmp_path, [[0, 1]] * 4, num_classes=2)
+    for part in ("images", "labels"):
+        (tmp_path / part / "train/t001.png").rename(tmp_path / part / "train/photo.jpg.png")
+    source = folder(tmp_path)
+    split = make_split(source, "full")
+    write(split, tmp_path / "run")
+    assert "photo.jpg" in read_list(tmp_path / "run/labeled.txt")  # also without the samples
+    for lines in ("photo.jpg", "photo.jpg.png"):
+        (tmp_path / "own.txt").write_text(f"{lines}\nt000.png\nt002\n")
+        assert names(make_split(source, tmp_path / "own.txt").labeled) == ["photo.jpg", "t000", "t002"]
+    assert make_split(source, tmp_path / "run/labeled.txt").labeled == split.labeled
+    assert split_of_run(source, tmp_path / "run").labeled == split.labeled
+
+
+def test_the_split_of_a_run(root, tmp_path):
+    source = folder(root)
+    (tmp_path / "own.txt").write_text("t003\nt001\n")
+    written = {"own": make_split(source, tmp_path / "own.txt"), "drawn": make_split(source, 3, seed=2)}
+    written["cps"] = replace(written["drawn"], origin="published list here/labeled.txt", family="cps")
+    for family, split in written.items():
+        write(split, tmp_path / family)
+        again = split_of_run(source, tmp_path / family, "cps")
+        assert again == replace(split, complete=False) and again.family == family
+        check(source, again)
+    image = root / "images/train/t003.png"
+    image.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"own/labeled\.txt: t003 is labeled in this run, but no training image"
+    ) as e:
+        split_of_run(folder(root), tmp_path / "own")
+    assert one_line(e) and "put it back" in str(e.value)
+    shutil.copy(root / "images/train/t000.png", image)
+    for name in ("u0", "u1"):
+        (root / f"unlabeled/{name}.png").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"unlabeled\.txt: u0 is unlabeled in this run, .* \(2 such images\); put"
+    ):
+        split_of_run(folder(root), tmp_path / "own")
+    with pytest.raises(FileNotFoundError, match=r"gone/labeled\.txt: no such list"):
+        split_of_run(folder(root), tmp_path / "gone")
 
 
 def test_black_and_white_masks_are_refused(tmp_path):

@@ -75,6 +75,30 @@ def test_every_class_occurs_and_no_other_label(tiny_set: Source) -> None:
     assert set(np.unique(val)) <= set(range(len(CLASSES)))  # three images need not show all
 
 
+def test_nothing_is_written_into_a_folder_of_something_else(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    with pytest.raises(
+        ValueError, match=rf"^dataset\.root={tmp_path}: holds files that are no generated set; say dataset=f"
+    ):
+        synthetic(str(tmp_path), **SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match=r"notes\.txt: is a file; name a folder"):
+        synthetic(str(tmp_path / "notes.txt"), **SMALL)
+
+
+def test_generated_sets_and_lists_share_a_folder(tmp_path: Path) -> None:
+    for name in ("splits", ".hidden", "seed0_4_2_2_32px", "tmpabc1"):
+        (tmp_path / name).mkdir()
+    first = synthetic(str(tmp_path), **SMALL)
+    assert synthetic(str(tmp_path), seed=1, **SMALL).train != first.train
+    (tmp_path / "notes.txt").touch()  # somebody's, but what is generated is there already
+    assert synthetic(str(tmp_path), **SMALL) == first
+    (tmp_path / "classes.txt").touch()  # a data set, which was forgotten to name
+    with pytest.raises(ValueError, match="say dataset=folder to read it"):
+        synthetic(str(tmp_path), **SMALL)
+
+
 def interrupt(*_: object) -> None:
     raise RuntimeError("interrupted")
 

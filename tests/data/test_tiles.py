@@ -1,5 +1,10 @@
 """Windows cover an image once, lie on the grid, and read as whole files do."""
 
+import itertools
+import re
+import warnings
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -41,12 +46,54 @@ def test_a_window_is_a_part_of_the_file_as_read_in_one_piece(tmp_path, mode: str
     np.testing.assert_array_equal(window, read_image(path, format)[32:50, 0:33])
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_both_readers_read_the_same_bands(tmp_path, dtype: str) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
+    path, read_by_both = tmp_path / "a.tif", []
+    for bands, photometric in itertools.product(range(1, 6), (None, "RGB", "MINISBLACK")):
+        if photometric == "RGB" and bands < 3:
+            continue
+        values = np.random.default_rng(0).integers(0, 255, (bands, 20, 30)).astype(dtype)
+        options = {"photometric": photometric} if photometric else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+            with rasterio.open(
+                path, "w", driver="GTiff", height=20, width=30, count=bands, dtype=dtype, **options
+            ) as file:
+                file.write(values * (257 if dtype == "uint16" else 1))
+            for channels in (1, 3, 4):
+                case, found = (bands, photometric, channels), []
+                for reader in (of_window, read_image):
+                    try:
+                        found.append(reader(path, Format(channels, 65_535)))
+                    except DataError as error:
+                        assert re.search(r"a\.tif: (has )?\d bands? of|image is \S+ \(\d channels\)", str(error))
+                assert len(found) in (0, 2), case
+                if found:
+                    np.testing.assert_array_equal(*found, err_msg=str(case))
+                    read_by_both.append(case)
+    assert {(1, None, 1), (1, None, 3)} <= set(read_by_both) and not [
+        case for case in read_by_both if case[0] in (2, 5)
+    ]
+    if dtype != "float32":
+        assert {(3, "RGB", 1), (3, "RGB", 3), (4, "RGB", 3)} <= set(read_by_both)
+    if dtype == "uint8":
+        assert (4, None, 4) in read_by_both
+
+
+def of_window(path: Path, format: Format) -> np.ndarray:
+    with open_tiff(path) as file:
+        return read_window(file, Cut(0, 20, 0, 20), Cut(0, 30, 0, 30), format)
+
+
 def test_what_a_window_does_not_read_is_one_line(tmp_path) -> None:
     pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
     Image.new("P", (20, 20)).save(tmp_path / "palette.tif")
     with (
         open_tiff(tmp_path / "palette.tif") as file,
-        pytest.raises(DataError, match=r"palette\.tif: 1 bands \(palette\); tiles read grey, RGB"),
+        pytest.raises(
+            DataError, match=r"palette\.tif: 1 band of uint8 \(palette\), which tiles do not read .* -expand"
+        ),
     ):
         read_window(file, Cut(0, 20, 0, 20), Cut(0, 20, 0, 20), Format())
     (tmp_path / "text.tif").write_text("no image")

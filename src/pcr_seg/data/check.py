@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pcr_seg.data.files import (
+    DARK,
     IGNORE_INDEX,
     IMAGE_SUFFIXES,
     DataError,
@@ -28,11 +29,18 @@ from pcr_seg.data.files import (
     read_image,
     read_mask,
 )
-from pcr_seg.data.sources import Source, find_images
-from pcr_seg.data.splits import ONE_CLASS, in_threads
+from pcr_seg.data.sources import PARTS, Source, find_images
+from pcr_seg.data.splits import (
+    ALL_IGNORED,
+    LONE_CLASS,
+    NO_TRAINING_IMAGES,
+    ONE_CLASS,
+    ONE_LABELED,
+    dark_images,
+    in_threads,
+)
 
 LEVELS = {"error": "red", "warning": "yellow", "note": "cyan"}
-PARTS = ("train", "unlabeled", "val", "test")  # in this order, as copies are counted against what came before
 SUFFIXES = {"JPEG": ".jpg .jpeg", "PNG": ".png", "BMP": ".bmp", "TIFF": ".tif .tiff", "WEBP": ".webp"}
 RARE = 0.005  # share of pixels below which a class is called rare
 
@@ -66,7 +74,7 @@ def check(source: Source) -> dict[str, Any]:
         part: in_threads(examine, getattr(source, part), f"Examining {part}") for part in PARTS if getattr(source, part)
     }
     findings = [finding for pictures in parts.values() for picture in pictures for finding in picture.findings]
-    findings += [*copies(parts), *classes_missing(source, parts), *strangers(source), *unused_range(parts)]
+    findings += [*copies(parts), *nothing_to_learn(source, parts), *strangers(source), *unused_range(parts)]
     findings.sort(key=lambda finding: (list(LEVELS).index(finding.level), finding.kind, finding.file))
     return {
         "dataset": source.name,
@@ -108,8 +116,13 @@ def examine(sample: Sample) -> Picture:
 
 def refused(error: Exception, file: str) -> Finding:
     """What training would say of a file."""
-    what, _, remedy = str(error).removeprefix(f"{file}: ").rpartition("; ")
-    return Finding("error", getattr(error, "kind", "missing mask"), file, what, remedy)
+    return finding("error", getattr(error, "kind", "missing mask"), file, str(error))
+
+
+def finding(level: str, kind: str, file: str, message: str) -> Finding:
+    """A line `FILE: what; remedy` as a finding."""
+    what, _, remedy = message.removeprefix(f"{file}: ").rpartition("; ")
+    return Finding(level, kind, file, what, remedy)
 
 
 def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
@@ -150,24 +163,43 @@ def copies(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
             yield Finding(level, kind, file, f"{part} image, but a copy of {first}", "remove one of them")
 
 
-def classes_missing(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]:
-    """Classes that a part with masks never shows, or hardly."""
+def nothing_to_learn(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]:
+    """What no training could learn or no validation score: no images, or classes that no mask shows, or hardly."""
+    name, num_classes = source.name, len(source.classes)
+    if not source.train:
+        yield finding("error", "no training images", name, f"{name}: {NO_TRAINING_IMAGES}")
+    if num_classes == 1:
+        yield finding("error", "only class", name, LONE_CLASS.format(name, *2 * source.classes))
+        return
     totals = {part: total(pictures) for part, pictures in parts.items() if part != "unlabeled"}
-    everywhere = sum(totals.values())
-    if (everywhere > 0).sum() < min(2, len(source.classes)):
-        what, _, remedy = ONE_CLASS.format(source.name).removeprefix(f"{source.name}: ").rpartition("; ")
-        yield Finding("error", "one class", source.name, what, remedy)
+    shown = {part: np.flatnonzero(counts).tolist() for part, counts in totals.items()}
+    if len(set().union(*shown.values())) < 2:
+        yield finding("error", "one class", name, ONE_CLASS.format(name))
         return
     for part, counts in totals.items():
-        for label, name in enumerate(source.classes):
-            share = counts[label] / max(counts.sum(), 1)
-            if share == 0:
-                what = f"class {label} ({name}) is on no {part} mask"
-                remedy = "add images that show it" if part == "train" else "move some there, or its IoU is left out"
-                yield Finding("warning", "class missing", f"{part} masks", what, remedy)
-            elif share < RARE and part == "train":
-                what, remedy = f"class {label} ({name}) has {share:.2%} of the pixels", "see docs/data.md, rare classes"
-                yield Finding("note", "rare class", f"{part} masks", what, remedy)
+        kinds = [picture for picture in parts[part] if picture.counts is not None]
+        if not shown[part] and kinds:
+            file = kinds[0].sample.mask
+            kind = "nothing labeled" if part == "train" else "nothing to score"
+            yield finding("error", kind, file, ALL_IGNORED.format(file))
+            continue
+        if part == "train" and len(shown[part]) == 1:
+            message = ONE_LABELED.format(name, source.classes[shown[part][0]])
+            yield finding("error", "one class labeled", name, message)
+        yield from classes_missing(source, part, counts)
+
+
+def classes_missing(source: Source, part: str, counts: np.ndarray) -> Iterator[Finding]:
+    """Classes that a part with masks never shows, or hardly."""
+    for label, name in enumerate(source.classes):
+        share = counts[label] / max(counts.sum(), 1)
+        if share == 0:
+            what = f"class {label} ({name}) is on no {part} mask"
+            remedy = "add images that show it" if part == "train" else "move some there, or its IoU is left out"
+            yield Finding("warning", "class missing", f"{part} masks", what, remedy)
+        elif share < RARE and part == "train":
+            what, remedy = f"class {label} ({name}) has {share:.2%} of the pixels", "see docs/data.md, rare classes"
+            yield Finding("note", "rare class", f"{part} masks", what, remedy)
 
 
 def strangers(source: Source) -> Iterator[Finding]:
@@ -190,14 +222,18 @@ def strangers(source: Source) -> Iterator[Finding]:
 
 
 def unused_range(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
-    """Images of more than 8 bits, if they use so little of the range that training would see black."""
-    deep = [
-        picture for pictures in parts.values() for picture in pictures if picture.digest and "16 bits" in picture.coding
-    ]
-    if deep and max(picture.brightest for picture in deep) < 32:
-        remedy = "set dataset.max_value to the value that is white: 4095 for 12 bits, 1023 for 10"
-        what = "and all others of 16 bits use less than an eighth of their range"
-        yield Finding("warning", "dark", deep[0].sample.image, what, remedy)
+    """Images of 16 bits, if they use so little of the range that they are read as nearly black."""
+    deep = {
+        part: [picture for picture in pictures if picture.digest and "16 bits" in picture.coding]
+        for part, pictures in parts.items()
+    }
+    trained = [*deep["train"], *deep.get("unlabeled", ())] if deep.get("train") else []
+    everything = [picture for pictures in deep.values() for picture in pictures]
+    for level, pictures in (("error", trained), ("warning", everything)):
+        if pictures and all(p.brightest < DARK and p.sample.format.max_value is None for p in pictures):
+            sample = pictures[0].sample
+            yield finding(level, "dark", sample.image, dark_images(sample))
+            return
 
 
 def total(pictures: Sequence[Picture]) -> np.ndarray:

@@ -6,20 +6,28 @@ docs/data.md lists every case; `DataError.kind` is its row there.
 
 import io
 import os
+import re
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 IGNORE_INDEX = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # nothing else is ever opened: some of Pillow's readers run programs
+MASK_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".jpg", ".jpeg"))
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+READ_BANDS = (
+    "one band (over 8 bits: with dataset.max_value), as RGB, or with a fourth band as alpha (dataset.channels=4), with"
+    " gdal_translate for example"
+)
 DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}  # Pillow's modes of one channel with more than 8 bits
+DARK = 32  # of 255: an eighth of 16 bits; the values of 12 bits end at 16
 MISSING_IMAGE, MISSING_MASK = "no such image; correct the path", "no such mask; correct the path"
 
 
@@ -65,6 +73,8 @@ class Sample(NamedTuple):
 def _reading(path: Path | str, missing: str) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: {missing}") from None
     except Image.DecompressionBombError:
@@ -74,6 +84,8 @@ def _reading(path: Path | str, missing: str) -> Iterator[None]:
     except Exception as error:  # Pillow's readers meet damage with nearly every exception there is
         if Path(path).is_file() and not Path(path).stat().st_size:
             raise DataError(f"{path}: not readable as an image (it is empty); replace or remove it", "empty") from None
+        if odd := _odd_bands(_tiff_tags(path)):
+            raise _of_bands(path, odd) from None
         # Pillow speaks of its memory, not of the file: <_io.BytesIO object at 0x7f...>
         reason = "unknown format" if isinstance(error, Image.UnidentifiedImageError) else " ".join(str(error).split())
         message = f"{path}: not readable as an image ({reason or type(error).__name__}); replace or remove it"
@@ -100,11 +112,57 @@ def _verify(content: bytes) -> None:
         position = stop + 4
 
 
+def _tiff_tags(path: Path | str) -> dict[int, Any]:
+    """The tags of a TIFF file's first page, also where Pillow knows no mode for it; none of other or damaged files."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            if head[:4] in (b"II+\0", b"MM\0+"):  # of more than 4 GiB
+                head += file.read(8)
+            tags = TiffImagePlugin.ImageFileDirectory_v2(head)
+            file.seek(tags.next)
+            tags.load(file)
+            return {int(tag): value for tag, value in tags.items()}
+    except Exception:  # Pillow's readers meet damage with nearly every exception there is
+        return {}
+
+
+def _odd_bands(tags: Mapping[int, Any], image: Image.Image | None = None) -> str:
+    """What a TIFF file holds, as `5 bands of 8 bits`, if Pillow reads a part of it (`image`) or nothing at all."""
+    if not tags:
+        return ""
+    samples, bits, planar = int(tags.get(277, 1)), max(tags.get(258, (1,))), tags.get(284, 1) == 2
+    odd_planes = planar and bits > 8
+    if image is not None:  # of several bands, Pillow may read the first alone; a fourth without a meaning it leaves out
+        bands = len(image.getbands())
+        known = bands == samples or (bands == 3 and samples == 4)
+        odd = not known or (odd_planes and samples > 1)
+    else:
+        odd = samples > 1 or odd_planes
+    number = "1 band" if samples == 1 else f"{samples} bands"
+    kind = " (float)" if 3 in tags.get(339, ()) else ""
+    return f"{number} of {bits} bits{kind}{' one after another' if planar else ''}" if odd else ""
+
+
+def _of_bands(path: Path | str, odd: str) -> DataError:
+    message = f"{path}: has {odd}, which are not read; save it as {READ_BANDS}"
+    return DataError(message, "bands")
+
+
+def _open(path: Path | str, content: bytes | None = None) -> Image.Image:
+    """Open a file, or its content, unless Pillow would leave some of its bands out unnoticed."""
+    image = Image.open(str(path) if content is None else io.BytesIO(content), formats=FORMATS)
+    if image.format == "TIFF" and (odd := _odd_bands(image.tag_v2, image)):
+        image.close()
+        raise _of_bands(path, odd)
+    return image
+
+
 def _decode(path: Path | str) -> Image.Image:
     """Return the decoded image, upright; `format` and `n_frames` are the file's."""
     content = Path(path).read_bytes()
     _verify(content)
-    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    image = _open(path, content)
     upright = _orientation(image) == 1
     image.load()
     if upright:
@@ -142,7 +200,7 @@ def _check_bands(path: Path | str, image: Image.Image, format: Format) -> None:
     if format.channels == 4 and len(image.getbands()) != 4:
         raise DataError(
             f"{path}: image is {image.mode} ({len(image.getbands())} channels), but dataset.channels=4; save it with"
-            " four channels, or set dataset.channels=3",
+            " four channels, or train with dataset.channels=3",
             "channels",
         )
 
@@ -151,13 +209,15 @@ def scaled(path: Path | str, values: np.ndarray, max_value: int | None) -> np.nd
     """Scale one channel of more than 8 bits to uint8."""
     if max_value is None and values.dtype.kind == "f":
         raise DataError(
-            f"{path}: image has floating-point values; set dataset.max_value to the value that is white", "float"
+            f"{path}: image has floating-point values, and nothing says which is white; save it with 8 bits, or train"
+            " with dataset.max_value at that value",
+            "float",
         )
     top = max_value or 65_535
     if not (values.min() >= 0 and values.max() <= top):  # so that NaN fails
         raise DataError(
-            f"{path}: values {values.min()}..{values.max()} are not in 0..{top}; set dataset.max_value to the largest"
-            " value of the data set, or repair the file",
+            f"{path}: values {values.min()}..{values.max()} are not in 0..{top}; repair the file, or train with"
+            " dataset.max_value at the largest value of the data set",
             "range",
         )
     return np.rint(values * np.float32(255 / top)).astype(np.uint8)
@@ -165,7 +225,7 @@ def scaled(path: Path | str, values: np.ndarray, max_value: int | None) -> np.nd
 
 def image_size(path: Path | str, format: Format = Format()) -> tuple[int, int]:  # noqa: B008  immutable
     """Return (H, W) as `read_image` gives them, from the header where possible; raises like `read_image`."""
-    with _reading(path, MISSING_IMAGE), Image.open(str(path), formats=FORMATS) as image:
+    with _reading(path, MISSING_IMAGE), _open(path) as image:
         upright = _orientation(image) < 5  # 5..8 lie on their side, which `size` knows for some formats only
     _check_bands(path, image, format)
     return image.size[::-1] if upright else read_image(path, format).shape[:2]
@@ -183,11 +243,22 @@ class Header(NamedTuple):
 
 def read_header(path: Path | str) -> Header:
     """Read what a file says of itself, without its pixels; raises like `read_image`."""
-    with _reading(path, MISSING_IMAGE), Image.open(str(path), formats=FORMATS) as image:
+    with _reading(path, MISSING_IMAGE), _open(path) as image:
         deep = image.mode in DEEP or ";16" in str(image.tile)
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's preview is no animation
         format = "JPEG" if image.format == "MPO" else image.format
         return Header(format, image.mode, frames, _orientation(image), deep)
+
+
+def nearly_black(path: Path | str, brightest: int, format: Format) -> bool:
+    """Whether an image of more than 8 bits was read as nearly black for want of a `max_value`.
+
+    Args:
+        path: of the image; its header is read if need be.
+        brightest: largest value of what `read_image` returned, 0..255.
+        format: that it was read in.
+    """
+    return brightest < DARK and format.max_value is None and read_header(path).deep
 
 
 def read_mask(sample: Sample) -> np.ndarray:
@@ -239,11 +310,30 @@ def read_mask(sample: Sample) -> np.ndarray:
 
 
 def _missing_mask(sample: Sample) -> str:
-    mask = Path(sample.mask)
-    near = sorted(file.name for file in mask.parent.glob("*") if file.stem.lower().startswith(mask.stem.lower()))
+    """What is missing and, where a file beside it may be meant, what to do with that one."""
+    mask, image = Path(sample.mask), Path(sample.image)
+    near = sorted(file.name for file in _files(mask.parent) if _means(file.stem, mask.stem))
     if near:
-        return f"no mask for {sample.image}, but {near[0]} is there; rename it, masks are called as images are"
-    return f"no mask for {sample.image}; add it, or use the image as unlabeled"
+        others = {file.stem for file in _files(image.parent) if file.suffix.lower() in IMAGE_SUFFIXES} - {image.stem}
+        near = [name for name in near if Path(name).stem not in others]
+    near.sort(key=lambda name: Path(name).suffix.lower() not in MASK_SUFFIXES)
+    if not near:
+        return f"no mask for {image}; add it, or use the image as unlabeled"
+    suffix = Path(near[0]).suffix
+    found = f"no mask for {image}, but {near[0]} is there"
+    if suffix.lower() in MASK_SUFFIXES:
+        return f"{found}; rename it to {mask.stem}{suffix} if it is this image's mask: masks are called as images are"
+    return f"{found}, which is not read as a mask; save it as {mask.stem}.png ({', '.join(MASK_SUFFIXES)} are read)"
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.glob("*") if file.is_file())
+
+
+def _means(stem: str, wanted: str) -> bool:
+    """Whether a file called `stem` may be meant as `wanted`: other case, or a word behind it, but no number."""
+    stem, wanted = stem.lower(), wanted.lower()
+    return stem.startswith(wanted) and re.fullmatch(r"([\W_]\D*)?", stem[len(wanted) :]) is not None
 
 
 def _ids_of_colors(path: Path, image: Image.Image, rgb: np.ndarray, colors: dict) -> np.ndarray:
@@ -251,7 +341,7 @@ def _ids_of_colors(path: Path, image: Image.Image, rgb: np.ndarray, colors: dict
     if not colors:
         raise DataError(
             f"{path}: mask is {image.mode} ({len(image.getbands())} channels), but the classes have no colors of their"
-            " own; give each another R G B in classes.txt, or save class ids as a PNG of one 8-bit channel",
+            " own; save class ids as a PNG of one 8-bit channel, or give each class another R G B in a classes.txt",
             "no colors",
         )
     keys = np.array(sorted((r << 16 | g << 8 | b, label) for (r, g, b), label in colors.items()))
@@ -268,17 +358,22 @@ def _ids_of_colors(path: Path, image: Image.Image, rgb: np.ndarray, colors: dict
 
 
 def _check_palette(path: Path, image: Image.Image, mask: np.ndarray, colors: dict) -> None:
-    """Refuse a mask whose palette paints its indices in the colors of other classes."""
+    """Refuse a mask whose palette paints its indices in the colors of other classes.
+
+    Colors of no class, and those that several indices have, say nothing; one class's color among others of no class
+    may be chance.
+    """
     palette = np.array(image.getpalette()).reshape(-1, 3)
     used = [index for index in np.unique(mask).tolist() if index < len(palette)]
-    painted = [tuple(palette[index].tolist()) for index in used]
-    named = [colors.get(color) for color in painted]
-    black = set(painted) == {(0, 0, 0)}  # as unused entries are, so it says nothing
-    if None not in named and len(set(named)) == len(named) and named != used and not black:
-        index, label = next(pair for pair in zip(used, named, strict=True) if pair[0] != pair[1])
+    painted = {index: tuple(palette[index].tolist()) for index in used}
+    times = Counter(painted.values())
+    named = {index: colors[color] for index, color in painted.items() if color in colors and times[color] == 1}
+    wrong = [index for index, label in named.items() if index != label]
+    black = set(painted.values()) == {(0, 0, 0)}  # as unused entries are, so it says nothing
+    if wrong and not black and (len(named) > 1 or len(used) == 1):
         raise DataError(
-            f"{path}: mask's palette gives index {index} the color of class {label}; set dataset.masks=colors if the"
-            " colors are right, or remove the palette if the indices are",
+            f"{path}: mask's palette gives index {wrong[0]} the color of class {named[wrong[0]]}; if the colors are"
+            " right, dataset.masks=colors reads them, if the indices are, remove the palette",
             "palette",
         )
 

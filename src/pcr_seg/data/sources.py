@@ -16,6 +16,7 @@ import numpy as np
 from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, DataError, Format, Sample
 
 Color = tuple[int, int, int]
+MOVE = "put its files there, or start with dataset=NAME and the right dataset.root"
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
@@ -40,12 +41,17 @@ CITYSCAPES_CLASSES = {  # cityscapesScripts' labels.py, in trainId order: name -
     "motorcycle": (32, (0, 0, 230)), "bicycle": (33, (119, 11, 32)),
 }  # fmt: skip
 
+PARTS = ("train", "unlabeled", "val", "test")
+SUFFIX = "|".join(map(re.escape, IMAGE_SUFFIXES))
 ODD_NAME = re.compile(r"^[#\s]|\s$|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # no line of a split list
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, sorted by name; `train` can be labeled, `unlabeled` are further images without masks."""
+    """A data set, sorted by name; `train` can be labeled, `unlabeled` are further images without masks.
+
+    Any part may be empty: what is only scored needs no `train`.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -55,24 +61,41 @@ class Source:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
 
+    @property
+    def format(self) -> Format:
+        """How its files are coded, all alike."""
+        return next((sample.format for part in PARTS for sample in getattr(self, part)), Format())
 
-def read_list(path: Path | str) -> list[str]:
+
+def read_list(path: Path | str, samples: Iterable[Sample] = ()) -> list[str]:
     """Read the names in a list: one per line, `#` lines skipped, a mask behind an image file ignored.
 
     Published lines become ids: `leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png [mask]` -> `ulm_0_1`,
-    `JPEGImages/2007_000032.jpg [mask]` -> `2007_000032`. Other names keep their sub-folder (and blanks).
+    `JPEGImages/2007_000032.jpg [mask]` -> `2007_000032`. Other names keep their sub-folder (and blanks). A line that is
+    the file or the name of one of `samples` means that one, as names may end like files (`photo.jpg` of photo.jpg.png).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such list; correct the path, or write one name per line there")
-    suffixes = "|".join(map(re.escape, IMAGE_SUFFIXES))
     lines = [line.strip() for line in read_lines(path)]
-    names = []
-    for line in (line for line in lines if line and not line.startswith("#")):
-        name = re.sub(rf"({suffixes})(\s.*)?$", "", line, count=1, flags=re.IGNORECASE)
-        if re.search(r"(^|/)(leftImg8bit|JPEGImages)/", name):
-            name = name.rpartition("/")[2].removesuffix("_leftImg8bit")
-        names.append(name)
-    return names
+    known = {sample.name: sample.name for sample in samples}
+    known |= {_file_name(sample): sample.name for sample in samples}
+    return [known[line] if line in known else _listed(line) for line in lines if line and not line.startswith("#")]
+
+
+def _listed(line: str) -> str:
+    name = re.sub(rf"({SUFFIX})(\s.*)?$", "", line, count=1, flags=re.IGNORECASE)
+    if re.search(r"(^|/)(leftImg8bit|JPEGImages)/", name):
+        return name.rpartition("/")[2].removesuffix("_leftImg8bit")
+    return name
+
+
+def _file_name(sample: Sample) -> str:
+    return sample.name + os.path.splitext(sample.image)[1]
+
+
+def list_line(sample: Sample) -> str:
+    """The line of a list that means this sample: its name, with the file's suffix where the name itself has one."""
+    return sample.name if _listed(sample.name) == sample.name else _file_name(sample)
 
 
 def read_lines(path: Path | str) -> list[str]:
@@ -123,18 +146,51 @@ def _name(path: str, length: int) -> str:
     return path[length : path.rindex(".")].replace(os.sep, "/")  # images have a suffix: `find_images`
 
 
+def nothing_found(place: Path | str) -> str:
+    """Why `find_images` finds nothing at a place, and what to do, as `what; remedy`."""
+    suffixes = " ".join(IMAGE_SUFFIXES)
+    if os.path.isfile(place):
+        return f"not read as an image; save it as one of {suffixes}"
+    if os.path.isdir(place):
+        others = sorted(os.path.relpath(file, place) for file in _below(str(place)))
+        if others:
+            number = f"{len(others)} files, first {others[0]}" if len(others) > 1 else others[0]
+            return f"no image that is read, but {number}; save images as {suffixes}"
+        return f"no images in it; put files of {suffixes} there"
+    if re.search(r"[*?\[]", str(place)):
+        others = [file for file in sorted(glob(str(place), recursive=True)) if os.path.isfile(file)]
+        if others:
+            return f"no image that is read among {len(others)} files, first {others[0]}; save images as {suffixes}"
+        return "no file has such a name; correct the pattern, in quotes"
+    return "no such file or folder; correct the path"
+
+
 def _require(folder: Path) -> None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; set dataset.root to the folder of the data set")
+        raise FileNotFoundError(f"{folder}: no such folder; {_where(folder)}")
+
+
+def _where(folder: Path) -> str:
+    """What to do about a missing folder: of its images, if they lie one folder higher, or of the data set."""
+    beside = [file for file in sorted(folder.parent.glob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
+    if beside:
+        return f"{folder.parent} holds images itself ({beside[0].name}): move them there"
+    return MOVE
 
 
 def _images(folder: Path) -> dict[str, str]:
     _require(folder)
     start, paths = find_images(folder)
     if not paths:
-        message = f"{folder}: no images in it; put {', '.join(IMAGE_SUFFIXES)} files there"
-        raise DataError(message, "no images")
+        raise DataError(f"{folder}: {nothing_found(folder)}", "no images")
     return _named(paths, start)
+
+
+def _parts(folders: dict[str, Path]) -> dict[str, Path]:
+    """Those of the folders of train, val and test to read: all that are there, but train never without val."""
+    found = {part: place for part, place in folders.items() if place.is_dir()}
+    needed = ("train", "val") if "train" in found or not found else ()
+    return {part: place for part, place in folders.items() if part in found or part in needed}
 
 
 def _pairs(images: Path, masks: Path, format: Format, label_map: np.ndarray | None = None) -> tuple[Sample, ...]:
@@ -182,6 +238,8 @@ def folder(
 ) -> Source:
     """Read `images/{train,val[,test]}/NAME.jpg`, `labels/*/NAME.png`, `classes.txt`, `[unlabeled/NAME.jpg]`.
 
+    Without `images/train` what is there of val and test is read, to be scored.
+
     Args:
         root: the folder. `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include
             sub-folders.
@@ -195,11 +253,13 @@ def folder(
     if channels not in (1, 3, 4) or masks not in ("ids", "colors"):
         raise ValueError(f"dataset.channels={channels}, dataset.masks={masks}: choose 1, 3 or 4, and ids or colors")
     images, labels = Path(root, "images"), Path(root, "labels")
-    _require(images / "train")
+    there = _parts({part: images / part for part in ("train", "val", "test")})
+    for place in there.values():
+        _require(place)
     classes, colors = _read_classes(Path(root, "classes.txt"))
     format = Format(channels, max_value, len(classes), colors, masks)
-    train, val = (_pairs(images / subset, labels / subset, format) for subset in ("train", "val"))
-    test = _pairs(images / "test", labels / "test", format) if (images / "test").is_dir() else ()
+    pairs = {part: _pairs(place, labels / part, format) for part, place in there.items()}
+    train, val, test = (pairs.get(part, ()) for part in ("train", "val", "test"))
     if unlabeled is not None:
         further = _gather([unlabeled] if isinstance(unlabeled, str | Path) else list(unlabeled))
     else:
@@ -220,8 +280,7 @@ def _gather(places: list[str]) -> dict[str, str]:
     found = [find_images(Path(place)) for place in places]
     for place, (_, paths) in zip(places, found, strict=True):
         if not paths:
-            message = f"dataset.unlabeled={place}: no images there; give a folder, or a glob in quotes"
-            raise DataError(message, "no unlabeled images")
+            raise DataError(f"dataset.unlabeled={place}: {nothing_found(place)}", "no unlabeled images")
     starts = [os.path.dirname(os.path.abspath(start)) for start, _ in found]
     paths = {os.path.abspath(path) for _, paths in found for path in paths}  # of places that overlap, once
     return _named(sorted(paths), os.path.commonpath(starts))
@@ -235,8 +294,9 @@ def camvid(root: Path | str) -> Source:
     label_map = np.arange(256, dtype=np.uint8)  # 12 and more stay wrong, so that reading reports them
     label_map[11] = IGNORE_INDEX
     format = Format(num_classes=len(CAMVID_CLASSES))
-    train, val = (_pairs(root / s, root / f"{s}annot", format, label_map) for s in ("train", "val"))
-    test = _pairs(root / "test", root / "testannot", format, label_map) if (root / "test").is_dir() else ()
+    there = _parts({part: root / part for part in ("train", "val", "test")})
+    pairs = {part: _pairs(place, root / f"{part}annot", format, label_map) for part, place in there.items()}
+    train, val, test = (pairs.get(part, ()) for part in ("train", "val", "test"))
     return Source("camvid", tuple(CAMVID_CLASSES), tuple(CAMVID_CLASSES.values()), train, (), val, test)
 
 
@@ -249,7 +309,7 @@ def voc(root: Path | str, name: str = "voc") -> Source:
     bases = (Path(root), Path(root, "VOCdevkit/VOC2012"), Path(root, "VOC2012"))
     base = next((base for base in bases if (base / "JPEGImages").is_dir()), None)
     if base is None:
-        raise FileNotFoundError(f"{root}: no JPEGImages/ in it; set dataset.root to the folder VOC2012")
+        raise FileNotFoundError(f"{root}: no JPEGImages/ in it; {MOVE}")
     lists, augmented = base / "ImageSets/Segmentation", base / "SegmentationClassAug"
     format = Format(num_classes=len(VOC_CLASSES))
     if name == "voc_aug" and not augmented.is_dir():
@@ -292,7 +352,9 @@ def cityscapes(root: Path | str) -> Source:
             return Sample(name, path, str(mask), format=format)
         return Sample(name, path, str(masks / f"{stem}_gtFine_labelIds.png"), label_map, format)
 
-    parts = ((_images(root / "leftImg8bit" / s), root / "gtFine" / s) for s in ("train", "val"))
-    train, val = (tuple(sample(*item, masks) for item in images.items()) for images, masks in parts)
+    there = _parts({part: root / "leftImg8bit" / part for part in ("train", "val")})
+    found = {part: (_images(place), root / "gtFine" / part) for part, place in there.items()}
+    samples = {part: tuple(sample(*item, masks) for item in images.items()) for part, (images, masks) in found.items()}
+    train, val = samples.get("train", ()), samples.get("val", ())
     palette = tuple(color for _, color in CITYSCAPES_CLASSES.values())
     return Source("cityscapes", tuple(CITYSCAPES_CLASSES), palette, train, (), val, ())

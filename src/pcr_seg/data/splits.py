@@ -9,22 +9,48 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import get_console
 from rich.progress import track
 
-from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, image_size, read_mask, read_pair
+from pcr_seg.data.files import (
+    DARK,
+    IGNORE_INDEX,
+    DataError,
+    Sample,
+    check_sizes,
+    image_size,
+    nearly_black,
+    read_header,
+    read_image,
+    read_mask,
+    read_pair,
+)
 from pcr_seg.data.published import fetch
-from pcr_seg.data.sources import Source, read_list
+from pcr_seg.data.sources import Source, list_line, read_lines, read_list
 
+MOST_DARK = 50  # of unlabeled images are decoded where the labeled ones are nearly black
 MOST_HEADERS = 5_000  # of unlabeled images are looked into before a training; `prepare.py check` reads all of them
 FAMILIES = ("u2pl", "cps", "drawn")
 ONE_CLASS = (
     "{}: no mask shows a second class, and 255 is ignored; write 0/255 masks as 0/1, or give the classes the colors"
-    " 0 0 0 and 255 255 255 and set dataset.masks=colors"
+    " 0 0 0 and 255 255 255 and train with dataset.masks=colors"
 )
+LONE_CLASS = (
+    "{}: {} is its only class, so there is nothing to tell apart; give the background a class of its own in classes.txt"
+    " (0 background 0 0 0, 1 {} 255 255 255), and train on 0/255 masks with dataset.masks=colors"
+)
+ONE_LABELED = "{}: the labeled masks show {} alone; label images that show other classes as well"
+ALL_IGNORED = "{}: every pixel is 255, ignored, as in all masks beside it; correct them, or add masks that show classes"
+NO_TRAINING_IMAGES = "no training images; put images and masks where it has those (images/train and labels/train)"
+DARK_IMAGES = (
+    "{}: 16 bits, and like all images of 16 bits it uses less than an eighth of their range, so they are read as nearly"
+    " black; {}"
+)
+DARK_GREY = "train with dataset.max_value at what is white: 4095 for 12 bits, 1023 for 10, 65535 if they are meant so"
+DARK_COLORS = "scale colors to 8 bits, or train with dataset.max_value=65535 if they are meant so"
 
 
 @dataclass(frozen=True)
@@ -32,13 +58,14 @@ class Split:
     """Labeled samples, unlabeled samples (mask None, always), and where they come from in one line.
 
     `family` names what results may be compared with: "u2pl" or "cps" (published lists), "own" (a list of the
-    user's), or "drawn".
+    user's), or "drawn". `complete` is False where the data set may have further images, which the split leaves out.
     """
 
     labeled: tuple[Sample, ...]
     unlabeled: tuple[Sample, ...]
     origin: str
     family: str = "drawn"
+    complete: bool = True
 
 
 def num_labeled(labeled: str | int, num_train: int) -> int:
@@ -82,7 +109,7 @@ def make_split(
     if family not in FAMILIES:
         raise ValueError(f"split_family={family}: choose u2pl (the paper's), cps (UniMatch's) or drawn")
     if not source.train:
-        raise ValueError(f"{source.name}: no training images; correct dataset.root")
+        raise ValueError(f"{source.name}: {NO_TRAINING_IMAGES}")
     if str(labeled).endswith(".txt"):
         return _from_list(source, Path(labeled), f"list {labeled}", "own")
     count = num_labeled(labeled, len(source.train))
@@ -100,18 +127,49 @@ def make_split(
     return Split(drawn, _unmasked([*rest, *source.unlabeled]), f"drawn with seed {seed}")
 
 
+def split_of_run(source: Source, folder: Path | str, family: str = "u2pl") -> Split:
+    """The split that `write` left in a folder, in its order, whatever the data set has got since.
+
+    Args:
+        source: the data set.
+        folder: of `labeled.txt` and `unlabeled.txt`.
+        family: which published lists the run asked for; counts if it used one of them.
+
+    Raises:
+        FileNotFoundError: a list is missing, or an image of one, which is named.
+        ValueError: a name stands there twice.
+    """
+    everything, parts = (*source.train, *source.unlabeled), []
+    for part, samples in (("labeled", source.train), ("unlabeled", everything)):
+        path = Path(folder, f"{part}.txt")
+        names, known = read_list(path, everything), {sample.name for sample in samples}
+        if lost := [name for name in names if name not in known]:
+            extent = f"{len(lost)} such images" if len(lost) > 1 else "the only one"
+            kind = "training image with a mask" if part == "labeled" else "training image"
+            raise FileNotFoundError(
+                f"{path}: {lost[0]} is {part} in this run, but no {kind} of {source.name} any more ({extent}); put it"
+                " back, or start a new run"
+            )
+        parts.append(_find(names, samples, path))
+    first = read_lines(Path(folder, "labeled.txt"))[:1]
+    origin = first[0].removeprefix("#").strip() if first and first[0].startswith("#") else f"list {folder}/labeled.txt"
+    kinds = {"published list ": family, "list ": "own"}
+    used = next((name for start, name in kinds.items() if origin.startswith(start)), "drawn")
+    return Split(parts[0], _unmasked(parts[1]), origin, used, complete=False)
+
+
 def _unmasked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
     return tuple(sample if sample.mask is None else sample._replace(mask=None, label_map=None) for sample in samples)
 
 
 def _from_list(source: Source, path: Path, origin: str, family: str, count: int | None = None) -> Split:
-    labeled = _find(read_list(path), source.train, path)
+    everything = (*source.train, *source.unlabeled)
+    labeled = _find(read_list(path, everything), source.train, path)
     if count not in (None, len(labeled)):
         raise ValueError(f"{path}: {len(labeled)} names instead of {count}; correct it, or set split={path}")
-    everything = (*source.train, *source.unlabeled)
     beside = path.with_name(path.name.replace("labeled", "unlabeled"))
     if beside != path and beside.is_file():
-        return Split(labeled, _unmasked(_find(read_list(beside), everything, beside)), origin, family)
+        return Split(labeled, _unmasked(_find(read_list(beside, everything), everything, beside)), origin, family)
     names = {sample.name for sample in labeled}
     return Split(labeled, _unmasked([sample for sample in everything if sample.name not in names]), origin, family)
 
@@ -136,9 +194,35 @@ def in_threads(function: Callable[[Sample], Any], samples: Sequence[Sample], des
         return list(track(results, description, total=len(samples), transient=True, disable=quiet))
 
 
-def classes_shown(samples: Sequence[Sample], description: str) -> list[int]:
-    """The classes in each sample's mask, as the bits of an integer."""
-    return in_threads(lambda sample: _shown(read_mask(sample)), samples, description)
+def tolerant(
+    function: Callable[[Sample], Any], samples: Sequence[Sample], description: str, max_skipped: float
+) -> list[Any]:
+    """As `in_threads`, but None for files that cannot be read, if they are no more than this share of all.
+
+    Raises:
+        DataError: they are more, or all; with a share of 0, whatever `function` raises.
+    """
+
+    def attempt(sample: Sample) -> Any:
+        try:
+            return function(sample)
+        except (DataError, OSError) as error:
+            if not max_skipped:
+                raise
+            return error
+
+    found = in_threads(attempt, samples, description)
+    bad, total = [result for result in found if isinstance(result, Exception)], len(samples)
+    if bad and (len(bad) > max_skipped * total or len(bad) == total):
+        message = f"{bad[0]}; {len(bad)} of {total} files are bad, more than data.max_skipped={max_skipped} allows"
+        raise DataError(message)
+    return [None if isinstance(result, Exception) else result for result in found]
+
+
+def classes_shown(samples: Sequence[Sample], description: str, max_skipped: float = 0.0) -> list[int]:
+    """The classes in each sample's mask, as the bits of an integer; 0 for those that `tolerant` leaves out."""
+    shown = tolerant(lambda sample: _shown(read_mask(sample)), samples, description, max_skipped)
+    return [bits or 0 for bits in shown]
 
 
 def _shown(mask: np.ndarray) -> int:
@@ -188,12 +272,19 @@ def _cover(shown: list[int], count: int) -> list[int]:
     return next(iter(states.values()))
 
 
-def check(source: Source, split: Split, subset: str = "val") -> None:
+def check(source: Source, split: Split, subset: str = "val", max_skipped: float = 0.0) -> None:
     """Look into everything a run is about to use; silent when all is well.
 
     Labeled, unlabeled and `subset` images must be disjoint (by content, whatever their names), the first two
-    together all of `source`. Masks must have their image's size and values in 0..C-1 or 255. Labeled images
-    are decoded, of the others the headers are read; of very many unlabeled images some, spread evenly.
+    together all of `source`. Masks must have their image's size and values in 0..C-1 or 255, and show what can be
+    learned and scored. Labeled images are decoded, of the others the headers are read; of very many unlabeled images
+    some, spread evenly.
+
+    Args:
+        source: the data set.
+        split: of the run.
+        subset: which images are held out, val or test.
+        max_skipped: share of the labeled and of the unlabeled files that may be unreadable, as training skips them.
 
     Raises:
         FileNotFoundError: an image or a mask is missing.
@@ -205,19 +296,71 @@ def check(source: Source, split: Split, subset: str = "val") -> None:
     for title, samples in (("labeled", split.labeled), (subset, held_out)):
         if not samples:
             raise ValueError(f"{source.name}: the list of {title} images is empty; add images with masks")
+    if len(source.classes) == 1:
+        raise DataError(LONE_CLASS.format(source.name, *2 * source.classes), "only class")
     _check_complete(source, split)
-    shown = in_threads(lambda sample: _shown(read_pair(sample)[1]), split.labeled, "Checking labeled images")
-    shown += check_samples(held_out)
+    found = tolerant(_look, split.labeled, "Checking labeled images", max_skipped)
+    shown = [look.shown for look in found if look]
+    shown_held_out = check_samples(held_out)
     some = split.unlabeled[:: max(1, len(split.unlabeled) // MOST_HEADERS)]
-    in_threads(lambda sample: image_size(sample.image, sample.format), some, "Checking unlabeled images")
-    _check_overlap([*split.labeled, *split.unlabeled], held_out, subset)
-    if len(_missing(source.classes, shown)) >= max(1, len(source.classes) - 1):
+    sizes = tolerant(lambda s: image_size(s.image, s.format), some, "Checking unlabeled images", max_skipped)
+    bad = {sample.image for sample, size in zip(some, sizes, strict=True) if size is None}
+    bad |= {sample.image for sample, look in zip(split.labeled, found, strict=True) if look is None}
+    there = [s for s in (*split.labeled, *split.unlabeled) if s.image not in bad]
+    _check_overlap(there, held_out, subset)
+    missing = _missing(source.classes, shown)
+    if len(_missing(source.classes, shown + shown_held_out)) >= len(source.classes) - 1:
         raise DataError(ONE_CLASS.format(source.name), "one class")
+    if len(missing) == len(source.classes):
+        raise DataError(ALL_IGNORED.format(split.labeled[0].mask), "nothing labeled")
+    if len(missing) == len(source.classes) - 1:
+        [alone] = set(source.classes) - set(missing)
+        raise DataError(ONE_LABELED.format(source.name, alone), "one class labeled")
+    _check_dark([(sample, look.brightest) for sample, look in zip(split.labeled, found, strict=True) if look], some)
+
+
+class Look(NamedTuple):
+    """What a labeled sample shows: classes as bits, and the brightest value of the image, 0..255."""
+
+    shown: int
+    brightest: int
+
+
+def _look(sample: Sample) -> Look:
+    image, mask = read_pair(sample)
+    return Look(_shown(mask), int(image.max()))
+
+
+def _check_dark(labeled: Sequence[tuple[Sample, int]], unlabeled: Sequence[Sample]) -> None:
+    """Refuse images of 16 bits that are all read as nearly black, unless `max_value` says that they are meant so."""
+
+    def bright(sample: Sample) -> bool:
+        return read_header(sample.image).deep and int(read_image(sample.image, sample.format).max()) >= DARK
+
+    dark = [sample for sample, brightest in labeled if nearly_black(sample.image, brightest, sample.format)]
+    if not dark or any(brightest >= DARK and read_header(sample.image).deep for sample, brightest in labeled):
+        return
+    step = max(1, len(unlabeled) // MOST_DARK)
+    if not any(tolerant(bright, unlabeled[::step], "Checking 16-bit images", 1.0) if unlabeled else ()):
+        raise DataError(dark_images(dark[0]), "dark")
+
+
+def dark_images(sample: Sample) -> str:
+    """The line for a data set whose images of 16 bits are all read as nearly black, this one among them."""
+    colors = read_header(sample.image).mode[0] not in "IF"
+    return DARK_IMAGES.format(sample.image, DARK_COLORS if colors else DARK_GREY)
 
 
 def check_samples(samples: Sequence[Sample]) -> list[int]:
-    """Check images (header only) with their masks as `check` does; returns the classes in each as bits."""
-    return in_threads(_check_mask, samples, "Checking masks")
+    """Check images (header only) with their masks as `check` does; returns the classes in each as bits.
+
+    Raises:
+        DataError: also if every pixel of every mask is ignored, so that nothing can be scored.
+    """
+    shown = in_threads(_check_mask, samples, "Checking masks")
+    if samples and not any(shown):
+        raise DataError(ALL_IGNORED.format(samples[0].mask), "nothing to score")
+    return shown
 
 
 def _check_mask(sample: Sample) -> int:
@@ -231,7 +374,7 @@ def _check_complete(source: Source, split: Split) -> None:
     used = Counter(sample.name for sample in (*split.labeled, *split.unlabeled))
     if twice := [name for name, times in used.items() if times > 1]:
         raise ValueError(f"{twice[0]}: twice in the split ({split.origin}); keep it labeled or unlabeled")
-    if odd := sorted(known ^ set(used)):
+    if odd := sorted(known ^ set(used) if split.complete else set(used) - known):
         where = "in no part of the split" if odd[0] in known else f"not a training image of {source.name}"
         extent = f"{len(odd)} such images" if len(odd) > 1 else "the only one"
         raise ValueError(f"{odd[0]}: {where} ({split.origin}; {extent}); correct labeled.txt and unlabeled.txt")
@@ -259,5 +402,5 @@ def write(split: Split, folder: Path) -> None:
     """Write `labeled.txt` and `unlabeled.txt`: a comment line with the origin, then one name per line."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name, samples in (("labeled", split.labeled), ("unlabeled", split.unlabeled)):
-        lines = [f"# {split.origin}", *(sample.name for sample in samples)]
+        lines = [f"# {split.origin}", *map(list_line, samples)]
         Path(folder, f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pcr_seg.data.files import image_size
 from pcr_seg.data.sources import Source
-from pcr_seg.data.splits import in_threads, num_labeled
+from pcr_seg.data.splits import NO_TRAINING_IMAGES, in_threads, num_labeled
 
 CROPS = {"cpu": 161, "small": 321, "large": 513}  # largest side: a CPU, a GPU below 16 GiB, a GPU from there
 BATCHES = {"cpu": 4, "small": 8, "large": 16}
@@ -25,7 +25,13 @@ class Suggestion(NamedTuple):
 
 
 def suggest(source: Source, gpu_gib: float | None = None) -> Suggestion:
-    """Choose from the sizes of all training images (headers) and the memory of one GPU (None: train on the CPU)."""
+    """Choose from the sizes of all training images (headers) and the memory of one GPU (None: train on the CPU).
+
+    Raises:
+        ValueError: there are none, or one cannot be read.
+    """
+    if not source.train:
+        raise ValueError(f"{source.name}: {NO_TRAINING_IMAGES}")
     samples = [*source.train, *source.unlabeled]
     shorter = median(min(size) for size in in_threads(lambda s: image_size(s.image, s.format), samples, "Sizes"))
     kind = "cpu" if gpu_gib is None else "small" if gpu_gib < 16 else "large"

@@ -6,6 +6,7 @@ unlabeled ones all of them, so whoever carries labels on from the appearances se
 """
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -22,6 +23,7 @@ CLASSES = {
     "rings": (120, 200, 110),
 }
 NUM_APPEARANCES = 6
+OWN = r"(v\d+_)?seed\d+(_\d+)+px|splits|tmp\w+"  # generated sets, lists, and what an older version was writing
 VERSION = 2  # of the pictures; a change of what is drawn makes a new folder
 
 
@@ -43,17 +45,33 @@ def synthetic(
         num_val: images to validate on.
         num_unlabeled: further images without masks.
         size: side of an image in pixels.
+
+    Raises:
+        ValueError: `root` is a file, or holds other files than generated data, such as a data set of the user's.
     """
     target = Path(root) / f"v{VERSION}_seed{seed}_{num_train}_{num_val}_{num_unlabeled}_{size}px"
+    refuse_strangers(Path(root), target)
     if not target.exists():
         write(target, seed=seed, num_train=num_train, num_val=num_val, num_unlabeled=num_unlabeled, size=size)
     return folder(target, name="synthetic")
 
 
+def refuse_strangers(root: Path, target: Path) -> None:
+    """Raise ValueError if a folder for generated data holds others; where `target` is there, a data set's alone."""
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise ValueError(f"dataset.root={root}: is a file; name a folder for the generated set")
+    names = {path.name for path in root.iterdir() if not path.name.startswith(".")}
+    strange = {name for name in names if not re.fullmatch(OWN, name)}
+    if strange and (not target.exists() or strange & {"images", "classes.txt"}):
+        raise ValueError(f"dataset.root={root}: holds files that are no generated set; say dataset=folder to read it")
+
+
 def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabeled: int, size: int) -> None:
     """Generate the data set as a folder; it appears under its name only when complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
         partial = Path(scratch) / "set"
         colors = [f"{i} {name} {r} {g} {b}\n" for i, (name, (r, g, b)) in enumerate(CLASSES.items())]
         appearances = draw_appearances(np.random.default_rng([seed, 0]))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pcr_seg.data.files import DataError, Format, scaled
+from pcr_seg.data.files import READ_BANDS, DataError, Format, scaled
 
 GRID = 32  # a multiple of every network's stride: windows that start on it see the features of the whole image
 CACHE_MIB = 32  # GDAL would take a twentieth of the machine's memory
@@ -66,11 +66,18 @@ def read_window(file, rows: Cut, columns: Cut, format: Format) -> np.ndarray:
     Raises:
         DataError: bands or values that a window does not read.
     """
-    kinds = {kind.name for kind in file.colorinterp}
-    if file.count not in (1, 3, 4) or kinds & {"palette", "cyan"} or (format.channels == 4 and file.count != 4):
+    kinds, bits = [kind.name for kind in file.colorinterp], file.dtypes[0]
+    colors = kinds[:3] == ["red", "green", "blue"] and bits in ("uint8", "uint16")
+    if format.channels == 4:
+        fits = colors and kinds[3:] == ["alpha"]
+    else:
+        fits = kinds == ["gray"] or (colors and file.count in (3, 4))
+    if not fits:
+        number = "1 band" if file.count == 1 else f"{file.count} bands"
+        remedy = "RGB, by gdal_translate -expand rgb" if kinds == ["palette"] else READ_BANDS
         raise DataError(
-            f"{file.name}: {file.count} bands ({', '.join(sorted(kinds))}); tiles read grey, RGB and, with"
-            " dataset.channels=4, four bands: convert it with gdal_translate",
+            f"{file.name}: {number} of {bits} ({', '.join(dict.fromkeys(kinds))}), which tiles do not read as"
+            f" {format.channels} channels; save it as {remedy}",
             "channels",
         )
     values = file.read(window=((rows.start, rows.stop), (columns.start, columns.stop)))

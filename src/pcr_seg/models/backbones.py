@@ -30,8 +30,8 @@ class TimmBackbone(nn.Module):
         freeze_bn: use the BatchNorm layers' pretrained statistics and affine weights as constants, for
             batches too small to estimate them.
         freeze: names of timm's submodules that keep their weights: early ones cost the most and change the least.
-        multi_grid: dilations of the 3x3 convolutions in the last stage's blocks (ResNets only); the paper's
-            network has 4, 8, 16 at stride 8.
+        multi_grid: dilations at stride 8 of the 3x3 convolutions in the last stage's blocks (ResNets only): 4, 8, 16 in
+            the paper's network. At stride 16 they are halved.
         ceil_mode: round the ResNet stem's max-pool up, as the reference network does.
         options: further arguments of timm's constructor.
         in_channels: of the images; pretrained weights for RGB are summed or repeated to fit (timm's rule).
@@ -73,7 +73,8 @@ class TimmBackbone(nn.Module):
         trained = self.net.pretrained_cfg if weights else {}
         self.mean = list(mean or trained.get("mean", IMAGENET_MEAN))
         self.std = list(std or trained.get("std", IMAGENET_STD))
-        for block, dilation in zip(self.net.layer4 if multi_grid else (), self.multi_grid, strict=True):
+        for block, at_stride_8 in zip(self.net.layer4 if multi_grid else (), self.multi_grid, strict=True):
+            dilation = max(1, at_stride_8 * 8 // output_stride)
             block.conv2.dilation = block.conv2.padding = (dilation, dilation)
         if ceil_mode:
             self.net.maxpool.ceil_mode = True

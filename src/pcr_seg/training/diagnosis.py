@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
 from pcr_seg.method.losses import IGNORE_INDEX
-from pcr_seg.method.sampling import at_points, jittered_grid, sample_features
+from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
 from pcr_seg.method.teacher import pseudo_label
 from pcr_seg.module import Segmentation
 from pcr_seg.pixels import as_floats
@@ -77,11 +77,17 @@ class Diagnosis(L.Callback):
             cells = min(GRID_CELLS, *mask.shape)
             generator = torch.Generator().manual_seed(0)
             points = jittered_grid(*mask.shape, cells, generator=generator).to(module.device)
-            maps = module.teacher.network(image[None]).features
-            features.append(sample_features(maps, points, mask.shape)[0])
+            features.append(sample_features(features_as_evaluated(module, image), points, mask.shape)[0])
             labels.append(at_points(mask, points))
         within, between = class_distances(torch.cat(features), torch.cat(labels), len(module.class_names))
         module.log_dict({"diagnosis/within_class": within, "diagnosis/between_class": between})
+
+
+def features_as_evaluated(module: Segmentation, image: Tensor) -> Tensor:
+    """The teacher's features (1, D, h, w) of an image (3, H, W) in the first size that the protocol shows it in."""
+    scale = getattr(module.protocol, "keywords", {}).get("scales", [1.0])[0]
+    size = tuple(max(1, round(side * scale)) for side in image.shape[-2:])
+    return module.teacher.network(upsample(image[None], size)).features
 
 
 def class_distances(
