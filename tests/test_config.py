@@ -14,7 +14,7 @@ from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
 from pcr_seg.checkpoint import constructor_parameters, refuse_strangers
-from pcr_seg.config import CONF, build, command_line
+from pcr_seg.config import CONF, build, command_line, set_name, stem
 from pcr_seg.models.deeplab import DeepLab
 from pcr_seg.module import Segmentation
 from pcr_seg.training.fit import build_method, build_module
@@ -325,3 +325,26 @@ def test_dilations_follow_the_output_stride() -> None:
         assert config.model.rates == rates
         blocks = build(config.backbone, name="resnet50s").net.layer4
         assert [block.conv2.dilation[0] for block in blocks] == grid
+
+
+def test_folders_bear_the_name_of_own_data_and_of_a_lists_file() -> None:
+    own = OmegaConf.create({"root": "/some/where/my data"})
+    assert (set_name("folder", own), set_name("voc", own)) == ("my_data", "voc")
+    assert set_name("folder", OmegaConf.create({"root": "???"})) == "folder"
+    assert (stem("lists/mine.txt"), stem("1_8"), stem("92")) == ("mine", "1_8", "92")
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "données", "set (1)", "a=b", "a,b", "x#y", "c'est", "[new]", "back\\slash", "{x}", "$HOME", "a b"]
+)
+def test_a_path_means_itself(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for typed in (f"dataset.root={tmp_path}/{name}", *command_line([f"dataset.root={tmp_path}/{name}"])):
+        assert composed("dataset=folder", typed, "output=x").dataset.root == f"{tmp_path}/{name}"
+
+
+def test_home_lists_and_quotes_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home-of-somebody")
+    assert composed("dataset=folder", "dataset.root=~/data", "output=x").dataset.root == "/home-of-somebody/data"
+    assert composed("dataset=folder", "dataset.unlabeled=[a,b]", "output=x").dataset.unlabeled == ["a", "b"]
+    assert command_line(["dataset.root='as typed'", "images='*.jpg'"]) == ["dataset.root='as typed'", "images='*.jpg'"]

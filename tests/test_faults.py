@@ -25,7 +25,7 @@ VARIANTS = {
     "plain": [],
     "workers": ["data.num_workers=2", "checkpoints.every_n_steps=1", "method.strong_color=true"],
     "accumulated": [
-        "global_batch=4", "most_per_device=2", "method.bank_features=teacher", "method.teacher_bn=forward",
+        "global_batch=4", "most_per_device=2", "module.teacher_bn=forward",
         "checkpoints.every_n_steps=1",
     ],
     "by steps": [

@@ -99,6 +99,14 @@ def test_checkpoint_of_a_stranger_is_refused(trained: Path, tmp_path: Path, node
         load(tmp_path / "strange.ckpt")
 
 
+def test_an_old_checkpoint_is_refused_with_the_last_commit_that_reads_it(trained: Path, tmp_path: Path) -> None:
+    content = torch.load(trained / "checkpoints/last.ckpt", weights_only=True)
+    del content["pcr_seg"]["format"]
+    torch.save(content, tmp_path / "old.ckpt")
+    with pytest.raises(ValueError, match=r"old\.ckpt: of an older version; the last commit that reads it is 3bc4437"):
+        load(tmp_path / "old.ckpt")
+
+
 def test_damaged_and_missing_checkpoints_are_one_line(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_bytes((trained / "checkpoints/last.ckpt").read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"broken\.ckpt: not a complete checkpoint"):

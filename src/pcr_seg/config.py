@@ -2,8 +2,8 @@
 
 import errno
 import hashlib
-import inspect
 import logging
+import netrc
 import os
 import re
 import shutil
@@ -129,10 +129,10 @@ def published_count(labeled: str, reader: str) -> int | None:
 
 def wandb_offline() -> bool:
     """Whether to log offline: without a login, or when the server cannot be reached in three seconds."""
-    if os.environ.get("WANDB_MODE") or not wandb_key():
-        return os.environ.get("WANDB_MODE") != "online"
     host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
     name, _, port = host.partition(":")
+    if os.environ.get("WANDB_MODE") or not has_wandb_key(name):
+        return os.environ.get("WANDB_MODE") != "online"
     try:
         socket.create_connection((name, int(port or 443)), timeout=3).close()
     except OSError:
@@ -140,14 +140,17 @@ def wandb_offline() -> bool:
     return False
 
 
-def wandb_key() -> bool:
-    """Whether there is a login; asking may fail without one."""
-    try:
-        if "prompt" in inspect.signature(wandb.login).parameters:
-            return wandb.login(prompt=False)
-        return bool(wandb.api.api_key)
-    except Exception:
-        return False
+def has_wandb_key(host: str) -> bool:
+    """Whether there is a key for the server: in the environment, or where `wandb login` puts it (netrc)."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
+    for file in (os.path.expanduser(place) for place in places if place):
+        try:
+            return netrc.netrc(file).authenticators(host) is not None
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
@@ -170,6 +173,18 @@ def accumulation(total: int, batch_size: int, accelerator: str, devices: str | i
     if rest:
         raise ValueError(f"data.batch_size={batch_size}: does not divide global_batch={total} over the devices")
     return max(1, rounds)
+
+
+def set_name(choice: str, dataset: DictConfig) -> str:
+    """How a data set is called in folder names: own data by its folder."""
+    if choice != "folder" or OmegaConf.is_missing(dataset, "root"):
+        return choice
+    return re.sub(r"[^\w.-]+", "_", Path(dataset.root).expanduser().absolute().name)
+
+
+def stem(labeled: str) -> str:
+    """How a split is called in folder names: a list by its name alone."""
+    return Path(labeled).stem if str(labeled).endswith(".txt") else str(labeled)
 
 
 def aspp_rates(output_stride: int) -> ListConfig:
@@ -262,9 +277,9 @@ RESOLVING = "ValueError raised while resolving interpolation: "
 OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
 OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
 OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
-OmegaConf.register_new_resolver(
-    "rates", lambda stride: [max(1, rate * 8 // stride) for rate in (12, 24, 36)], replace=True
-)
+OmegaConf.register_new_resolver("set_name", set_name, replace=True)
+OmegaConf.register_new_resolver("stem", stem, replace=True)
+OmegaConf.register_new_resolver("rates", aspp_rates, replace=True)
 OmegaConf.register_new_resolver("third", third, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)

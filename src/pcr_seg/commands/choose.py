@@ -38,7 +38,9 @@ def choose(cfg: DictConfig) -> list[str]:
     source, labeled = open_source(cfg, predictor), read_list(run / "splits/labeled.txt")
     samples = {sample.name: sample for sample in (*source.train, *source.unlabeled)}
     if strange := [name for name in labeled if name not in samples]:
-        raise ValueError(f"{run}/splits/labeled.txt: {strange[0]} is not in {source.name}; correct dataset.root")
+        raise ValueError(
+            f"{run}/splits/labeled.txt: {strange[0]} is not in {source.name}; give dataset=NAME dataset.root=FOLDER"
+        )
     unlabeled = [samples[name] for name in sorted(samples.keys() - set(labeled))]
     if not 1 <= cfg.budget <= len(unlabeled):
         raise ValueError(f"budget={cfg.budget}: {source.name} has {len(unlabeled)} unlabeled images; choose 1 to that")

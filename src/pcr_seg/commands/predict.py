@@ -16,7 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, whole_number, writing
 from pcr_seg.data import tiles
-from pcr_seg.data.files import DataError, Format, read_image
+from pcr_seg.data.files import DataError, Format, nearly_black, read_image
 from pcr_seg.data.sources import find_images
 from pcr_seg.pictures import visualize
 from pcr_seg.pictures.panels import View, head_names, look
@@ -103,6 +103,10 @@ def predict_images(
         task = progress.add_task("predict", total=len(images))
         waiting: list[Future] = []
         for batch in batches(small, image_format, cfg.batch_size, leave_out):
+            dark = [name for name, image in batch if nearly_black(images[name], int(image.max()), image_format)]
+            for name in dark:
+                remedy = "scale its values to 16 bits, or train with dataset.max_value"
+                progress.console.print(f"{images[name]}: nearly black as it is read; {remedy}", soft_wrap=True)
             found = look(predictor, [image for _, image in batch], **heads)
             for written in waiting:  # one batch is written while the next is predicted, and never more than one
                 written.result()
