@@ -83,6 +83,7 @@ def survive(whole: Whole, folder: Path, variant: str, *kills: tuple[str, int], c
         ("start of a step", 3),
         ("before the teacher moves", 6),
         ("k-means", 2),
+        ("collecting features", 3),
         ("halfway through a checkpoint's write", 4),
     ],
 )
@@ -145,7 +146,7 @@ def test_sigterm_saves_and_says_so(whole: Whole, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = tiny(whole.root, folder, "checkpoints.every_n_steps=100")
     assert train(arguments, tmp_path / "run.log", die_at, "start of a step", 5, signal.SIGTERM) == EXIT_STOPPED
-    assert f"saved: train.py resume={folder}" in (tmp_path / "run.log").read_text()
+    assert f"saved: python train.py resume={folder}" in (tmp_path / "run.log").read_text()
     assert read_checkpoint(folder / "checkpoints/last.ckpt")["global_step"] == 5
     assert resume(folder) == 0
     assert differences(whole["plain"], outcome(folder)) == []
