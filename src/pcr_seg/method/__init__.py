@@ -40,6 +40,7 @@ from pcr_seg.method.consistency import Consistency
 from pcr_seg.method.fixmatch import FixMatch
 from pcr_seg.method.losses import (
     IGNORE_INDEX,
+    balance,
     balanced_cross_entropy,
     consistency_loss,
     cross_entropy,
@@ -53,7 +54,7 @@ from pcr_seg.method.pcr_plus import PCRPlus
 from pcr_seg.method.prototypes import PrototypeBank, kmeans, labeled_features
 from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
 from pcr_seg.method.supervised import Supervised
-from pcr_seg.method.teacher import Teacher, ema_decay_at, ema_update, pseudo_label
+from pcr_seg.method.teacher import Teacher, batchnorm_follows, ema_decay_at, ema_update, pseudo_label
 from pcr_seg.method.unimatch import UniMatch
 
 __all__ = [
@@ -68,7 +69,9 @@ __all__ = [
     "UniMatch",
     "UnlabeledViews",
     "at_points",
+    "balance",
     "balanced_cross_entropy",
+    "batchnorm_follows",
     "class_mask",
     "consistency_loss",
     "cross_entropy",
@@ -88,4 +91,4 @@ __all__ = [
     "sample_features",
     "small_boxes",
     "upsample",
-]  # fmt: skip
+]
