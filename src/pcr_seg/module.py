@@ -86,7 +86,6 @@ class Segmentation(L.LightningModule):
         self.metadata: dict = {}  # of the run, beside what it takes to predict: travels with every checkpoint
 
         self.latest: dict[str, Tensor] = {}  # losses and figures of the newest step
-        self.semi_supervised_steps = 0  # steps that saw unlabeled images
         self.unsettled = False  # the teacher's statistics are older than its weights (`settle`)
         self.scores: dict[str, float] = {}  # what the newest validation logged
         self.validated_at = -1  # and its step
@@ -99,6 +98,11 @@ class Segmentation(L.LightningModule):
     def uses_unlabeled(self) -> bool:
         """Whether the method learns from unlabeled images at all."""
         return self.method.views is not None
+
+    @property
+    def semi_supervised_steps(self) -> int:
+        """Optimizer steps that saw unlabeled images: those that the teacher has followed."""
+        return int(self.teacher.steps) if self.uses_unlabeled else 0
 
     @property
     def in_burn_in(self) -> bool:
@@ -190,7 +194,6 @@ class Segmentation(L.LightningModule):
             self.teacher.copy(self.student)
         else:
             self.teacher.follow(self.student)
-            self.semi_supervised_steps += self.uses_unlabeled
 
     def settle(self) -> None:
         """Show the teacher the labeled images as they are, where labels alone have trained since (its rule "weak").
@@ -272,14 +275,12 @@ class Segmentation(L.LightningModule):
         checkpoint["progress"] = {
             "validated_at": self.validated_at,
             "scores": self.scores,
-            "semi_supervised_steps": self.semi_supervised_steps,
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Go on from there."""
         progress = checkpoint["progress"]
         self.validated_at, self.scores = progress["validated_at"], progress["scores"]
-        self.semi_supervised_steps = progress["semi_supervised_steps"]
 
 
 class LabeledBatches:

@@ -47,13 +47,7 @@ def open_checkpoint(cfg: DictConfig) -> Predictor:
     """The predictor of a command's checkpoint: the teacher's unless `eval.student`, by `protocol` or its own."""
     protocol = instantiate(cfg.protocol) if cfg.get("protocol") else None
     network = "student" if cfg.eval.student else "teacher"
-    return load(cfg.checkpoint, trust=trusted(cfg), network=network, protocol=protocol)
-
-
-def trusted(cfg: DictConfig) -> list[str]:
-    """Modules of the user's own that a checkpoint may call: `trust=MODULE` or `trust=[MODULE,...]`."""
-    names = cfg.trust or []
-    return [names] if isinstance(names, str) else list(names)
+    return load(cfg.checkpoint, trust=cfg.trust or (), network=network, protocol=protocol)
 
 
 def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
@@ -69,8 +63,7 @@ def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
             f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(predictor.class_names)}; "
             f"{source.name} has {', '.join(source.classes)}: choose the data set it was trained on"
         )
-    samples = (*source.train, *source.unlabeled, *source.val, *source.test)  # a folder may hold a test set alone
-    if samples and (channels := samples[0].format.channels) != predictor.channels:
+    if (channels := source.format.channels) != predictor.channels:
         raise ValueError(f"dataset.channels={channels}: the checkpoint takes {predictor.channels}")
     return source
 
@@ -82,7 +75,7 @@ def own_dataset(cfg: DictConfig, predictor: Predictor) -> DictConfig:
         raise ValueError(f"checkpoint={cfg.checkpoint}: names no data set; give dataset=folder dataset.root=FOLDER")
     node = OmegaConf.create(own)
     plain = OmegaConf.to_container(node)  # tuples as lists: nothing that Hydra would call stays unseen
-    refuse_strangers(f"checkpoint={cfg.checkpoint}", [plain], trusted(cfg), TRUSTED_DATA)
+    refuse_strangers(f"checkpoint={cfg.checkpoint}", [plain], cfg.trust or (), TRUSTED_DATA)
     return node
 
 
