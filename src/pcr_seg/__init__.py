@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from pcr_seg.checkpoint import load
     from pcr_seg.method import PCR, Consistency, FixMatch, Supervised, UniMatch, UnlabeledViews
     from pcr_seg.models.backbones import TimmBackbone
-    from pcr_seg.models.deeplab import DeepLab, SegmentorOutput
+    from pcr_seg.models.deeplab import DeepLab
+    from pcr_seg.models.mlp import MLP
+    from pcr_seg.models.output import SegmentorOutput
     from pcr_seg.models.smp import SMP
     from pcr_seg.module import Segmentation
     from pcr_seg.predictor import Prediction, Predictor
@@ -20,15 +22,15 @@ HOMES = {
     "load": "checkpoint",
     "PCR": "method", "Consistency": "method", "FixMatch": "method", "Supervised": "method", "UniMatch": "method",
     "UnlabeledViews": "method",
-    "DeepLab": "models.deeplab", "SegmentorOutput": "models.deeplab", "TimmBackbone": "models.backbones",
-    "SMP": "models.smp",
+    "DeepLab": "models.deeplab", "MLP": "models.mlp", "SMP": "models.smp", "SegmentorOutput": "models.output",
+    "TimmBackbone": "models.backbones",
     "Segmentation": "module",
     "Prediction": "predictor", "Predictor": "predictor",
 }  # fmt: skip
 
 __all__ = [
-    "PCR", "SMP", "Consistency", "DeepLab", "FixMatch", "Prediction", "Predictor", "Segmentation", "SegmentorOutput",
-    "Supervised", "TimmBackbone", "UniMatch", "UnlabeledViews", "load",
+    "MLP", "PCR", "SMP", "Consistency", "DeepLab", "FixMatch", "Prediction", "Predictor", "Segmentation",
+    "SegmentorOutput", "Supervised", "TimmBackbone", "UniMatch", "UnlabeledViews", "load",
 ]  # fmt: skip
 
 try:

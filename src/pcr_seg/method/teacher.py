@@ -22,6 +22,8 @@ BN_RULES = ("copy", "forward", "weak")
 class Teacher(nn.Module):
     """A copy of the student that follows it: decay * teacher + (1 - decay) * student after each optimizer step.
 
+    Parts of the student that say that they are `frozen` are not copied but shared.
+
     The decay rises as min(1 - 1 / (n + 1), decay) over the n steps that it has followed (U2PL): the first one copies.
 
     Args:
@@ -40,7 +42,8 @@ class Teacher(nn.Module):
         super().__init__()
         if bn not in BN_RULES:
             raise ValueError(f"teacher_bn={bn}: choose one of {', '.join(BN_RULES)}")
-        self.network = copy.deepcopy(student).requires_grad_(False).eval()
+        frozen = {id(part): part for part in student.modules() if getattr(part, "frozen", False)}
+        self.network = copy.deepcopy(student, frozen).requires_grad_(False).eval()
         self.decay, self.bn = decay, bn
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._steps = 0  # the same: reading the buffer would wait for the device
@@ -115,12 +118,14 @@ def ema_update(
 
     Float buffers (BatchNorm's statistics) are copied by default: averaging them on top of BatchNorm's
     own average lags so far behind that short trainings evaluate wrongly. Integer buffers are always
-    copied: an average would truncate and drift.
+    copied: an average would truncate and drift. What both share stays.
     """
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - decay)
-    for ours, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-        if not ours.is_floating_point() or float_buffers == "copy":
-            ours.copy_(theirs)
+    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
+    ours, theirs = zip(*[pair for pair in pairs if pair[0] is not pair[1]], strict=True)
+    torch._foreach_lerp_(ours, theirs, 1 - decay)
+    for own, new in zip(teacher.buffers(), student.buffers(), strict=True):
+        if own is not new and (not own.is_floating_point() or float_buffers == "copy"):
+            own.copy_(new)
 
 
 @contextmanager

@@ -96,5 +96,5 @@ def drop_features(maps: list[Tensor]) -> list[Tensor]:
 
     Those between reach no logits but an auxiliary head's.
     """
-    first, *between, last = maps
-    return [F.dropout2d(first, 0.5), *between, F.dropout2d(last, 0.5)]
+    dropped = {0, len(maps) - 1}
+    return [F.dropout2d(x, 0.5) if place in dropped else x for place, x in enumerate(maps)]

@@ -4,23 +4,12 @@ Source: reference code `core/models/decoder.py` (dec_deeplabv3_plus, rep_clf on)
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class SegmentorOutput(NamedTuple):
-    """What a network returns, all at the decoder's resolution.
-
-    logits (B, C, h, w) of the linear head; features (B, D, h, w) that the prototypes live among; auxiliary
-    logits (B, C, h', w') or None.
-    """
-
-    logits: Tensor
-    features: Tensor
-    auxiliary: Tensor | None
+from pcr_seg.models.output import SegmentorOutput, parameter_groups
 
 
 class DeepLab(nn.Module):
@@ -94,10 +83,7 @@ class DeepLab(nn.Module):
 
     def parameter_groups(self, lr: float) -> list[dict]:
         """The backbone's trained parameters at `lr`, and all others at its multiple."""
-        backbone = [p for p in self.backbone.parameters() if p.requires_grad]
-        known = set(map(id, self.backbone.parameters()))
-        heads = [p for p in self.parameters() if p.requires_grad and id(p) not in known]
-        return [{"params": backbone, "lr": lr}, {"params": heads, "lr": lr * self.head_lr_multiplier}]
+        return parameter_groups(self, lr, self.head_lr_multiplier)
 
 
 class ASPP(nn.Module):

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pcr_seg.models.deeplab import SegmentorOutput
+from pcr_seg.models.output import SegmentorOutput
 
 
 class SMP(nn.Module):

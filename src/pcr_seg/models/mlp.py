@@ -1,0 +1,133 @@
+"""1x1 convolutions on a backbone's maps: a head so small that a few labels train it, on features that may be kept."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pcr_seg.method.sampling import upsample
+from pcr_seg.models.output import SegmentorOutput, parameter_groups
+
+ENOUGH = 64  # images that tell a channel's mean and deviation
+
+
+class MLP(nn.Module):
+    """Backbone, one hidden layer for each pixel of its maps, and a linear head.
+
+    The maps are upsampled to the first one's size, concatenated, and standardised by each channel's mean and deviation
+    over labeled images. Images are shown to the backbone in the next size of the form n * stride + 1: cells then lie on
+    pixels 0, stride, 2 * stride ..., as upsampling with aligned corners takes them to.
+
+    Whatever takes images also takes `raw` features of them: a frozen backbone's are computed once (`data.features`).
+
+    Args:
+        backbone: `backbone(images, maps)` returns these maps; has `widths(maps)`, and `output_stride`.
+        num_classes: C.
+        maps: of the backbone, the finest first: by stride, or counted from the end.
+        channels: of the hidden layer; None leaves it out, and the head is linear in the backbone's features.
+        projection: channels of a linear projection of the hidden layer that the prototypes live among, D; None: they
+            live in the hidden layer itself.
+        dropout: of the hidden layer's channels.
+        channel_dropout: share of the feature channels that a strong view lacks (`perturb`), in 0..1.
+        noise: that it has, in standard deviations of each channel.
+        head_lr_multiplier: learning rate of everything behind the backbone, as a multiple of the backbone's.
+
+    Attributes:
+        feature_dim: D.
+        in_channels: of the images, as the backbone's.
+        mean: RGB in 0..1 that images are normalised by, as the backbone's; and `std`.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        *,
+        maps: Sequence[int] = (-2, -1),
+        channels: int | None = 128,
+        projection: int | None = None,
+        dropout: float = 0.0,
+        channel_dropout: float = 0.5,
+        noise: float = 0.1,
+        head_lr_multiplier: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.maps, self.width = list(maps), sum(backbone.widths(maps))
+        self.num_classes, self.channels, self.projection = num_classes, channels, projection
+        self.dropout, self.channel_dropout, self.noise = dropout, channel_dropout, noise
+        self.head_lr_multiplier = head_lr_multiplier
+        self.in_channels, self.mean, self.std = backbone.in_channels, backbone.mean, backbone.std
+        self.backbone = backbone
+        self.register_buffer("feature_mean", torch.zeros(self.width, 1, 1))
+        self.register_buffer("feature_std", torch.ones(self.width, 1, 1))
+        self.register_buffer("standardized", torch.tensor(False))
+        hidden = channels or self.width
+        self.hidden = nn.Identity()
+        if channels:
+            self.hidden = nn.Sequential(nn.Conv2d(self.width, channels, 1), nn.ReLU(), nn.Dropout2d(dropout))
+        self.linear_head = nn.Conv2d(hidden, num_classes, 1)
+        self.projected = nn.Conv2d(hidden, projection, 1) if projection else nn.Identity()
+        self.feature_dim = projection or hidden
+
+    def forward(self, images: Tensor) -> SegmentorOutput:
+        """(B, 3, H, W) normalized images, or their raw features -> SegmentorOutput at the first map's size."""
+        return self.decode(self.encode(images))
+
+    def raw(self, images: Tensor, size: tuple[int, int] | None = None) -> list[Tensor]:
+        """The backbone's maps of normalized images, shown at the grid's size next to `size` (their own by default)."""
+        return self.backbone(
+            upsample(images, on_grid(size or images.shape[-2:], self.backbone.output_stride)), self.maps
+        )
+
+    def join(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps (B, c, h, w) -> their raw features (B, `width`, h, w) at the first one's size."""
+        first, *others = maps
+        return torch.cat([first, *(x if x.shape == first.shape else upsample(x, first.shape[-2:]) for x in others)], 1)
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Normalized images, or their raw features -> standardised features, a list of one map."""
+        features = images if images.shape[1] == self.width else self.join(self.raw(images))
+        return [(features - self.feature_mean) / self.feature_std]
+
+    def decode(self, maps: list[Tensor]) -> SegmentorOutput:
+        """Standardised features, or what a method has made of them -> SegmentorOutput."""
+        hidden = self.hidden(maps[0])
+        return SegmentorOutput(self.linear_head(hidden), self.projected(hidden), None)
+
+    def perturb(self, features: Tensor) -> Tensor:
+        """A strong view of raw features (B, `width`, h, w): channels at their mean, others with noise."""
+        kept = torch.rand(*features.shape[:2], 1, 1, device=features.device) >= self.channel_dropout
+        noisy = torch.addcmul(features, torch.randn_like(features), self.noise * self.feature_std)
+        return torch.where(kept, noisy, self.feature_mean)
+
+    @torch.no_grad()
+    def standardize(self, batches: Iterable[dict]) -> None:
+        """Take each channel's mean and deviation over the first images (`image`) of these, if that is not done."""
+        if self.standardized:
+            return
+        self.eval()
+        seen, totals = 0, torch.zeros(3, self.width, dtype=torch.float64, device=self.feature_mean.device)
+        for batch in batches:
+            images = batch["image"]
+            features = (images if images.shape[1] == self.width else self.join(self.raw(images))).double()
+            by_channel = features.transpose(0, 1).flatten(1)
+            totals += torch.stack([by_channel.sum(1), by_channel.square().sum(1), torch.ones_like(by_channel).sum(1)])
+            seen += len(images)
+            if seen >= ENOUGH:
+                break
+        total, squares, count = totals
+        mean = total / count
+        self.feature_mean.copy_(mean[:, None, None])
+        self.feature_std.copy_((squares / count - mean**2).clamp(min=1e-8).sqrt()[:, None, None])
+        self.standardized.fill_(True)
+        self.train()
+
+    def parameter_groups(self, lr: float) -> list[dict]:
+        """The backbone's trained parameters at `lr`, and all others at its multiple."""
+        return parameter_groups(self, lr, self.head_lr_multiplier)
+
+
+def on_grid(size: Sequence[int], stride: int) -> tuple[int, int]:
+    """The nearest height and width of the form n * stride + 1, n at least 1."""
+    height, width = (max(1, round((side - 1) / stride)) * stride + 1 for side in size)
+    return height, width
