@@ -58,9 +58,22 @@ def compare(name: str, found: dict[str, list[float]]) -> None:
     assert len(golden[name]["train/supervised_loss"]) == 20
     assert golden[name].keys() <= found.keys()
     for key, values in golden[name].items():
-        # Other builds of torch round differently; a changed formula moves the third digit.
-        close = {"rtol": 5e-3, "atol": 5e-3, "equal_nan": True}
-        torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(values), msg=lambda m: f"{key}: {m}", **close)  # noqa: B023
+        wanted, got = torch.tensor(values), torch.tensor(found[key])
+        for steps, tolerance in tolerances(key):
+            close = {"rtol": tolerance, "atol": tolerance, "equal_nan": True}
+            torch.testing.assert_close(got[steps], wanted[steps], msg=lambda m: f"{key}: {m}", **close)  # noqa: B023
+        assert len(got) == len(wanted)
+
+
+def tolerances(key: str) -> list[tuple[slice, float]]:
+    """How far other processors and builds of torch, which round differently, may be from the record.
+
+    A changed formula moves a loss's third digit at once. Rounding adds up over the steps, and shares of pixels jump
+    with a pixel at a threshold.
+    """
+    if not key.endswith("_loss"):
+        return [(slice(None), 0.1)]
+    return [(slice(0, 12), 5e-3), (slice(12, None), 5e-2)]
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -127,10 +127,19 @@ class Segmentation(L.LightningModule):
         for name in ("unlabeled", "other") if views.other else ("unlabeled",):
             if name not in batch:
                 raise ValueError(f"{self.name}: needs a loader {name}; give the trainer {{labeled: ..., {name}: ...}}")
-            if (found := batch[name]["strong"].shape[1]) < views.strong:
-                raise ValueError(f"{self.name}: needs {views.strong} strong views (V, 3, H, W); {name} has {found}")
-        unlabeled = as_floats(batch["unlabeled"], self.student)
-        return unlabeled | {"other": as_floats(batch["other"], self.student)} if views.other else unlabeled
+        unlabeled = self.with_strong(as_floats(batch["unlabeled"], self.student))
+        if views.other:
+            unlabeled["other"] = self.with_strong(as_floats(batch["other"], self.student))
+        return unlabeled
+
+    def with_strong(self, views: dict) -> dict:
+        """The views with as many strong ones as the method wants: those loaded, or of features the student's own."""
+        wanted = self.method.views.strong
+        if "strong" not in views and hasattr(self.student, "perturb"):
+            views["strong"] = torch.stack([self.student.perturb(views["weak"]) for _ in range(wanted)], dim=1)
+        if (found := views["strong"].shape[1]) < wanted:
+            raise ValueError(f"{self.name}: needs {wanted} strong views (V, 3, H, W); the loader gives {found}")
+        return views
 
     def configure_optimizers(self) -> dict:
         """The student's parameter groups, and the poly schedule in steps over the whole training."""
@@ -152,6 +161,12 @@ class Segmentation(L.LightningModule):
             self.check_burn_in(-(-batches // self.trainer.accumulate_grad_batches), total)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # a sweep's jobs share the process
+
+    def on_train_start(self) -> None:
+        """Let a student that standardises its features see the labeled images, before its first step."""
+        if hasattr(self.student, "standardize") and self.global_step == 0 and LabeledBatches(self).loader() is not None:
+            self.student.standardize(LabeledBatches(self))
+            self.teacher.network.load_state_dict(self.student.state_dict())
 
     def check_burn_in(self, steps_per_epoch: int, total: int) -> None:
         """Raise a ValueError where a training of so many steps would never show the method an unlabeled image."""
@@ -237,7 +252,8 @@ class Segmentation(L.LightningModule):
         """Count the pixels of one image: the heads' hits, and the pseudo-labels that would train."""
         batch = as_floats(batch, self.student)
         with torch.autocast(self.device.type, enabled=False):  # scores are fp32's, whatever training computes in
-            heads = self.predictor.scored(batch["image"])
+            kept = getattr(self.student, "width", None) == batch["image"].shape[1]  # features
+            heads = self.predictor.scored(batch["image"], size=batch["mask"].shape[-2:] if kept else None)
         truth = self.confusion.update(heads, batch["mask"])
         if hasattr(self.method, "threshold"):
             labels, confidence = pseudo_label(heads["linear"])

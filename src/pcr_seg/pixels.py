@@ -43,14 +43,15 @@ def normalize(pixels: Tensor, network: nn.Module | None = None) -> Tensor:
 def as_floats(batch: dict, network: nn.Module | None = None) -> dict:
     """Make of the bytes that loaders give what a network takes: images normalized, masks as long integers.
 
-    Bytes are a fifth of that to send from the loaders' processes and to the device. Floats are normalized already.
+    Bytes are a fifth of that to send from the loaders' processes and to the device. Floats are normalized already, or
+    features in half precision.
     """
     result = dict(batch)
     for key, value in batch.items():
         if isinstance(value, dict):
             result[key] = as_floats(value, network)
-        elif key in ("image", "weak", "strong") and not value.is_floating_point():
-            result[key] = normalize(value, network)
+        elif key in ("image", "weak", "strong"):
+            result[key] = value.float() if value.is_floating_point() else normalize(value, network)
         elif key == "mask":
             result[key] = value.long()
     return result

@@ -20,13 +20,18 @@ from pcr_seg.pixels import as_tensor, normalize
 
 
 def predict_heads(
-    network: nn.Module, method: nn.Module | None, images: Tensor, *, linear: bool = False
+    network: nn.Module,
+    method: nn.Module | None,
+    images: Tensor,
+    *,
+    linear: bool = False,
+    size: tuple[int, int] | torch.Size | None = None,
 ) -> dict[str, Tensor]:
     """Full-resolution logits (B, C, H, W) of the "linear" head, and of those that a method has beside it (`heads`).
 
-    With `linear` of the first alone.
+    With `linear` of the first alone. Features in place of images need the images' `size`.
     """
-    output, size = network(images), images.shape[-2:]
+    output, size = network(images), size or images.shape[-2:]
     heads = {"linear": upsample(output.logits, size)}
     if hasattr(method, "refine"):
         heads["linear"] = method.refine(images, heads["linear"])
@@ -92,13 +97,18 @@ class Predictor(nn.Module):
         """Normalized images (B, channels, H, W) of any size -> logits (B, C, H, W) of each head, or of the linear."""
         return {head: center_pad(x, images.shape[-2:]) for head, x in self.scored(images, linear=linear).items()}
 
-    def scored(self, images: Tensor, *, linear: bool = False) -> dict[str, Tensor]:
-        """The same for the pixels that are scored: a padded square's where the protocol is `center_padded`."""
+    def scored(
+        self, images: Tensor, *, linear: bool = False, size: tuple[int, int] | torch.Size | None = None
+    ) -> dict[str, Tensor]:
+        """The same for the pixels that are scored: a padded square's where the protocol is `center_padded`.
+
+        Features in place of images need the images' `size`, and the protocol `whole_image`.
+        """
         names: list[str] = []
 
         def predict(images: Tensor) -> Tensor:
             # One tensor, so that every protocol treats the heads alike in one forward.
-            heads = predict_heads(self.network, self.method, images, linear=linear)
+            heads = predict_heads(self.network, self.method, images, linear=linear, size=size)
             names[:] = heads
             return torch.cat(list(heads.values()), dim=1) if len(heads) > 1 else heads["linear"]
 

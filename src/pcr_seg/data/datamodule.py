@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pcr_seg.data.features import FeatureViews, FrozenFeatures, WholeFeatures
 from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask, read_pair
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown, make_split, split_of_run
@@ -52,6 +53,8 @@ class SegmentationData(L.LightningDataModule):
         pad_color: RGB in 0..1 around images that are smaller than the crop; the network's mean.
         cache: folder for the training images' pixels, written on first use and memory-mapped from then on; null decodes
             each time. It pays for large PNG files, and takes 3 bytes a pixel of disk (Cityscapes: 19 GB).
+        features: of a frozen backbone: train and validate on them, computed before, instead of on images. `scale`, colors
+            and `pad_label` then have no effect.
         split_from: folder with the lists of a run (`splits/`): its split is taken as it was, instead of `labeled`.
     """
 
@@ -78,6 +81,7 @@ class SegmentationData(L.LightningDataModule):
         other: bool = False,
         pad_color: Sequence[float] = IMAGENET_MEAN,
         cache: str | None = None,
+        features: FrozenFeatures | None = None,
         split_from: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -93,7 +97,10 @@ class SegmentationData(L.LightningDataModule):
         self.seed, self.use_unlabeled = seed, use_unlabeled
         self.strong_color, self.strong_views, self.other = strong_color, strong_views, other
         self.pad_color = tuple(pad_color)
-        self.cache = Path(cache) if cache else None
+        self.cache, self.features = Path(cache) if cache else None, features
+        if features is not None and crop_size % features.stride != 1:
+            stride, next_one = features.stride, max(1, round((crop_size - 1) / features.stride)) * features.stride + 1
+            raise ValueError(f"data.crop_size={crop_size}: kept features are cut at every {stride}th pixel; use {next_one}")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={on_error}: choose raise or skip")
         self.start = (0, 0)  # epoch and optimizer steps of it that a resumed training has behind it
@@ -102,6 +109,18 @@ class SegmentationData(L.LightningDataModule):
                 f"split={labeled}: every image is labeled, so this method has none to learn from unlabeled; "
                 "choose a smaller split, or method=supervised"
             )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Compute the features that are trained on, each rank its share; where they are in memory, all of them."""
+        if self.features is None:
+            return
+        rank, world = self._rank() if self.features.folder else (0, 1)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        training = (*self.split.labeled, *(self.split.unlabeled if self.use_unlabeled else ()))
+        self.features.compute(training[rank::world], device)
+        self.features.compute(self.source.val[rank::world], device, whole=True)
+        if self.trainer:
+            self.trainer.strategy.barrier()
 
     def train_dataloader(self) -> dict[str, DataLoader]:
         """One loader for each stream, of equal length."""
@@ -117,7 +136,7 @@ class SegmentationData(L.LightningDataModule):
         rank, world = self._rank()
         if (size := len(self.source.val)) < world:
             raise ValueError(f"{self.source.name}: {size} validation images are too few for {world} devices; use fewer")
-        return eval_loader(self.source.val[rank::world], self.num_workers)
+        return eval_loader(self.source.val[rank::world], self.num_workers, self.features)
 
     def labeled_dataloader(self) -> DataLoader:
         """Every labeled image, one to four times, through the training transform, in a fixed order.
@@ -132,7 +151,7 @@ class SegmentationData(L.LightningDataModule):
         ]
         if len(order) > 1 and len(order) % self.batch_size == 1:
             order = order[:-1]
-        return self._loader(self._views(self.split.labeled), order, drop_last=False)
+        return self._loader(self.views(self.split.labeled), order, drop_last=False)
 
     def steps_in_epoch(self, batches_per_step: int, world: int) -> int:
         """Optimizer steps of an epoch, on so many devices."""
@@ -150,9 +169,13 @@ class SegmentationData(L.LightningDataModule):
         sampler = StreamSampler(len(samples), length, self.seed, stream, rank, world, showing)
         epoch, done = self.start
         sampler.resume(epoch, done * batches_per_step * self.batch_size)
-        return self._loader(self._views(samples), sampler, drop_last=True)
+        return self._loader(self.views(samples), sampler, drop_last=True)
 
-    def _views(self, samples: tuple[Sample, ...]) -> "Views":
+    def views(self, samples: tuple[Sample, ...]) -> "Views | FeatureViews":
+        """Random training views of these images, or of their features."""
+        if self.features is not None:
+            mask_of = functools.partial(cached_mask, cache=self.cache)
+            return FeatureViews(samples, self.features, mask_of, self.crop_size)
         return Views(
             samples,
             self.crop_size,
@@ -166,7 +189,7 @@ class SegmentationData(L.LightningDataModule):
             self.pad_color,
         )
 
-    def _loader(self, views: "Views", sampler: object, *, drop_last: bool) -> DataLoader:
+    def _loader(self, views: Dataset, sampler: object, *, drop_last: bool) -> DataLoader:
         return DataLoader(
             views,
             batch_size=self.batch_size,
@@ -181,9 +204,10 @@ class SegmentationData(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def eval_loader(samples: tuple[Sample, ...], num_workers: int) -> DataLoader:
-    """Whole images with their masks, one at a time, in order."""
-    return DataLoader(WholeImages(samples), batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+def eval_loader(samples: tuple[Sample, ...], num_workers: int, features: FrozenFeatures | None = None) -> DataLoader:
+    """Whole images, or their features, with their masks, one at a time, in order."""
+    whole = WholeImages(samples) if features is None else WholeFeatures(samples, features)
+    return DataLoader(whole, batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
 def indices_by_class(shown: list[int]) -> dict[int, list[int]]:
@@ -326,7 +350,7 @@ class Views(Dataset):
         image = memory_mapped(sample.image, lambda: read_image(sample.image, sample.format), self.cache, sample)
         if not sample.mask:
             return image, np.zeros(image.shape[:2], np.uint8)
-        mask = memory_mapped(sample.mask, lambda: read_mask(sample), self.cache, sample)
+        mask = cached_mask(sample, self.cache)
         check_sizes(sample, image.shape[:2], mask.shape)
         return image, mask
 
@@ -354,6 +378,11 @@ class WholeImages(Dataset):
         sample = self.samples[index]
         image, mask = read_pair(sample)
         return {"image": as_tensor(image), "mask": torch.from_numpy(mask), "name": sample.name}
+
+
+def cached_mask(sample: Sample, cache: Path | None) -> np.ndarray:
+    """A sample's mask (H, W), from the cache where there is one."""
+    return memory_mapped(sample.mask, lambda: read_mask(sample), cache, sample)
 
 
 def memory_mapped(path: str, read: Callable[[], np.ndarray], cache: Path | None, sample: Sample) -> np.ndarray:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
+from pcr_seg.data.datamodule import SegmentationData, WholeImages
 from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
 from pcr_seg.method.teacher import pseudo_label
@@ -35,7 +35,7 @@ class Diagnosis(L.Callback):
     def __init__(self, data: SegmentationData) -> None:
         known = [sample for sample in data.source.train if sample.mask]
         self.places = {sample.name: place for place, sample in enumerate(known)}
-        self.views = Views(tuple(known), data.crop_size, data.scale, IGNORE_INDEX)
+        self.views = data.views(tuple(known))
         val = data.source.val
         self.val = WholeImages(val[:: max(1, len(val) // NUM_IMAGES)][:NUM_IMAGES])
 

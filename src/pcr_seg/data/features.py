@@ -1,0 +1,220 @@
+"""A frozen backbone's features of each image, computed once and kept: training then needs the head alone.
+
+An image is kept in a few fixed views, the combinations of some scales with the image as it is and mirrored. Maps stay
+at their own resolution, in half precision. Files are named by all that they follow from: the backbone's weights and
+layers, the file's path, size and time, how it is read, and the view. So a change of any is never answered from old
+features, and runs and processes share a folder: a file appears there when it is complete.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pcr_seg.data.files import IGNORE_INDEX, Sample, read_image, read_mask
+from pcr_seg.pixels import as_tensor, normalize
+
+HALF = torch.finfo(torch.float16).max
+
+
+class FixedView(NamedTuple):
+    """One of the ways an image is kept."""
+
+    scale: float = 1.0
+    mirrored: bool = False
+
+
+class FrozenFeatures:
+    """The raw features of images by a network whose backbone is frozen.
+
+    Args:
+        network: with `raw(images, size)` -> maps, `join(maps)` -> features at the finest map's size, `backbone`.
+        folder: of the files; None keeps them in memory, for this process alone.
+        scales: factors of the images' sides. Labels have the size of the view.
+        mirror: keep the mirrored images as well.
+
+    Raises:
+        ValueError: the backbone is not frozen, or the network cannot train on features.
+    """
+
+    def __init__(
+        self, network: nn.Module, *, folder: str | None = None, scales: Sequence[float] = (1.0,), mirror: bool = True
+    ) -> None:
+        if not (hasattr(network, "raw") and getattr(network.backbone, "frozen", False)):
+            raise ValueError("features.keep=true: needs backbone.freeze=all and model=mlp or linear")
+        self.network, self.folder = network, Path(folder) if folder else None
+        self.scales, self.mirror = list(scales), mirror
+        self.views = [FixedView(scale, mirrored) for scale in scales for mirrored in ((False, True)[: 1 + mirror])]
+        self.stride = network.backbone.output_stride
+        self.kept: dict[str, np.ndarray] = {}  # without a folder
+        self.origin = digest(network.backbone, network.maps)
+
+    # ------------------------------------------------------------------------------------ computing
+
+    def compute(self, samples: Sequence[Sample], device: torch.device, *, whole: bool = False) -> None:
+        """Compute what is not kept yet: all views, or the image as it is alone (`whole`)."""
+        views = [FixedView()] if whole else self.views
+        missing = [sample for sample in samples if not all(self.has(sample, view) for view in views)]
+        if not missing:
+            return
+        self.network.backbone.to(device)
+        for sample in track(missing, f"Features of {len(missing)} images", transient=True):
+            self.of_image(sample, views, device)
+
+    @torch.inference_mode()
+    def of_image(self, sample: Sample, views: Sequence[FixedView], device: torch.device) -> None:
+        """Compute and keep the views of one image."""
+        image = normalize(as_tensor(read_image(sample.image, sample.format))[None].to(device), self.network)
+        for view in views:
+            if not self.has(sample, view):
+                shown = image.flip(-1) if view.mirrored else image
+                size = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
+                maps = self.network.raw(shown.contiguous(memory_format=torch.channels_last), size)
+                for place, features in enumerate(maps):
+                    half = features[0].clamp(-HALF, HALF).permute(1, 2, 0).half().cpu().numpy()
+                    self.keep(self.key(sample, view, place), half)
+
+    def has(self, sample: Sample, view: FixedView) -> bool:
+        """Whether a view of an image is kept, its last map being there."""
+        key = self.key(sample, view, len(self.network.maps) - 1)
+        return key in self.kept if self.folder is None else (self.folder / f"{key}.npy").is_file()
+
+    def key(self, sample: Sample, view: FixedView, place: int) -> str:
+        """All that a map follows from, as a file's name."""
+        stat = os.stat(sample.image)
+        read = (os.path.realpath(sample.image), stat.st_size, stat.st_mtime_ns, sample.format[:2])
+        return hashlib.sha256(repr((self.origin, read, view, place)).encode()).hexdigest()
+
+    def keep(self, key: str, features: np.ndarray) -> None:
+        """Put a map (h, w, c) where `maps` finds it, complete or not at all."""
+        if self.folder is None:
+            self.kept[key] = features
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".part", delete=False) as part:
+            np.save(part, features)
+        os.replace(part.name, self.folder / f"{key}.npy")
+
+    # -------------------------------------------------------------------------------------- reading
+
+    def maps(self, sample: Sample, view: FixedView) -> Iterator[np.ndarray]:
+        """The kept maps (h, w, c) of one view, from a file the parts that are used alone."""
+        for place in range(len(self.network.maps)):
+            key = self.key(sample, view, place)
+            yield self.kept[key] if self.folder is None else np.load(self.folder / f"{key}.npy", mmap_mode="r")
+
+    def crop(self, sample: Sample, view: FixedView, first: Sequence[int], cells: int) -> Tensor:
+        """Raw features (D, h, w) of a part of a view: `cells` x `cells` of the last map, from cell `first` on.
+
+        Where the view ends earlier its border is repeated.
+        """
+        maps, parts = list(self.maps(sample, view)), []
+        for values in maps:
+            finer = (values.shape[0] - 1) // (maps[-1].shape[0] - 1)  # cells of stride s lie on pixels 0, s, 2 s ...
+            side = (cells - 1) * finer + 1
+            rows, columns = (slice(start * finer, start * finer + side) for start in first)
+            part = values[rows, columns]
+            missing = [(0, side - part.shape[0]), (0, side - part.shape[1]), (0, 0)]
+            parts.append(np.pad(part, missing, mode="edge") if part.shape[:2] != (side, side) else np.array(part))
+        return self.joined(parts)
+
+    def whole(self, sample: Sample) -> Tensor:
+        """Raw features (D, h, w) of the image as it is."""
+        return self.joined([np.array(values) for values in self.maps(sample, FixedView())])
+
+    def joined(self, parts: Sequence[np.ndarray]) -> Tensor:
+        """Maps (h, w, c) -> raw features (D, h, w)."""
+        maps = [torch.from_numpy(part).permute(2, 0, 1)[None] for part in parts]
+        return self.network.join(maps)[0]
+
+
+class FeatureViews(Dataset):
+    """Random crops of kept features, in place of `Views`: the same keys, with features (D, h, w) where those have images.
+
+    A crop shows one of an image's fixed views, cut at cells of the backbone's last map; the mask has the view's size,
+    255 where the view ends. There is no `strong` view: the network makes it of the weak one (`perturb`), on the device.
+
+    Args:
+        samples: of the stream.
+        features: computed for them.
+        read_mask: gives a sample's mask (H, W).
+        crop_size: in pixels of the views, n times the stride plus 1.
+    """
+
+    def __init__(
+        self,
+        samples: tuple[Sample, ...],
+        features: FrozenFeatures,
+        read_mask: Callable[[Sample], np.ndarray],
+        crop_size: int,
+    ) -> None:
+        self.samples, self.features, self.read_mask, self.crop_size = samples, features, read_mask, crop_size
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, position: tuple[int, ...]) -> dict:
+        index, seed, wanted = (*position, None)[:3]
+        sample, stride = self.samples[index], self.features.stride
+        generator = np.random.default_rng(seed)
+        view = self.features.views[generator.integers(len(self.features.views))]
+        cells = (self.crop_size - 1) // stride + 1
+        grid = [*self.features.maps(sample, view)][-1].shape[:2]
+        size = [(side - 1) * stride + 1 for side in grid]
+
+        mask = np.zeros(size, np.uint8)
+        if sample.mask:
+            mask = cv2.resize(self.read_mask(sample), size[::-1], interpolation=cv2.INTER_NEAREST)
+            mask = mask[:, ::-1] if view.mirrored else mask
+        pixels = () if wanted is None else np.argwhere(mask == wanted)
+        around = pixels[generator.integers(len(pixels))] // stride if len(pixels) else (None, None)
+        first = [first_cell(side, cells, generator, shown) for side, shown in zip(grid, around, strict=True)]
+        top, left = (cell * stride for cell in first)
+        shown = np.full((self.crop_size, self.crop_size), IGNORE_INDEX, np.uint8)
+        part = mask[top : top + self.crop_size, left : left + self.crop_size]
+        shown[: part.shape[0], : part.shape[1]] = part
+
+        weak, mask = self.features.crop(sample, view, first, cells), torch.from_numpy(shown)
+        if sample.mask:
+            return {"image": weak, "mask": mask, "name": sample.name, "seed": seed}
+        return {"weak": weak, "valid": mask != IGNORE_INDEX, "name": sample.name, "seed": seed}
+
+
+def first_cell(side: int, cells: int, generator: np.random.Generator, shown: int | None) -> int:
+    """Where a crop of so many cells begins on a side of a map, with a cell that has to be in it or without."""
+    first, last = 0, max(0, side - cells)
+    if shown is not None:
+        first, last = max(first, shown - cells + 1), min(last, shown)
+    return int(generator.integers(first, last + 1))
+
+
+class WholeFeatures(Dataset):
+    """Kept features (D, h, w) of whole images, with their masks (H, W) and names: in place of `WholeImages`."""
+
+    def __init__(self, samples: tuple[Sample, ...], features: FrozenFeatures) -> None:
+        self.samples, self.features = samples, features
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict:
+        sample = self.samples[index]
+        mask = torch.from_numpy(read_mask(sample))
+        return {"image": self.features.whole(sample), "mask": mask, "name": sample.name}
+
+
+def digest(backbone: nn.Module, maps: Sequence[int]) -> str:
+    """A name for the features of these maps that changes with the backbone's weights, layers and normalisation."""
+    name = hashlib.sha256(repr((str(backbone), list(maps), list(backbone.mean), list(backbone.std))).encode())
+    for key, tensor in backbone.state_dict().items():
+        name.update(key.encode() + tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())
+    return name.hexdigest()
