@@ -22,6 +22,7 @@ ALLOWED = {
     "method.fixmatch": {"method.losses", "method.mixing", "method.sampling", "method.teacher"},
     "method.unimatch": {"method.losses", "method.mixing", "method.sampling", "method.teacher"},
     "method.pcr": {"method.losses", "method.mixing", "method.prototypes", "method.sampling", "method.teacher"},
+    "method.second_head": {"method.pcr", "method.sampling"},
     "method.region_names": {"method.losses", "method.prototypes"},
     "method.pcr_plus": {
         "method.losses", "method.mixing", "method.pcr", "method.region_names", "method.sampling", "method.teacher",
@@ -43,7 +44,8 @@ ALLOWED = {
     "data.synthetic": {"data.sources"},
     "data.tiles": {"data.files"},
     "data.transforms": {"data.files", "pixels"},
-    "data.datamodule": {"data.files", "data.sources", "data.splits", "data.transforms", "pixels"},
+    "data.features": {"data.files", "pixels"},
+    "data.datamodule": {"data.features", "data.files", "data.sources", "data.splits", "data.transforms", "pixels"},
     "report.tables": set(),
     "report.plots": {"report.tables"},
     "report.pages": {"report.plots", "report.tables"},

@@ -26,7 +26,8 @@ from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
 
 WHEEL = Path(__file__).parent / "scripts"  # where a wheel puts what stands in the root of a checkout
-GROUPS = ("dataset", "split", "method", "backbone", "model", "optimizer", "protocol", "features", "logger")  # nodes of their files
+# Nodes of their files.
+GROUPS = ("dataset", "split", "method", "backbone", "model", "optimizer", "protocol", "features", "logger")
 CONF = (WHEEL if WHEEL.is_dir() else Path(__file__).parents[2]) / "conf"
 
 

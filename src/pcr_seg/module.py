@@ -47,6 +47,7 @@ class Segmentation(L.LightningModule):
         lr: learning rate, falling to 0 over the training with (1 - step / steps) ** poly_power.
         optimizer: makes an optimizer from parameter groups and `lr`.
         poly_power: of that fall; 0.9 in U2PL.
+        logit_adjustment: of the teacher's pseudo-labels by the classes' frequencies: `method.teacher.Teacher`.
         teacher_bn: where the teacher's BatchNorm statistics come from: `method.teacher.Teacher`.
         protocol: predicts a whole image: `inference.whole_image`, `sliding_window` ...
         palette: a color (R, G, B) for each class; by default distinct ones.
@@ -64,6 +65,7 @@ class Segmentation(L.LightningModule):
         optimizer: Callable = torch.optim.AdamW,
         poly_power: float = 0.9,
         teacher_bn: str = "copy",
+        logit_adjustment: float = 0.0,
         protocol: Protocol = whole_image,
         palette: Sequence[tuple[int, int, int]] | None = None,
         name: str | None = None,
@@ -75,7 +77,8 @@ class Segmentation(L.LightningModule):
         # Channels last: a third faster on CPUs, and what tensor cores want. The images follow the weights' layout.
         self.student = student.to(memory_format=torch.channels_last)
         self.method = method
-        self.teacher = Teacher(student, decay=float(getattr(method, "ema_decay", 0.0)), bn=teacher_bn)
+        decay = float(getattr(method, "ema_decay", 0.0))
+        self.teacher = Teacher(student, decay=decay, bn=teacher_bn, logit_adjustment=logit_adjustment)
         if hasattr(method, "attach"):
             method.attach(self.student)
         self.class_names, self.palette = list(class_names), palette or distinct_colors(len(class_names))
@@ -163,8 +166,12 @@ class Segmentation(L.LightningModule):
             torch.cuda.reset_peak_memory_stats(self.device)  # a sweep's jobs share the process
 
     def on_train_start(self) -> None:
-        """Let a student that standardises its features see the labeled images, before its first step."""
-        if hasattr(self.student, "standardize") and self.global_step == 0 and LabeledBatches(self).loader() is not None:
+        """Let teacher and student see the labeled images, where they want to know classes or features beforehand."""
+        if LabeledBatches(self).loader() is None:
+            return
+        if self.teacher.logit_adjustment:
+            self.teacher.count(batch["mask"] for batch in LabeledBatches(self))
+        if hasattr(self.student, "standardize") and self.global_step == 0:
             self.student.standardize(LabeledBatches(self))
             self.teacher.network.load_state_dict(self.student.state_dict())
 

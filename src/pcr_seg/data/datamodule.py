@@ -53,8 +53,8 @@ class SegmentationData(L.LightningDataModule):
         pad_color: RGB in 0..1 around images that are smaller than the crop; the network's mean.
         cache: folder for the training images' pixels, written on first use and memory-mapped from then on; null decodes
             each time. It pays for large PNG files, and takes 3 bytes a pixel of disk (Cityscapes: 19 GB).
-        features: of a frozen backbone: train and validate on them, computed before, instead of on images. `scale`, colors
-            and `pad_label` then have no effect.
+        features: of a frozen backbone: train and validate on them instead of on images. `scale`, colors and `pad_label`
+            then have no effect.
         split_from: folder with the lists of a run (`splits/`): its split is taken as it was, instead of `labeled`.
     """
 
@@ -100,7 +100,9 @@ class SegmentationData(L.LightningDataModule):
         self.cache, self.features = Path(cache) if cache else None, features
         if features is not None and crop_size % features.stride != 1:
             stride, next_one = features.stride, max(1, round((crop_size - 1) / features.stride)) * features.stride + 1
-            raise ValueError(f"data.crop_size={crop_size}: kept features are cut at every {stride}th pixel; use {next_one}")
+            raise ValueError(
+                f"data.crop_size={crop_size}: kept features are cut at every {stride}th pixel; use {next_one}"
+            )
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={on_error}: choose raise or skip")
         self.start = (0, 0)  # epoch and optimizer steps of it that a resumed training has behind it
@@ -175,7 +177,7 @@ class SegmentationData(L.LightningDataModule):
         """Random training views of these images, or of their features."""
         if self.features is not None:
             mask_of = functools.partial(cached_mask, cache=self.cache)
-            return FeatureViews(samples, self.features, mask_of, self.crop_size)
+            return FeatureViews(samples, self.features, mask_of, self.crop_size, self.features.label_stride)
         return Views(
             samples,
             self.crop_size,

@@ -7,9 +7,10 @@ features, and runs and processes share a folder: a file appears there when it is
 """
 
 import hashlib
+import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,21 +42,30 @@ class FrozenFeatures:
         folder: of the files; None keeps them in memory, for this process alone.
         scales: factors of the images' sides. Labels have the size of the view.
         mirror: keep the mirrored images as well.
+        label_stride: train on the labels of every so many pixels in each direction; where it divides the backbone's
+            stride, these are where upsampling with aligned corners has them.
 
     Raises:
         ValueError: the backbone is not frozen, or the network cannot train on features.
     """
 
     def __init__(
-        self, network: nn.Module, *, folder: str | None = None, scales: Sequence[float] = (1.0,), mirror: bool = True
+        self,
+        network: nn.Module,
+        *,
+        folder: str | None = None,
+        scales: Sequence[float] = (1.0,),
+        mirror: bool = True,
+        label_stride: int = 1,
     ) -> None:
         if not (hasattr(network, "raw") and getattr(network.backbone, "frozen", False)):
             raise ValueError("features.keep=true: needs backbone.freeze=all and model=mlp or linear")
         self.network, self.folder = network, Path(folder) if folder else None
-        self.scales, self.mirror = list(scales), mirror
+        self.scales, self.mirror, self.label_stride = list(scales), mirror, label_stride
         self.views = [FixedView(scale, mirrored) for scale in scales for mirrored in ((False, True)[: 1 + mirror])]
         self.stride = network.backbone.output_stride
         self.kept: dict[str, np.ndarray] = {}  # without a folder
+        self.images: dict[str, str] = {}  # what a process has seen of each
         self.origin = digest(network.backbone, network.maps)
 
     # ------------------------------------------------------------------------------------ computing
@@ -79,20 +89,23 @@ class FrozenFeatures:
                 shown = image.flip(-1) if view.mirrored else image
                 size = [max(1, round(side * view.scale)) for side in image.shape[-2:]]
                 maps = self.network.raw(shown.contiguous(memory_format=torch.channels_last), size)
-                for place, features in enumerate(maps):
+                for place, features in enumerate(merged(maps)):
                     half = features[0].clamp(-HALF, HALF).permute(1, 2, 0).half().cpu().numpy()
                     self.keep(self.key(sample, view, place), half)
+                self.keep(self.key(sample, view, "maps"), np.array(place + 1))  # last: it says that all are there
 
     def has(self, sample: Sample, view: FixedView) -> bool:
-        """Whether a view of an image is kept, its last map being there."""
-        key = self.key(sample, view, len(self.network.maps) - 1)
+        """Whether a view of an image is kept."""
+        key = self.key(sample, view, "maps")
         return key in self.kept if self.folder is None else (self.folder / f"{key}.npy").is_file()
 
-    def key(self, sample: Sample, view: FixedView, place: int) -> str:
-        """All that a map follows from, as a file's name."""
-        stat = os.stat(sample.image)
-        read = (os.path.realpath(sample.image), stat.st_size, stat.st_mtime_ns, sample.format[:2])
-        return hashlib.sha256(repr((self.origin, read, view, place)).encode()).hexdigest()
+    def key(self, sample: Sample, view: FixedView, part: int | str) -> str:
+        """All that a map follows from, as a file's name; the image is looked at once in a process."""
+        if sample.image not in self.images:
+            stat = os.stat(sample.image)
+            read = (os.path.realpath(sample.image), stat.st_size, stat.st_mtime_ns, sample.format[:2])
+            self.images[sample.image] = hashlib.sha256(repr((self.origin, read)).encode()).hexdigest()
+        return f"{self.images[sample.image]}_{view.scale:g}{'m' * view.mirrored}_{part}"
 
     def keep(self, key: str, features: np.ndarray) -> None:
         """Put a map (h, w, c) where `maps` finds it, complete or not at all."""
@@ -106,18 +119,22 @@ class FrozenFeatures:
 
     # -------------------------------------------------------------------------------------- reading
 
-    def maps(self, sample: Sample, view: FixedView) -> Iterator[np.ndarray]:
-        """The kept maps (h, w, c) of one view, from a file the parts that are used alone."""
-        for place in range(len(self.network.maps)):
-            key = self.key(sample, view, place)
-            yield self.kept[key] if self.folder is None else np.load(self.folder / f"{key}.npy", mmap_mode="r")
+    def maps(self, sample: Sample, view: FixedView) -> list[np.ndarray]:
+        """The kept maps (h, w, c) of one view, the finest first; from a file the parts that are used alone."""
+        return [
+            self.read(self.key(sample, view, place)) for place in range(int(self.read(self.key(sample, view, "maps"))))
+        ]
 
-    def crop(self, sample: Sample, view: FixedView, first: Sequence[int], cells: int) -> Tensor:
-        """Raw features (D, h, w) of a part of a view: `cells` x `cells` of the last map, from cell `first` on.
+    def read(self, key: str) -> np.ndarray:
+        """What `keep` has put there."""
+        return self.kept[key] if self.folder is None else np.load(self.folder / f"{key}.npy", mmap_mode="r")
+
+    def crop(self, maps: Sequence[np.ndarray], first: Sequence[int], cells: int) -> Tensor:
+        """Raw features (D, h, w) of a part of a view's maps: `cells` x `cells` of the last, from cell `first` on.
 
         Where the view ends earlier its border is repeated.
         """
-        maps, parts = list(self.maps(sample, view)), []
+        parts = []
         for values in maps:
             finer = (values.shape[0] - 1) // (maps[-1].shape[0] - 1)  # cells of stride s lie on pixels 0, s, 2 s ...
             side = (cells - 1) * finer + 1
@@ -138,7 +155,7 @@ class FrozenFeatures:
 
 
 class FeatureViews(Dataset):
-    """Random crops of kept features, in place of `Views`: the same keys, with features (D, h, w) where those have images.
+    """Random crops of kept features, in place of `Views`: features (D, h, w) where those have images.
 
     A crop shows one of an image's fixed views, cut at cells of the backbone's last map; the mask has the view's size,
     255 where the view ends. There is no `strong` view: the network makes it of the weak one (`perturb`), on the device.
@@ -148,6 +165,7 @@ class FeatureViews(Dataset):
         features: computed for them.
         read_mask: gives a sample's mask (H, W).
         crop_size: in pixels of the views, n times the stride plus 1.
+        label_stride: every how many pixels of them have a label.
     """
 
     def __init__(
@@ -156,8 +174,10 @@ class FeatureViews(Dataset):
         features: FrozenFeatures,
         read_mask: Callable[[Sample], np.ndarray],
         crop_size: int,
+        label_stride: int = 1,
     ) -> None:
-        self.samples, self.features, self.read_mask, self.crop_size = samples, features, read_mask, crop_size
+        self.samples, self.features, self.read_mask = samples, features, read_mask
+        self.crop_size, self.label_stride = crop_size, label_stride
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -168,7 +188,8 @@ class FeatureViews(Dataset):
         generator = np.random.default_rng(seed)
         view = self.features.views[generator.integers(len(self.features.views))]
         cells = (self.crop_size - 1) // stride + 1
-        grid = [*self.features.maps(sample, view)][-1].shape[:2]
+        maps = self.features.maps(sample, view)
+        grid = maps[-1].shape[:2]
         size = [(side - 1) * stride + 1 for side in grid]
 
         mask = np.zeros(size, np.uint8)
@@ -183,7 +204,10 @@ class FeatureViews(Dataset):
         part = mask[top : top + self.crop_size, left : left + self.crop_size]
         shown[: part.shape[0], : part.shape[1]] = part
 
-        weak, mask = self.features.crop(sample, view, first, cells), torch.from_numpy(shown)
+        weak, mask = (
+            self.features.crop(maps, first, cells),
+            torch.from_numpy(shown[:: self.label_stride, :: self.label_stride]),
+        )
         if sample.mask:
             return {"image": weak, "mask": mask, "name": sample.name, "seed": seed}
         return {"weak": weak, "valid": mask != IGNORE_INDEX, "name": sample.name, "seed": seed}
@@ -210,6 +234,12 @@ class WholeFeatures(Dataset):
         sample = self.samples[index]
         mask = torch.from_numpy(read_mask(sample))
         return {"image": self.features.whole(sample), "mask": mask, "name": sample.name}
+
+
+def merged(maps: Sequence[Tensor]) -> list[Tensor]:
+    """Maps (1, c, h, w), neighbours of one size as one map."""
+    groups = itertools.groupby(maps, key=lambda features: features.shape[-2:])
+    return [torch.cat(list(group), dim=1) for _, group in groups]
 
 
 def digest(backbone: nn.Module, maps: Sequence[int]) -> str:

@@ -25,10 +25,10 @@ class UnlabeledViews(NamedTuple):
 
 def cutmix(
     views: Float[Tensor, "B D h w"],
-    labels: Int[Tensor, "B H W"],
-    confidence: Float[Tensor, "B H W"],
+    labels: Int[Tensor, "B *K H W"],
+    confidence: Float[Tensor, "B *K H W"],
     probability: float,
-) -> tuple[Float[Tensor, "B D h w"], Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
+) -> tuple[Float[Tensor, "B D h w"], Int[Tensor, "B *K H W"], Float[Tensor, "B *K H W"]]:
     """Mix views, pseudo-labels and confidence with the same boxes: the whole batch with this probability, or nothing.
 
     A box shows the batch's next image. Boxes are drawn on the views' grid and enlarged for the labels: a view may be an

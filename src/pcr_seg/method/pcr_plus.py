@@ -79,6 +79,7 @@ class PCRPlus(PCR):
                 dropped = student.decode(drop_features(student.encode(unlabeled["weak"]))).logits
             losses["features"] = consistency_loss(upsample(dropped, labels.shape[-2:]), *taught, self.threshold)
         teacher.observe(images)
+        labels, confidence = (x[:, None].expand(-1, 2, -1, -1) for x in (labels, confidence))  # for both heads alike
         return self.losses(output, labeled["mask"], labels, confidence, pasted) | losses
 
     def paste_classes(

@@ -33,18 +33,23 @@ class Teacher(nn.Module):
             batch through the teacher in training mode, as U2PL does. "weak": what the images themselves look like,
             which balanced or mixed crops do not show, namely the weak views that it labels and, while labels alone
             train, the labeled images (`refresh`).
+        logit_adjustment: t: pseudo-labels are read from the logits less t log(frequency of the class among the labels),
+            which `count` tells; 0 leaves them. Source: Menon et al., ICLR 2021.
 
     Raises:
         ValueError: another rule.
     """
 
-    def __init__(self, student: nn.Module, *, decay: float = 0.99, bn: str = "copy") -> None:
+    def __init__(
+        self, student: nn.Module, *, decay: float = 0.99, bn: str = "copy", logit_adjustment: float = 0.0
+    ) -> None:
         super().__init__()
         if bn not in BN_RULES:
             raise ValueError(f"teacher_bn={bn}: choose one of {', '.join(BN_RULES)}")
         frozen = {id(part): part for part in student.modules() if getattr(part, "frozen", False)}
         self.network = copy.deepcopy(student, frozen).requires_grad_(False).eval()
-        self.decay, self.bn = decay, bn
+        self.decay, self.bn, self.logit_adjustment = decay, bn, logit_adjustment
+        self.register_buffer("log_frequency", torch.zeros(student.num_classes, 1, 1), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._steps = 0  # the same: reading the buffer would wait for the device
         self.register_load_state_dict_post_hook(lambda teacher, _: setattr(teacher, "_steps", int(teacher.steps)))
@@ -64,10 +69,24 @@ class Teacher(nn.Module):
 
         `refine` makes other logits of the images and their logits before they are read.
         """
-        with batchnorm_follows(self.network) if self.bn == "weak" else nullcontext():
-            logits = upsample(self.network(images).logits, valid.shape[-2:])
+        logits, _ = self.logits(images, valid.shape[-2:])
         labels, confidence = pseudo_label(logits if refine is None else refine(images, logits))
         return labels.masked_fill(~valid, IGNORE_INDEX), confidence.masked_fill(~valid, 0)
+
+    @torch.no_grad()
+    def logits(
+        self, images: Float[Tensor, "B D h w"], size: tuple[int, int] | torch.Size
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B E i j"]]:
+        """Adjusted logits of `size`, and the features that they are of; the forward that the rule "weak" follows."""
+        with batchnorm_follows(self.network) if self.bn == "weak" else nullcontext():
+            output = self.network(images)
+        logits = upsample(output.logits, size)
+        return logits - self.logit_adjustment * self.log_frequency if self.logit_adjustment else logits, output.features
+
+    def count(self, masks: Iterable[Int[Tensor, "B H W"]]) -> None:
+        """Take the classes' frequencies from the labels, a class without any as if it had one pixel."""
+        counts = sum(torch.bincount(mask[mask != IGNORE_INDEX], minlength=len(self.log_frequency)) for mask in masks)
+        self.log_frequency = (counts.clamp(min=1) / counts.sum()).log().to(self.log_frequency)[:, None, None]
 
     @torch.no_grad()
     def observe(self, images: Float[Tensor, "B D h w"]) -> None:
@@ -120,12 +139,23 @@ def ema_update(
     own average lags so far behind that short trainings evaluate wrongly. Integer buffers are always
     copied: an average would truncate and drift. What both share stays.
     """
-    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    ours, theirs = zip(*[pair for pair in pairs if pair[0] is not pair[1]], strict=True)
-    torch._foreach_lerp_(ours, theirs, 1 - decay)
-    for own, new in zip(teacher.buffers(), student.buffers(), strict=True):
-        if own is not new and (not own.is_floating_point() or float_buffers == "copy"):
-            own.copy_(new)
+    parameters, buffers = followed(teacher, student)
+    torch._foreach_lerp_(*map(list, zip(*parameters, strict=True)), 1 - decay)
+    for ours, theirs in buffers:
+        if not ours.is_floating_point() or float_buffers == "copy":
+            ours.copy_(theirs)
+
+
+def followed(teacher: nn.Module, student: nn.Module) -> tuple[list[tuple], list[tuple]]:
+    """The parameters, and the buffers, in which both differ, in pairs."""
+    parameters, buffers, pairs = [], [], [(teacher, student)]
+    for ours, theirs in pairs:
+        if ours is theirs:
+            continue  # a frozen part, with all that is in it
+        for found, names in ((parameters, ours._parameters), (buffers, ours._buffers)):
+            found += [(own, getattr(theirs, name)) for name, own in names.items() if own is not None]
+        pairs += zip(ours.children(), theirs.children(), strict=True)
+    return parameters, buffers
 
 
 @contextmanager

@@ -99,9 +99,7 @@ def fit(cfg: DictConfig) -> dict:
     mean = getattr(module.student, "mean", IMAGENET_MEAN)
     split_from = output / "splits" if checkpoint else None  # images may have been added since
     features = build(cfg.features, module.student) if cfg.features else None
-    data = build(
-        cfg.data, source, **streams(module.method), pad_color=mean, features=features, split_from=split_from
-    )
+    data = build(cfg.data, source, **streams(module.method), pad_color=mean, features=features, split_from=split_from)
     splits.check(source, data.split, max_skipped=data.max_skipped if data.on_error == "skip" else 0.0)
     if checkpoint:
         data.start = (checkpoint.epoch, checkpoint.steps)

@@ -1,0 +1,137 @@
+"""Which method gains what, where labels are what is short: many short trainings on kept features, in one process.
+
+    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER         # the cells that have no row yet
+    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER part=0/2   # every second of them, from the first
+
+Each cell (data set, labels, method, seed) is one training as `train.py` would do it; its rows are appended to the CSV
+when it ends, so the command can be stopped and started again. Scores are those of the last epoch's teacher on all
+validation images at full size; `half` 0 are the images at even places of the set, on which settings are chosen, 1 the others.
+"""
+
+import csv
+import os
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import lightning.pytorch as L
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from pcr_seg.config import CONF, build, quote_split
+from pcr_seg.inference import iou_per_class
+from pcr_seg.pixels import as_floats
+from pcr_seg.training.fit import build_module, streams
+
+ADJUSTED = 0.25  # logit adjustment at test time
+HEADER = ["set", "labels", "method", "seed", "half", "linear", "prototype", "average", "adjusted", "train_seconds",
+          "steps", "commit", "overrides"]  # fmt: skip
+
+
+def main(file: str, *arguments: str) -> None:
+    """Run the cells of a file that have no row in its CSV."""
+    options = dict(argument.split("=", 1) for argument in arguments)
+    plan = OmegaConf.to_container(OmegaConf.load(file))
+    table = Path(options.get("output", Path(file).with_suffix(".csv")))
+    part, parts = map(int, options.get("part", "0/1").split("/"))
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    cells = list(cells_of(plan))
+    for place, cell in enumerate(cells):
+        if place % parts == part and cell[:4] not in rows_of(table):
+            *names, overrides = cell
+            print(f"{place + 1}/{len(cells)}: {' '.join(map(str, names))}", flush=True)
+            append(table, names, overrides, run([*overrides, f"dataset.root={options['data']}/{names[0]}"]))
+
+
+def cells_of(plan: dict) -> Iterator[tuple]:
+    """(set, labels, method, seed, overrides) of each cell, seed by seed, so that means grow together."""
+    groups = plan["groups"]
+    for seed in range(*plan["seeds"]):
+        for group in groups:
+            if seed not in range(*group.get("seeds", plan["seeds"])):
+                continue
+            for name in group["sets"]:
+                chosen = plan["sets"][name]
+                for labels in group.get("labels", {}).get(name, chosen["labels"]):
+                    for method, overrides in group["methods"].items():
+                        every = [*plan["overrides"], *chosen["overrides"], *overrides]
+                        yield name, str(labels), method, seed, [*every, f"split={labels}", f"seed={seed}"]
+
+
+def rows_of(table: Path) -> set[tuple]:
+    """Cells that have a row."""
+    if not table.is_file():
+        return set()
+    with table.open() as file:
+        return {(row["set"], row["labels"], row["method"], int(row["seed"])) for row in csv.DictReader(file)}
+
+
+def append(table: Path, names: list, overrides: list[str], found: list[dict]) -> None:
+    """Write the rows of one cell, one for each half of the validation images."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    new = not table.is_file()
+    with table.open("a") as file:
+        writer = csv.DictWriter(file, HEADER)
+        if new:
+            writer.writeheader()
+        for row in found:
+            kept = " ".join(overrides)
+            writer.writerow(dict(zip(HEADER, names, strict=False)) | row | {"commit": commit, "overrides": kept})
+
+
+def run(overrides: list[str]) -> list[dict]:
+    """Train one cell; return a row for each half of the validation images."""
+    with initialize_config_dir(str(CONF), version_base=None):
+        cfg = compose("train", overrides=[*map(quote_split, overrides), "output=none"])
+    L.seed_everything(cfg.seed, verbose=False)
+    source = build(cfg.dataset)
+    module = build_module(OmegaConf.to_container(cfg, resolve=True), list(source.classes), list(source.palette))
+    features = build(cfg.features, module.student) if cfg.features else None
+    data = build(cfg.data, source, **streams(module.method), pad_color=module.student.mean, features=features)
+    trainer = build(
+        cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
+    )  # fmt: skip
+    started = time.process_time()
+    trainer.fit(module, data)
+    seconds = time.process_time() - started
+    return [row | {"train_seconds": round(seconds, 1), "steps": trainer.global_step} for row in scored(module, data)]
+
+
+@torch.inference_mode()
+def scored(module: L.LightningModule, data: L.LightningDataModule) -> list[dict]:
+    """Mean IoU of the linear head, the prototype head, the mean of both, and the adjusted linear head, by half."""
+    num_classes = module.student.num_classes
+    frequency = torch.zeros(num_classes)
+    for batch in data.labeled_dataloader():
+        frequency += torch.bincount(batch["mask"][batch["mask"] < num_classes], minlength=num_classes)
+    prior = (frequency.clamp(min=1) / frequency.sum()).log()[:, None, None]
+    counts: list[dict[str, Tensor]] = [{}, {}]
+    predictor = module.predictor
+    for place, batch in enumerate(data.val_dataloader()):
+        batch = as_floats(batch, module.student)
+        truth = batch["mask"][0]
+        heads = predictor.scored(batch["image"], size=truth.shape)
+        heads["adjusted"] = heads["linear"] - ADJUSTED * prior
+        if "prototype" in heads:
+            heads["average"] = heads["linear"].softmax(dim=1) + heads["prototype"].softmax(dim=1)
+        known = truth < num_classes
+        for head, logits in heads.items():
+            pairs = num_classes * truth[known] + logits[0].argmax(dim=0)[known]
+            count = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
+            counts[place % 2][head] = counts[place % 2].get(head, 0) + count
+    return [
+        {"half": half} | {head: round(100 * iou_per_class(count).nanmean().item(), 2) for head, count in found.items()}
+        for half, found in enumerate(counts)
+    ]
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
