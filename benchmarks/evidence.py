@@ -5,7 +5,7 @@
 
 Each cell (data set, labels, method, seed) is one training as `train.py` would do it; its rows are appended to the CSV
 when it ends, so the command can be stopped and started again. Scores are those of the last epoch's teacher on all
-validation images at full size; `half` 0 are the images at even places of the set, on which settings are chosen, 1 the others.
+validation images at full size; `half` 0 are the images at even places of the set, on which settings are chosen.
 """
 
 import csv

@@ -8,6 +8,7 @@ features, and runs and processes share a folder: a file appears there when it is
 
 import hashlib
 import itertools
+import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -197,7 +198,7 @@ class FeatureViews(Dataset):
             mask = cv2.resize(self.read_mask(sample), size[::-1], interpolation=cv2.INTER_NEAREST)
             mask = mask[:, ::-1] if view.mirrored else mask
         pixels = () if wanted is None else np.argwhere(mask == wanted)
-        around = pixels[generator.integers(len(pixels))] // stride if len(pixels) else (None, None)
+        around = pixels[generator.integers(len(pixels))] / stride if len(pixels) else (None, None)
         first = [first_cell(side, cells, generator, shown) for side, shown in zip(grid, around, strict=True)]
         top, left = (cell * stride for cell in first)
         shown = np.full((self.crop_size, self.crop_size), IGNORE_INDEX, np.uint8)
@@ -213,11 +214,11 @@ class FeatureViews(Dataset):
         return {"weak": weak, "valid": mask != IGNORE_INDEX, "name": sample.name, "seed": seed}
 
 
-def first_cell(side: int, cells: int, generator: np.random.Generator, shown: int | None) -> int:
-    """Where a crop of so many cells begins on a side of a map, with a cell that has to be in it or without."""
+def first_cell(side: int, cells: int, generator: np.random.Generator, shown: float | None) -> int:
+    """Where a crop of so many cells begins on a side of a map, perhaps with a place (in cells) in it."""
     first, last = 0, max(0, side - cells)
     if shown is not None:
-        first, last = max(first, shown - cells + 1), min(last, shown)
+        first, last = max(first, math.ceil(shown) - cells + 1), min(last, math.floor(shown))
     return int(generator.integers(first, last + 1))
 
 
