@@ -24,6 +24,7 @@ from pcr_seg.predictor import Predictor
 FORMAT = 2
 LAST_READER = "3bc4437"  # the last commit that reads format 1, from before one file held one method
 LAST = "last.ckpt"
+BACKBONES = ("student.backbone.", "teacher.network.backbone.")  # a frozen one may be left out
 MISSING = object()
 
 # What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
@@ -65,11 +66,15 @@ def load(
     nodes = [made["method"], made["protocol"], *([made["student"]] if student is None else [])]
     refuse_strangers(origin, nodes, trust)
     try:
-        model = rebuilt(made["student"]) if student is None else student
+        left_out = not any(name.startswith(BACKBONES) for name in content["state_dict"])
+        model = rebuilt(made["student"], weights=left_out) if student is None else student
         method = rebuilt(made["method"])
         if hasattr(method, "attach"):
             method.attach(model)
-        model.load_state_dict(part(content["state_dict"], "student." if network == "student" else "teacher.network."))
+        state = part(content["state_dict"], "student." if network == "student" else "teacher.network.")
+        if left_out:
+            state |= {name: value for name, value in model.state_dict().items() if name.startswith("backbone.")}
+        model.load_state_dict(state)
         method.load_state_dict(part(content["state_dict"], "method."))
         protocol = protocol or rebuilt(made["protocol"])
     except Exception as error:
@@ -185,13 +190,18 @@ def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     return parameters
 
 
-def rebuilt(node: object) -> object:
-    """What `described` describes. Calls whatever the nodes name: `refuse_strangers` comes first."""
+def rebuilt(node: object, *, weights: bool = False) -> object:
+    """What `described` describes. Calls whatever the nodes name: `refuse_strangers` comes first.
+
+    With `weights` pretrained ones are had again, from where they came; else they are in the checkpoint.
+    """
     if isinstance(node, list):
-        return [rebuilt(value) for value in node]
+        return [rebuilt(value, weights=weights) for value in node]
     if not isinstance(node, dict):
         return node
-    arguments = {key: rebuilt(value) for key, value in node.items() if not re.fullmatch("_[a-z]+_", key)}
+    arguments = {
+        key: rebuilt(value, weights=weights) for key, value in node.items() if not re.fullmatch("_[a-z]+_", key)
+    }
     if "_target_" not in node:
         return arguments
     if node.get("_unknown_"):
@@ -206,9 +216,8 @@ def rebuilt(node: object) -> object:
             stacklevel=2,
         )
     target = imported(node["_target_"])
-    # Weights are in the checkpoint: nothing is downloaded or read for them again.
-    weights = {"weights", "encoder_weights"} & set(constructor_parameters(target)) if isinstance(target, type) else ()
-    arguments |= dict.fromkeys(weights)
+    if isinstance(target, type) and not weights:
+        arguments |= dict.fromkeys({"weights", "encoder_weights"} & set(constructor_parameters(target)))
     return functools.partial(target, **arguments) if node.get("_partial_") else target(**arguments)
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from pcr_seg.checkpoint import FORMAT, described
+from pcr_seg.checkpoint import BACKBONES, FORMAT, described
 from pcr_seg.inference import Protocol, whole_image
 from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.teacher import Teacher, pseudo_label
@@ -301,7 +301,10 @@ class Segmentation(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Go on from there."""
+        """Go on from there; of a frozen backbone that was left out, with its own weights."""
+        if not any(name.startswith(BACKBONES) for name in checkpoint["state_dict"]):
+            own = {name: value for name, value in self.state_dict().items() if name.startswith(BACKBONES)}
+            checkpoint["state_dict"] |= own
         progress = checkpoint["progress"]
         self.validated_at, self.scores = progress["validated_at"], progress["scores"]
 

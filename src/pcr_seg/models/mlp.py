@@ -129,5 +129,6 @@ class MLP(nn.Module):
 
 def on_grid(size: Sequence[int], stride: int) -> tuple[int, int]:
     """The nearest height and width of the form n * stride + 1, n at least 1."""
-    height, width = (max(1, round((side - 1) / stride)) * stride + 1 for side in size)
+    # In whole numbers, and without `max`: an exported network's sizes are symbols.
+    height, width = (torch.sym_max(1, (side - 1 + stride // 2) // stride) * stride + 1 for side in size)
     return height, width

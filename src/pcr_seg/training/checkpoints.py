@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 
-from pcr_seg.checkpoint import LAST, read_checkpoint
+from pcr_seg.checkpoint import BACKBONES, LAST, read_checkpoint
 
 PREVIOUS, BEST = "previous.ckpt", "best.ckpt"
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal after saving, to be resumed
@@ -32,10 +32,12 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where the files are written.
         every_n_steps: optimizer steps between two saves inside of an epoch.
+        backbone: store the weights of a frozen backbone too. Without them a checkpoint is a few hundred kB, and whoever
+            reads it needs `backbone.weights` again.
     """
 
-    def __init__(self, folder: str, every_n_steps: int = 500) -> None:
-        self.folder, self.every_n_steps = Path(folder), every_n_steps
+    def __init__(self, folder: str, every_n_steps: int = 500, backbone: bool = True) -> None:
+        self.folder, self.every_n_steps, self.backbone = Path(folder), every_n_steps, backbone
         self.best_score, self.saved_step = float("-inf"), 0
         self.received: signal.Signals | None = None
 
@@ -100,6 +102,9 @@ class Checkpoints(Checkpoint):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
         """Let metrics.csv travel with the checkpoint: the file itself may be ahead of it, or torn."""
+        if not self.backbone and getattr(getattr(module.student, "backbone", None), "frozen", False):
+            for name in [name for name in checkpoint["state_dict"] if name.startswith(BACKBONES)]:
+                del checkpoint["state_dict"][name]
         for logger in trainer.loggers:
             if isinstance(logger, CSVLogger) and trainer.is_global_zero:
                 logger.save()
