@@ -78,7 +78,7 @@ class Segmentation(L.LightningModule):
         self.student = student.to(memory_format=torch.channels_last)
         self.method = method
         decay = float(getattr(method, "ema_decay", 0.0))
-        self.teacher = Teacher(student, decay=decay, bn=teacher_bn, logit_adjustment=logit_adjustment)
+        self.teacher = Teacher(student, decay=decay, bn=teacher_bn, logit_adjustment=float(logit_adjustment))
         if hasattr(method, "attach"):
             method.attach(self.student)
         self.class_names, self.palette = list(class_names), palette or distinct_colors(len(class_names))
@@ -170,7 +170,7 @@ class Segmentation(L.LightningModule):
         if LabeledBatches(self).loader() is None:
             return
         if self.teacher.logit_adjustment:
-            self.teacher.count(batch["mask"] for batch in LabeledBatches(self))
+            self.teacher.count((batch["mask"] for batch in LabeledBatches(self)), self.student.num_classes)
         if hasattr(self.student, "standardize") and self.global_step == 0:
             self.student.standardize(LabeledBatches(self))
             self.teacher.network.load_state_dict(self.student.state_dict())

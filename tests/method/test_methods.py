@@ -8,7 +8,9 @@ from typing import NamedTuple
 import pytest
 import references as ref
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from pcr_seg.method import (
     IGNORE_INDEX,
@@ -25,6 +27,8 @@ from pcr_seg.method import (
     on_grid,
     small_boxes,
 )
+from pcr_seg.method.pcr_crossed import PCRCrossed
+from pcr_seg.method.second_head import SecondHead
 from pcr_seg.method.unimatch import drop_features
 from pcr_seg.models.backbones import TimmBackbone
 from pcr_seg.models.deeplab import DeepLab
@@ -39,11 +43,11 @@ def make_student(num_classes: int = NUM_CLASSES, **options: object) -> DeepLab:
     return DeepLab(TimmBackbone("test_resnet", output_stride=8), num_classes, **options)
 
 
-def make_pcr(num_classes: int = NUM_CLASSES, feature_dim: int = 16, **options: object) -> PCR:
+def make_pcr(num_classes: int = NUM_CLASSES, feature_dim: int = 16, *, kind: type[PCR] = PCR, **options: object) -> PCR:
     """PCR with a bank filled by hand, without CutMix."""
     torch.manual_seed(1)
     options = {"grid_cells": CELLS, "cutmix_probability": 0.0, "threshold": 0.23, **options}
-    method = PCR(num_classes, feature_dim, **options)
+    method = kind(num_classes, feature_dim, **options)
     method.bank.prototypes = torch.rand(method.bank.prototypes.shape)
     method.bank.is_initialized.fill_(True)
     return method
@@ -456,7 +460,8 @@ def test_pasted_labels_move_prototypes_as_labels() -> None:
     output = output._replace(logits=torch.full_like(output.logits, -9.0))
     output.logits[:, 0] = 9.0
     mask, labels = torch.full((2, SIZE, SIZE), IGNORE_INDEX), torch.full((2, SIZE, SIZE), 3)
-    method.losses(output, mask, labels, torch.ones(2, SIZE, SIZE), torch.ones(2, SIZE, SIZE, dtype=torch.bool))
+    labels, confidence = (x[:, None].expand(-1, 2, -1, -1) for x in (labels, torch.ones(2, SIZE, SIZE)))
+    method.losses(output, mask, labels, confidence, torch.ones(2, SIZE, SIZE, dtype=torch.bool))
     assert method.assigned[3].sum() == 2 * CELLS**2 and method.assigned.sum() == method.assigned[3].sum()
     assert method.figures["confident"] == 0, "the teacher said nothing"
 
@@ -484,3 +489,75 @@ def test_classes_of_labeled_images_are_pasted_with_their_labels() -> None:
     assert torch.equal(mixed[0], labeled["image"].where(covered[:, None], views))
     assert torch.equal(mixed[1], labeled["mask"].where(covered, labels))
     assert torch.equal(mixed[2], covered.float())
+
+
+# --------------------------------------------------------------------------------- who labels for whom
+
+
+def heads_of_teacher(method: PCR, teacher: Teacher, unlabeled: dict) -> tuple[Tensor, Tensor]:
+    """Probabilities (B, C, H, W) of the teacher's heads, upsampled before they are compared."""
+    with torch.no_grad():
+        output, size = teacher.network(unlabeled["weak"]), unlabeled["valid"].shape[-2:]
+        linear = ref.upsample(output.logits, size).softmax(dim=1)
+        features = F.normalize(ref.upsample(output.features, size).movedim(1, -1), dim=-1)
+        cosines = torch.einsum("bhwd,ckd->bhwck", features, F.normalize(method.bank.prototypes, dim=-1))
+        return linear, (cosines.amax(dim=-1) / method.temperature).movedim(-1, 1).softmax(dim=1)
+
+
+@pytest.mark.parametrize("choice", ["linear", "average", "crossed"])
+def test_the_teachers_heads_label_for_the_students_heads(choice: str) -> None:
+    student, (_, unlabeled) = make_student(), make_batch()
+    method, teacher = make_pcr(kind=PCRCrossed, pseudo_labels=choice), Teacher(student)
+    linear, prototype = heads_of_teacher(method, teacher, unlabeled)
+    for_linear, for_prototype = {
+        "linear": (linear, linear),
+        "average": ((linear + prototype) / 2,) * 2,
+        "crossed": (prototype, linear),
+    }[choice]
+    labels, confidence = method.label(teacher, unlabeled["weak"], unlabeled["valid"])
+    for place, wanted in enumerate((for_linear, for_prototype)):
+        sure, best = wanted.max(dim=1)
+        assert (labels[:, place] == best.masked_fill(~unlabeled["valid"], IGNORE_INDEX)).float().mean() > 0.999
+        assert_close(confidence[:, place], sure.masked_fill(~unlabeled["valid"], 0.0), atol=1e-5, rtol=0)
+
+
+def test_crossed_labels_train_the_other_head() -> None:
+    student = make_student(dropout=0.0)
+    method, teacher = make_pcr(kind=PCRCrossed), Teacher(student)
+    labeled, unlabeled = make_batch()
+    torch.manual_seed(2)
+    losses = method(student, teacher, labeled, unlabeled)
+    sure, best = heads_of_teacher(method, teacher, unlabeled)[1].max(dim=1)
+    student = make_student(dropout=0.0)
+    logits = ref.upsample(student(torch.cat([labeled["image"], unlabeled["strong"][:, 0]])).logits, (SIZE, SIZE))[2:]
+    loss = F.cross_entropy(logits, best, reduction="none")
+    trains = (sure >= method.threshold) & unlabeled["valid"]
+    assert 0.05 < trains.float().mean() < 0.95
+    assert_close(losses["consistency"], (loss * trains).sum() / trains.numel(), atol=4e-3, rtol=0)
+
+
+def test_prototypes_that_follow_labels_alone() -> None:
+    method, expected = make_pcr(bank_labels="none"), make_pcr()
+    labeled, unlabeled = make_batch()
+    for one, valid in ((method, unlabeled["valid"]), (expected, torch.zeros_like(unlabeled["valid"]))):
+        student = make_student()
+        torch.manual_seed(2)
+        one(student, Teacher(student), labeled, unlabeled | {"valid": valid})
+    assert torch.equal(method.bank.prototypes, expected.bank.prototypes)
+
+
+@pytest.mark.parametrize("choice", ["linear", "average", "crossed"])
+def test_a_second_linear_head_learns_by_gradient_and_labels_by_its_average(choice: str) -> None:
+    torch.manual_seed(1)
+    method = SecondHead(NUM_CLASSES, 16, grid_cells=CELLS, threshold=0.23, pseudo_labels=choice, ema_decay=0.5)
+    before = copy.deepcopy(method.bank.state_dict())
+    step(method).backward()
+    assert method.bank.head.weight.grad.abs().sum() > 0 and method.bank.averaged.weight.grad is None
+    with torch.no_grad():
+        method.bank.head.weight += 1
+    method.bank.update(torch.zeros(1, 16), torch.zeros(1, dtype=torch.long))
+    assert_close(method.bank.averaged.weight, before["averaged.weight"] + 0.5)
+    features = torch.randn(2, 16, 4, 4)
+    weight, bias = method.bank.averaged.parameters()
+    expected = ref.upsample(F.conv2d(features, weight[..., None, None], bias), (9, 9))
+    assert_close(method.heads(features, (9, 9))["prototype"], expected)

@@ -13,6 +13,7 @@ from toys import IGNORED, Size, randn
 from pcr_seg import method
 from pcr_seg.method import Teacher
 from pcr_seg.method import teacher as teacher_module
+from pcr_seg.models.output import SegmentorOutput
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 4, 4), (2, 21, 3, 5)])
@@ -90,14 +91,14 @@ def make_teacher(bn: str, **options: float) -> tuple[Teacher, nn.Module]:
 
 
 class Tiny(nn.Module):
-    """One convolution with BatchNorm; the output has logits alone."""
+    """One convolution with BatchNorm; its features are the images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
 
     def forward(self, images: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(logits=self.layers(images))
+        return SimpleNamespace(logits=self.layers(images), features=images)
 
 
 def test_it_labels_in_eval_mode_and_padding_stays_unknown() -> None:
@@ -176,3 +177,24 @@ def test_only_the_first_images_of_a_batch_move_the_statistics(count: int) -> Non
     assert norm.momentum == 0.1
     network(perturbed)
     assert not torch.equal(norm.running_mean, expected.running_mean)
+
+
+def test_pseudo_labels_by_adjusted_logits() -> None:
+    student = nn.Conv2d(3, 3, 1)
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = student
+
+        def forward(self, x: torch.Tensor) -> SegmentorOutput:
+            return SegmentorOutput(self.layer(x), x, None)
+
+    teacher = Teacher(Wrapped(), logit_adjustment=0.5)
+    mask = torch.tensor([[[0, 0, 0], [0, 0, 1]], [[0, 0, 0], [0, 255, 255]]])
+    teacher.count([mask[:1], mask[1:]], 3)
+    images, valid = torch.randn(2, 3, 4, 4), torch.ones(2, 4, 4, dtype=torch.bool)
+    frequency = torch.tensor([9, 1, 1]) / 10  # a class without labels as if it had one
+    expected = (student(images) - 0.5 * frequency.log()[:, None, None]).softmax(dim=1)
+    labels, confidence = teacher.label(images, valid)
+    assert torch.equal(labels, expected.argmax(dim=1)) and torch.allclose(confidence, expected.amax(dim=1))

@@ -1,6 +1,7 @@
 """Methods of semi-supervised segmentation, one file each, beside the parts that several use. Torch alone.
 
-    supervised.py  consistency.py  fixmatch.py  unimatch.py  pcr.py        pcr_plus.py, region_names.py: not the paper's
+    supervised.py  consistency.py  fixmatch.py  unimatch.py  pcr.py
+    pcr_crossed.py, second_head.py, pcr_plus.py, region_names.py: not the paper's
     losses.py  mixing.py  sampling.py  prototypes.py  teacher.py
 
 A method is an `nn.Module` that the engine (`pcr_seg.module`) or a plain loop calls:
@@ -50,6 +51,7 @@ from pcr_seg.method.losses import (
 )
 from pcr_seg.method.mixing import UnlabeledViews, class_mask, cutmix, cutmix_boxes, on_grid, paste, small_boxes
 from pcr_seg.method.pcr import PCR
+from pcr_seg.method.pcr_crossed import PCRCrossed
 from pcr_seg.method.pcr_plus import PCRPlus
 from pcr_seg.method.prototypes import PrototypeBank, kmeans, labeled_features
 from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
@@ -62,6 +64,7 @@ __all__ = [
     "PCR",
     "Consistency",
     "FixMatch",
+    "PCRCrossed",
     "PCRPlus",
     "PrototypeBank",
     "Supervised",

@@ -28,13 +28,9 @@ from pcr_seg.method.losses import IGNORE_INDEX, consistency_loss, cross_entropy,
 from pcr_seg.method.mixing import UnlabeledViews, cutmix
 from pcr_seg.method.prototypes import PrototypeBank, labeled_features
 from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
-from pcr_seg.method.teacher import Teacher, pseudo_label
+from pcr_seg.method.teacher import Teacher
 
-CHOICES = {
-    "prototype_on": ("both", "labels", "pseudo-labels"),
-    "bank_labels": ("ensemble", "teacher", "none"),
-    "pseudo_labels": ("linear", "average", "crossed"),
-}
+CHOICES = {"prototype_on": ("both", "labels", "pseudo-labels"), "bank_labels": ("ensemble", "teacher", "none")}
 
 
 class PCR(nn.Module):
@@ -57,10 +53,7 @@ class PCR(nn.Module):
         prototype_weight: of the prototype head's loss; 0 leaves the prototypes out.
         prototype_on: what the prototype head learns: "labels", "pseudo-labels", or "both" (A1).
         prototype_gate: the threshold also gates what the prototype head learns of pseudo-labels (A4).
-        bank_labels: pseudo-labels that move the prototypes: the two heads' mean ("ensemble"), the "teacher"'s (A5), or
-            "none" beside the labels.
-        pseudo_labels: which of the teacher's heads labels for both: the "linear" one, as published, or the "average" of
-            both; "crossed": each head learns what the other one says.
+        bank_labels: pseudo-labels that move prototypes: the two heads' mean ("ensemble"), the "teacher"'s, or "none" (A5).
         cutmix_probability: of a batch being mixed (A9).
         strong_color: strong views have color jitter, grayscale and blur (A10).
         burn_in_epochs: epochs on labels alone before.
@@ -84,23 +77,22 @@ class PCR(nn.Module):
         prototype_on: str = "both",
         prototype_gate: bool = True,
         bank_labels: str = "ensemble",
-        pseudo_labels: str = "linear",
         cutmix_probability: float = 0.5,
         strong_color: bool = False,
         burn_in_epochs: int = 1,
         ema_decay: float = 0.99,
     ) -> None:
         super().__init__()
-        self.prototype_on, self.bank_labels, self.pseudo_labels = prototype_on, bank_labels, pseudo_labels
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"method.{name}={getattr(self, name)}: choose one of {', '.join(choices)}")
+        for name, value in (("prototype_on", prototype_on), ("bank_labels", bank_labels)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"method.{name}={value}: choose one of {', '.join(CHOICES[name])}")
         self.num_classes, self.feature_dim, self.num_prototypes = num_classes, feature_dim, num_prototypes
         self.temperature, self.prototype_momentum, self.grid_cells = temperature, prototype_momentum, grid_cells
         self.threshold, self.cutmix_probability, self.strong_color = threshold, cutmix_probability, strong_color
         self.supervised_loss, self.auxiliary_weight = supervised_loss, auxiliary_weight
         self.consistency_weight, self.prototype_weight = consistency_weight, prototype_weight
-        self.prototype_gate, self.burn_in_epochs, self.ema_decay = prototype_gate, burn_in_epochs, ema_decay
+        self.prototype_on, self.prototype_gate, self.bank_labels = prototype_on, prototype_gate, bank_labels
+        self.burn_in_epochs, self.ema_decay = burn_in_epochs, ema_decay
 
         self.views = UnlabeledViews(color=strong_color)
         self.weights = {"supervised": 1.0, "consistency": consistency_weight, "prototype": prototype_weight}
@@ -128,16 +120,8 @@ class PCR(nn.Module):
         return self.losses(output, labeled["mask"], labels, confidence)
 
     def label(self, teacher: Teacher, images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pseudo-labels and confidence (B, 2, H, W), for the linear head and for the prototype head."""
-        if self.pseudo_labels == "linear" or self.prototype_weight == 0:
-            return tuple(x[:, None].expand(-1, 2, -1, -1) for x in teacher.label(images, valid))
-        linear, features = teacher.logits(images, valid.shape[-2:])
-        prototype = self.bank.dense_logits(features, valid.shape[-2:])
-        if self.pseudo_labels == "average":
-            linear = prototype = ((linear.softmax(dim=1) + prototype.softmax(dim=1)) / 2).log()
-        pairs = zip(pseudo_label(prototype), pseudo_label(linear), strict=True)  # each learns the other's
-        labels, confidence = (torch.stack(pair, dim=1) for pair in pairs)
-        return labels.masked_fill(~valid[:, None], IGNORE_INDEX), confidence.masked_fill(~valid[:, None], 0)
+        """Pseudo-labels and confidence (B, 2, H, W), for the linear head and for the prototype head: here the same."""
+        return tuple(x[:, None].expand(-1, 2, -1, -1) for x in teacher.label(images, valid))
 
     def losses(
         self, output: Any, mask: Tensor, labels: Tensor, confidence: Tensor, given: Tensor | None = None

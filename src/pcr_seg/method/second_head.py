@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from pcr_seg.method.pcr import PCR
+from pcr_seg.method.pcr_crossed import PCRCrossed
 from pcr_seg.method.sampling import upsample
 
 
-class SecondHead(PCR):
-    """PCR whose second predictor is linear in the same features and learns by gradient. Arguments as PCR's."""
+class SecondHead(PCRCrossed):
+    """PCR whose second predictor is linear in the same features and learns by gradient. Arguments as PCRCrossed's."""
 
     def __init__(self, num_classes: int, feature_dim: int, **options) -> None:
         super().__init__(num_classes, feature_dim, **options | {"num_prototypes": 1})

@@ -49,7 +49,7 @@ class Teacher(nn.Module):
         frozen = {id(part): part for part in student.modules() if getattr(part, "frozen", False)}
         self.network = copy.deepcopy(student, frozen).requires_grad_(False).eval()
         self.decay, self.bn, self.logit_adjustment = decay, bn, logit_adjustment
-        self.register_buffer("log_frequency", torch.zeros(student.num_classes, 1, 1), persistent=False)
+        self.register_buffer("log_frequency", torch.zeros(()), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self._steps = 0  # the same: reading the buffer would wait for the device
         self.register_load_state_dict_post_hook(lambda teacher, _: setattr(teacher, "_steps", int(teacher.steps)))
@@ -81,11 +81,12 @@ class Teacher(nn.Module):
         with batchnorm_follows(self.network) if self.bn == "weak" else nullcontext():
             output = self.network(images)
         logits = upsample(output.logits, size)
-        return logits - self.logit_adjustment * self.log_frequency if self.logit_adjustment else logits, output.features
+        logits = logits - self.logit_adjustment * self.log_frequency if self.logit_adjustment else logits
+        return logits, output.features
 
-    def count(self, masks: Iterable[Int[Tensor, "B H W"]]) -> None:
+    def count(self, masks: Iterable[Int[Tensor, "B H W"]], num_classes: int) -> None:
         """Take the classes' frequencies from the labels, a class without any as if it had one pixel."""
-        counts = sum(torch.bincount(mask[mask != IGNORE_INDEX], minlength=len(self.log_frequency)) for mask in masks)
+        counts = sum(torch.bincount(mask[mask != IGNORE_INDEX], minlength=num_classes) for mask in masks)
         self.log_frequency = (counts.clamp(min=1) / counts.sum()).log().to(self.log_frequency)[:, None, None]
 
     @torch.no_grad()
