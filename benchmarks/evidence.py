@@ -1,7 +1,7 @@
 """Which method gains what, where labels are what is short: many short trainings on kept features, in one process.
 
-    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER         # the cells that have no row yet
-    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER part=0/2   # every second of them, from the first
+    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER            # the cells that have no row yet
+    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER group=compare part=0/2   # every second of a group
 
 Each cell (data set, labels, method, seed) is one training as `train.py` would do it; its rows are appended to the CSV
 when it ends, so the command can be stopped and started again. Scores are those of the last epoch's teacher on all
@@ -43,19 +43,20 @@ def main(file: str, *arguments: str) -> None:
     part, parts = map(int, options.get("part", "0/1").split("/"))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    cells = list(cells_of(plan))
+    chosen = [group for group in plan["groups"] if group["name"] == options.get("group", group["name"])]
+    cells = list(cells_of(plan | {"groups": chosen}))
+    kept = [f"{key}={options['features']}" for key in ("features.folder", "data.cache") if "features" in options]
     for place, cell in enumerate(cells):
         if place % parts == part and cell[:4] not in rows_of(table):
             *names, overrides = cell
             print(f"{place + 1}/{len(cells)}: {' '.join(map(str, names))}", flush=True)
-            append(table, names, overrides, run([*overrides, f"dataset.root={options['data']}/{names[0]}"]))
+            append(table, names, overrides, run([*overrides, *kept, f"dataset.root={options['data']}/{names[0]}"]))
 
 
 def cells_of(plan: dict) -> Iterator[tuple]:
     """(set, labels, method, seed, overrides) of each cell, seed by seed, so that means grow together."""
-    groups = plan["groups"]
-    for seed in range(*plan["seeds"]):
-        for group in groups:
+    for seed in range(max(stop for _, stop in (group.get("seeds", plan["seeds"]) for group in plan["groups"]))):
+        for group in plan["groups"]:
             if seed not in range(*group.get("seeds", plan["seeds"])):
                 continue
             for name in group["sets"]:

@@ -33,7 +33,9 @@ TRUSTED = (
     r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)"
     r"|models\.(deeplab\.DeepLab|mlp\.MLP|backbones\.TimmBackbone|smp\.SMP))"
 )
-TRUSTED_DATA = r"pcr_seg\.data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic)"
+TRUSTED_DATA = (
+    r"pcr_seg\.data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic|features\.FrozenFeatures)"
+)
 
 
 def load(

@@ -150,5 +150,5 @@ def test_two_at_once_give_one_right_folder(tmp_path: Path, samples: tuple[Sample
 
 def test_a_backbone_that_learns_is_refused() -> None:
     student = MLP(TimmBackbone("test_efficientnet"), 3)
-    with pytest.raises(ValueError, match=r"needs backbone\.freeze=all and model=mlp"):
+    with pytest.raises(ValueError, match=r"features: needs backbone\.freeze=all and model=mlp"):
         FrozenFeatures(student)

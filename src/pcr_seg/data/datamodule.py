@@ -99,9 +99,9 @@ class SegmentationData(L.LightningDataModule):
         self.pad_color = tuple(pad_color)
         self.cache, self.features = Path(cache) if cache else None, features
         if features is not None and crop_size % features.stride != 1:
-            stride, next_one = features.stride, max(1, round((crop_size - 1) / features.stride)) * features.stride + 1
+            better = max(1, round((crop_size - 1) / features.stride)) * features.stride + 1
             raise ValueError(
-                f"data.crop_size={crop_size}: kept features are cut at every {stride}th pixel; use {next_one}"
+                f"data.crop_size={crop_size}: kept features lie {features.stride} pixels apart; use {better}"
             )
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={on_error}: choose raise or skip")

@@ -60,7 +60,9 @@ class FrozenFeatures:
         label_stride: int = 1,
     ) -> None:
         if not (hasattr(network, "raw") and getattr(network.backbone, "frozen", False)):
-            raise ValueError("features.keep=true: needs backbone.freeze=all and model=mlp or linear")
+            raise ValueError(
+                "features: needs backbone.freeze=all and model=mlp or linear; features=none trains on images"
+            )
         self.network, self.folder = network, Path(folder) if folder else None
         self.scales, self.mirror, self.label_stride = list(scales), mirror, label_stride
         self.views = [FixedView(scale, mirrored) for scale in scales for mirrored in ((False, True)[: 1 + mirror])]

@@ -53,7 +53,7 @@ class PCR(nn.Module):
         prototype_weight: of the prototype head's loss; 0 leaves the prototypes out.
         prototype_on: what the prototype head learns: "labels", "pseudo-labels", or "both" (A1).
         prototype_gate: the threshold also gates what the prototype head learns of pseudo-labels (A4).
-        bank_labels: pseudo-labels that move prototypes: the two heads' mean ("ensemble"), the "teacher"'s, or "none" (A5).
+        bank_labels: pseudo-labels that move prototypes: the heads' mean ("ensemble"), the "teacher"'s, or "none" (A5).
         cutmix_probability: of a batch being mixed (A9).
         strong_color: strong views have color jitter, grayscale and blur (A10).
         burn_in_epochs: epochs on labels alone before.

@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from pcr_seg.checkpoint import LAST, constructor_parameters, load
+from pcr_seg.checkpoint import LAST, constructor_parameters, described, load
 from pcr_seg.config import CONF, GROUPS, build
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import SegmentationData
+from pcr_seg.inference import whole_image
 from pcr_seg.method.sampling import jittered_grid
 from pcr_seg.models.deeplab import pointwise_by_onednn
 from pcr_seg.models.official import load_official
@@ -99,6 +100,8 @@ def fit(cfg: DictConfig) -> dict:
     mean = getattr(module.student, "mean", IMAGENET_MEAN)
     split_from = output / "splits" if checkpoint else None  # images may have been added since
     features = build(cfg.features, module.student) if cfg.features else None
+    if features and described(module.protocol)["_target_"] != described(whole_image)["_target_"]:
+        raise ValueError("protocol: kept features are scored whole; use protocol=whole, or features=none")
     data = build(cfg.data, source, **streams(module.method), pad_color=mean, features=features, split_from=split_from)
     splits.check(source, data.split, max_skipped=data.max_skipped if data.on_error == "skip" else 0.0)
     if checkpoint:
