@@ -1,7 +1,7 @@
 """Which method gains what, where labels are what is short: many short trainings on kept features, in one process.
 
     python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER            # the cells that have no row yet
-    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER group=compare part=0/2   # every second of a group
+    python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER group=compare part=0/2   # half of a group
 
 Each cell (data set, labels, method, seed) is one training as `train.py` would do it; its rows are appended to the CSV
 when it ends, so the command can be stopped and started again. Scores are those of the last epoch's teacher on all

