@@ -12,7 +12,8 @@ A method is an `nn.Module` that the engine (`pcr_seg.module`) or a plain loop ca
 labeled: `image` (B, 3, H, W) and `mask` (B, H, W), normalised floats and class ids, 255 where nothing is known.
 unlabeled: `weak` (B, 3, H, W), `strong` (B, V, 3, H, W) and `valid` (B, H, W), False on padding, all of the labeled
 images' size and number; and `other`, a second such batch, for a method that asks for one. It is None during the
-burn-in. A view may be a feature map: labels have the size of `mask` and `valid`, and it has its own.
+burn-in. A view may be a feature map: labels have the size of `mask` and `valid`, and it has its own. Strong views of
+feature maps are not loaded: the student makes them (`perturb`).
 
 The student returns `logits` (B, C, h, w) and `features` (B, D, h, w), perhaps `auxiliary` logits. The teacher
 (`Teacher`) gives pseudo-labels by `label(images, valid)`, which brings the statistics of its rule "weak", and wants
