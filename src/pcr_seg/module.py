@@ -42,7 +42,8 @@ class Segmentation(L.LightningModule):
     Args:
         student: a network with `num_classes` and `feature_dim`, whose output has `logits` (B, C, h, w) and `features`
             (B, D, h, w), and perhaps `auxiliary` logits. Where it offers `parameter_groups(lr)`, they are asked for;
-            `standardize(labeled_batches)` is called before the first step, `perturb(weak)` where no strong view is loaded.
+            `standardize(labeled_batches)` is called before the first step, and `perturb(weak)` where no strong view is
+            loaded.
         method: by the contract of `pcr_seg.method`.
         class_names: of the C classes, for the IoU of each.
         lr: learning rate, falling to 0 over the training with (1 - step / steps) ** poly_power.
