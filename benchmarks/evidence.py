@@ -88,8 +88,8 @@ def append(table: Path, names: list, overrides: list[str], found: list[dict]) ->
             writer.writerow(dict(zip(HEADER, names, strict=False)) | row | {"commit": commit, "overrides": kept})
 
 
-def run(overrides: list[str]) -> list[dict]:
-    """Train one cell; return a row for each half of the validation images."""
+def run(overrides: list[str], *, score: bool = True) -> list[dict]:
+    """Train one cell; return a row for each half of the validation images, or none."""
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose("train", overrides=[*map(quote_split, overrides), "output=none"])
     L.seed_everything(cfg.seed, verbose=False)
@@ -103,6 +103,9 @@ def run(overrides: list[str]) -> list[dict]:
     started = time.process_time()
     trainer.fit(module, data)
     seconds = time.process_time() - started
+    if not score:
+        return []
+    module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
     return [row | {"train_seconds": round(seconds, 1), "steps": trainer.global_step} for row in scored(module, data)]
 
 
@@ -113,11 +116,12 @@ def scored(module: L.LightningModule, data: L.LightningDataModule) -> list[dict]
     frequency = torch.zeros(num_classes)
     for batch in data.labeled_dataloader():
         frequency += torch.bincount(batch["mask"][batch["mask"] < num_classes], minlength=num_classes)
-    prior = (frequency.clamp(min=1) / frequency.sum()).log()[:, None, None]
+    prior = (frequency.clamp(min=1) / frequency.sum()).log()[:, None, None].to(module.device)
     counts: list[dict[str, Tensor]] = [{}, {}]
     predictor = module.predictor
     for place, batch in enumerate(data.val_dataloader()):
-        batch = as_floats(batch, module.student)
+        on_device = {key: batch[key].to(module.device) for key in ("image", "mask")}
+        batch = as_floats(on_device, module.student)
         truth = batch["mask"][0]
         heads = predictor.scored(batch["image"], size=truth.shape)
         heads["adjusted"] = heads["linear"] - ADJUSTED * prior
