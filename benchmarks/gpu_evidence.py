@@ -33,8 +33,8 @@ CELLS = {  # name: labels, overrides
     "pcr_crossed": ("186", ["method=pcr_crossed"]),
 }
 FINE_TUNED = [
-    "dataset=cityscapes", "recipe=folder", "split_family=drawn", "data.crop_size=257", "data.scale=[0.75,1.5]", "global_batch=16",
-    "data.num_workers=2", "recipe.threshold=0.8", "trainer.check_val_every_n_epoch=1000",
+    "dataset=cityscapes", "recipe=folder", "split_family=drawn", "data.crop_size=257", "data.scale=[0.75,1.5]",
+    "global_batch=16", "data.num_workers=2", "recipe.threshold=0.8", "trainer.check_val_every_n_epoch=1000",
 ]  # fmt: skip
 MEASURED = 60  # steps that say how fast a training is, the first third of which warms up
 
@@ -68,15 +68,8 @@ def compare(file: str, output: str, seconds: str = "540", steps: str | None = No
 
 def together(folder: str, output: str, steps: int, options: str) -> list[float]:
     """Run a process for each cell at once; return the steps of each in a second."""
-    command = [
-        sys.executable,
-        __file__,
-        "cell",
-        f"folder={folder}",
-        f"output={output}",
-        f"steps={steps}",
-        f"options={options}",
-    ]
+    given = {"folder": folder, "output": output, "steps": steps, "options": options}
+    command = [sys.executable, __file__, "cell", *(f"{key}={value}" for key, value in given.items())]
     running = [subprocess.Popen([*command, f"name={name}"], stdout=subprocess.PIPE, text=True) for name in CELLS]
     return [float(process.communicate()[0].splitlines()[-1]) for process in running]
 
@@ -84,11 +77,8 @@ def together(folder: str, output: str, steps: int, options: str) -> list[float]:
 def cell(folder: str, output: str, steps: str, name: str, options: str) -> None:
     """Train one cell, append its row where there is an output, and print its steps in a second."""
     labels, overrides = CELLS[name]
-    short = [
-        "data.steps_per_epoch=100",
-        f"trainer.max_steps={steps}",
-        f"trainer.max_epochs={-(-int(steps) // 100) + 1}",
-    ]
+    epochs = -(-int(steps) // 100) + 1
+    short = ["data.steps_per_epoch=100", f"trainer.max_steps={steps}", f"trainer.max_epochs={epochs}"]
     every = [*FINE_TUNED, *overrides, *short, f"split={labels}", f"dataset.root={folder}", *options.split()]
     started = time.time()
     found = run(every, score=bool(output))
