@@ -5,8 +5,8 @@
 
 The first command packs a part of a Cityscapes folder: every second image of val, and as many training images as fit, in
 an order drawn once. The second unpacks it, measures how fast all trainings run beside each other, gives each so many
-steps as the time allows, and trains them: with few and with all labels, and the methods with few. `steps=2` rehearses it
-on a CPU.
+steps as the time allows, and trains them: with few and with all labels, and the methods with few. `steps=2` rehearses
+it on a CPU.
 """
 
 import os
