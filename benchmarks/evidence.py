@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from pcr_seg.config import CONF, build, quote_split
 from pcr_seg.inference import iou_per_class
@@ -31,8 +33,11 @@ from pcr_seg.pixels import as_floats
 from pcr_seg.training.fit import build_module, streams
 
 ADJUSTED = 0.25  # logit adjustment at test time
-HEADER = ["set", "labels", "method", "seed", "half", "linear", "prototype", "average", "adjusted", "train_seconds",
-          "steps", "commit", "overrides"]  # fmt: skip
+HEADER = [
+    "set", "labels", "method", "seed", "half", "linear", "prototype", "average", "adjusted", "train_seconds", "steps",
+    "commit", "iou_linear", "iou_prototype", "ece_linear", "ece_prototype", "auroc_confidence", "auroc_disagreement",
+    "auroc_distance", "aurc_confidence", "aurc_disagreement", "aurc_distance", "overrides",
+]  # fmt: skip
 
 
 def main(file: str, *arguments: str) -> None:
@@ -111,31 +116,72 @@ def run(overrides: list[str], *, score: bool = True) -> list[dict]:
 
 @torch.inference_mode()
 def scored(module: L.LightningModule, data: L.LightningDataModule) -> list[dict]:
-    """Mean IoU of the linear head, the prototype head, the mean of both, and the adjusted linear head, by half."""
+    """A row of scores for each half of the validation images."""
     num_classes = module.student.num_classes
     frequency = torch.zeros(num_classes)
     for batch in data.labeled_dataloader():
         frequency += torch.bincount(batch["mask"][batch["mask"] < num_classes], minlength=num_classes)
     prior = (frequency.clamp(min=1) / frequency.sum()).log()[:, None, None].to(module.device)
-    counts: list[dict[str, Tensor]] = [{}, {}]
-    predictor = module.predictor
+    predictor, halves = module.predictor, (Half(num_classes), Half(num_classes))
     for place, batch in enumerate(data.val_dataloader()):
         on_device = {key: batch[key].to(module.device) for key in ("image", "mask")}
         batch = as_floats(on_device, module.student)
-        truth = batch["mask"][0]
-        heads = predictor.scored(batch["image"], size=truth.shape)
-        heads["adjusted"] = heads["linear"] - ADJUSTED * prior
+        heads = predictor.scored(batch["image"], size=batch["mask"].shape[-2:])
+        halves[place % 2].add({head: logits[0] for head, logits in heads.items()}, batch["mask"][0], prior)
+    return [{"half": place} | half.row() for place, half in enumerate(halves)]
+
+
+class Half:
+    """What some of the validation images add up to: pixels by class, and how sure the heads are of some of them."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.confusion: dict[str, Tensor] = {}
+        self.pixels: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, heads: dict[str, Tensor], truth: Tensor, prior: Tensor) -> None:
+        """Count an image: logits (C, H, W) of each head, the mask (H, W), log frequencies (C, 1, 1) of the classes."""
+        predictions = heads | {"adjusted": heads["linear"] - ADJUSTED * prior}
         if "prototype" in heads:
-            heads["average"] = heads["linear"].softmax(dim=1) + heads["prototype"].softmax(dim=1)
-        known = truth < num_classes
-        for head, logits in heads.items():
-            pairs = num_classes * truth[known] + logits[0].argmax(dim=0)[known]
-            count = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
-            counts[place % 2][head] = counts[place % 2].get(head, 0) + count
-    return [
-        {"half": half} | {head: round(100 * iou_per_class(count).nanmean().item(), 2) for head, count in found.items()}
-        for half, found in enumerate(counts)
-    ]
+            predictions["average"] = heads["linear"].softmax(dim=0) + heads["prototype"].softmax(dim=0)
+        known = truth < self.num_classes
+        for head, logits in predictions.items():
+            pairs = self.num_classes * truth[known] + logits.argmax(dim=0)[known]
+            count = torch.bincount(pairs, minlength=self.num_classes**2).view(self.num_classes, self.num_classes)
+            self.confusion[head] = self.confusion.get(head, 0) + count
+
+        few = known[::8, ::8]
+        some = {head: logits[:, ::8, ::8][:, few] for head, logits in heads.items()}
+        for head, logits in some.items():
+            sure, best = logits.softmax(dim=0).max(dim=0)
+            self.pixels[f"sure_{head}"].append(sure)
+            self.pixels[f"right_{head}"].append(best == truth[::8, ::8][few])
+        if "prototype" in some:
+            shared = some["linear"].softmax(dim=0) * some["prototype"].softmax(dim=0)
+            self.pixels["disagreement"].append(1 - shared.sum(dim=0))
+            self.pixels["distance"].append(-some["prototype"].amax(dim=0))
+
+    def row(self) -> dict:
+        """Mean IoU in percent of each head; calibration errors; how well each doubt finds the linear head's errors."""
+        pixels = {name: torch.cat(parts) for name, parts in self.pixels.items()}
+        wrong, row = ~pixels["right_linear"], {}
+        for head, count in self.confusion.items():
+            iou = 100 * iou_per_class(count)
+            row[head] = round(iou.nanmean().item(), 2)
+            row[f"iou_{head}"] = " ".join(f"{value:.1f}" for value in iou.tolist())
+        for head in ("linear", "prototype"):
+            if f"sure_{head}" in pixels:
+                error = binary_calibration_error(pixels[f"sure_{head}"], pixels[f"right_{head}"].long(), n_bins=15)
+                row[f"ece_{head}"] = round(error.item(), 4)
+        doubts = {"confidence": 1 - pixels["sure_linear"]}
+        doubts |= {name: pixels[name] for name in ("disagreement", "distance") if name in pixels}
+        for name, doubt in doubts.items():
+            rank = doubt.argsort().argsort().float() / len(doubt)  # a probability, as the metric wants it
+            row[f"auroc_{name}"] = round(binary_auroc(rank, wrong.long()).item(), 4)
+            sorted_wrong = wrong[doubt.argsort()].float()
+            kept = torch.arange(1, len(doubt) + 1, device=doubt.device)
+            row[f"aurc_{name}"] = round((sorted_wrong.cumsum(0) / kept).mean().item(), 4)
+        return {key: value for key, value in row.items() if key in HEADER}
 
 
 if __name__ == "__main__":
