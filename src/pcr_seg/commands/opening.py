@@ -1,7 +1,5 @@
 """What commands open: a checkpoint, the data set to use it on, a device, and the folder that they write to."""
 
-import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,35 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from pcr_seg.checkpoint import TRUSTED_DATA, load, refuse_strangers
-from pcr_seg.config import CONF, build
+from pcr_seg.config import build
 from pcr_seg.data.sources import Source
 from pcr_seg.predictor import Predictor
-
-
-def known_choices(arguments: list[str]) -> list[str]:
-    """End the command in one line where `group=choice` names none of conf/; leave `group=null`, the default, out.
-
-    Choices of the user's own are left to Hydra: where the command line names a folder of configurations.
-    """
-    if any(re.match(r"-(cd|cp)$|--config-|hydra\.searchpath", argument) for argument in arguments):
-        return arguments
-    kept = []
-    for argument in arguments:
-        group, _, value = argument.partition("=")
-        if not re.fullmatch(r"\w+", group) or not (CONF / group).is_dir():
-            kept.append(argument)
-        elif value != "null":
-            refuse_unknown(group, value)
-            kept.append(argument)
-    return kept
-
-
-def refuse_unknown(group: str, value: str) -> None:
-    """End the command where one of these choices, with commas between them, is not in a group's folder of conf/."""
-    for choice in value.split(","):
-        if re.fullmatch(r"[\w./-]*", choice) and not (CONF / group / f"{choice}.yaml").is_file():
-            choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-            sys.exit(f"error: {group}={choice}: no such choice; choose {choices}")
 
 
 def open_checkpoint(cfg: DictConfig) -> Predictor:
