@@ -1,5 +1,6 @@
 """A command line, looked at before Hydra reads it: names that do not exist, and settings in the environment."""
 
+import functools
 import os
 import re
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -68,7 +70,7 @@ def cells(words: list[str], sweeps: bool) -> list[list[str]]:
             raise ValueError(f"{word}: cannot be read as key=value; quote the value: \"key='value'\"") from error
         if override.is_sweep_override() and not sweeps:
             raise ValueError(f"{word}: several values are a sweep, which needs -m; a list is written [a,b]")
-        if override.is_choice_sweep() or override.is_range_sweep():
+        if override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
             values.append([f"{word.partition('=')[0]}={value}" for value in override.sweep_string_iterator()])
         elif not override.is_sweep_override():  # what a sweeper draws, or finds in folders
             values.append([word])
@@ -77,14 +79,14 @@ def cells(words: list[str], sweeps: bool) -> list[list[str]]:
 
 def check(name: str, words: list[str]) -> None:
     """Raise a ValueError for the first override that names no choice or key, with the nearest that there is."""
-    groups = composed(name, []).hydra.runtime.choices
+    groups = composed(name).hydra.runtime.choices
     for word in words:
         check_choice(name, word, groups)
-    base = OmegaConf.to_container(composed(name, [word for word in words if key_of(word) in groups]))
+    base = OmegaConf.to_container(composed(name, *(word for word in words if key_of(word) in groups)))
     known = {*paths(base), *groups}
     for word in words:
         check_key(word, base, known)
-    composed(name, words)  # whatever else Hydra refuses
+    composed(name, *words)  # whatever else Hydra refuses
 
 
 def check_key(word: str, base: dict, known: set[str]) -> None:
@@ -122,10 +124,11 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def composed(name: str, words: list[str]) -> DictConfig:
+@functools.cache
+def composed(name: str, *words: str) -> DictConfig:
     """What a command's overrides make of its configuration, Hydra's own included."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, words, return_hydra_config=True)
+        return compose(name, list(words), return_hydra_config=True)
 
 
 def paths(node: dict) -> Iterator[str]:
