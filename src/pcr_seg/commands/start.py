@@ -41,8 +41,6 @@ def refuse_environment(environment: Mapping[str, str]) -> None:
         if variable.startswith("PL_TRAINER_"):
             key = variable.removeprefix("PL_TRAINER_").lower()
             raise ValueError(f"{variable}={value}: is not read here; unset it and give ++trainer.{key}={value}")
-        if variable == "PL_GLOBAL_SEED" and "LOCAL_RANK" not in environment:  # else a launcher's, for its children
-            raise ValueError(f"{variable}={value}: is not read here; unset it and give seed={value}")
         if variable.startswith("PCR_SEG_") and variable != MIRROR:
             raise ValueError(f"{variable}={value}: no such variable{suggestion(variable, [MIRROR])}")
 
