@@ -10,10 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SMALL, TINY_SET, composed, small_config
+from faults import train
 from hydra.utils import get_class, get_method, instantiate
 from omegaconf import OmegaConf
 
 from pcr_seg.checkpoint import constructor_parameters, refuse_strangers
+from pcr_seg.commands.evaluate import evaluate
 from pcr_seg.config import CONF, build, command_line, one_line_errors, set_name, stem
 from pcr_seg.models.deeplab import DeepLab
 from pcr_seg.module import Segmentation
@@ -217,11 +219,9 @@ def test_a_sweep_makes_a_run_folder_for_each_cell_and_goes_on_where_it_stopped(t
     settings = [s for s in SMALL if not s.startswith("split=")]
 
     def sweep(split: str) -> dict[str, int]:
-        result = run_script(
-            "train.py", "-m", "method=supervised,pcr", split, f"hydra.sweep.dir={tmp_path}/sweep",
-            f"dataset.root={tmp_path}/data", *TINY_SET, *settings,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
+        arguments = ["-m", "method=supervised,pcr", split, f"hydra.sweep.dir={tmp_path}/sweep"]
+        log = tmp_path / "log"
+        assert train([*arguments, f"dataset.root={tmp_path}/data", *TINY_SET, *settings], log) == 0, log.read_text()
         return {path.parent.name: path.stat().st_mtime_ns for path in (tmp_path / "sweep").glob("*/summary.json")}
 
     first = sweep("split=1_4")
@@ -240,17 +240,11 @@ def test_a_sweep_makes_a_run_folder_for_each_cell_and_goes_on_where_it_stopped(t
 
 def test_two_processes_train_one_bank(tmp_path: Path) -> None:
     """DDP on the CPU starts the script again with the same command line; validation counts each image once."""
-    result = run_script(
-        "train.py", f"dataset.root={tmp_path}/data", f"hydra.run.dir={tmp_path}/run", *TINY_SET, *SMALL,
-        "hardware=ddp_cpu", "global_batch=4",
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    scored = run_script("eval.py", f"checkpoint={tmp_path}/run/checkpoints/last.ckpt", "device=cpu")
-    assert scored.returncode == 0, scored.stderr
-    summary, evaluation = (
-        json.loads((tmp_path / "run" / name).read_text())
-        for name in ("summary.json", "eval_synthetic_val_whole_image_teacher.json")
-    )
+    arguments = [f"dataset.root={tmp_path}/data", f"hydra.run.dir={tmp_path}/run", *TINY_SET, *SMALL]
+    log = tmp_path / "log"
+    assert train([*arguments, "hardware=ddp_cpu", "global_batch=4"], log) == 0, log.read_text()
+    evaluation = evaluate(composed(f"checkpoint={tmp_path}/run/checkpoints/last.ckpt", "device=cpu", name="eval"))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert evaluation["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
     assert evaluation["miou_prototype"] == pytest.approx(summary["miou_prototype_last"], abs=1e-4)
 
