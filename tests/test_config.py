@@ -214,6 +214,25 @@ def test_wandb_stays_offline_where_the_server_cannot_be_reached(monkeypatch: pyt
     assert float(seconds) < 5, "waiting for a server must not hold a run up"
 
 
+def test_variables_of_wandb_and_gradio_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("PROJECT", "NAME", "RUN_GROUP", "DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
+    logger = composed("logger=wandb", "output=x").logger.wandb
+    set_by = {"project": "PROJECT", "name": "NAME", "group": "RUN_GROUP", "save_dir": "DIR"}
+    assert all(logger[key] == str(tmp_path / name) for key, name in set_by.items())
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "8000")
+    page = composed("checkpoint=x", name="app")
+    assert (page.host, page.port) == ("0.0.0.0", 8000)
+    for mode in ("online", "offline", "disabled"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert composed("logger=wandb", "output=x").logger.wandb.mode == mode
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    line = "error: WANDB_MODE=ofline: choose online, offline or disabled"
+    with pytest.raises(SystemExit, match=f"^{line}$"), one_line_errors():
+        fit(composed("logger=wandb", f"output={tmp_path}", "dataset.root=x"))
+
+
 def test_a_sweep_makes_a_run_folder_for_each_cell_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     """Two methods through the real command line; started again with two fractions, it runs the missing cells alone."""
     settings = [s for s in SMALL if not s.startswith("split=")]
