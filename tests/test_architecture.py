@@ -76,7 +76,7 @@ ALLOWED = {
         "training.loggers", "training.model_card", "training.resume", "training.summary", "training.timer",
         "training.values",
     },
-    "commands.opening": {"checkpoint", "config", "data.sources", "predictor"},
+    "commands.opening": {"checkpoint", "config", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {"commands.opening", "data.datamodule", "data.splits", "pixels", "predictor", "scores"},
     "commands.predict": {
         "commands.opening", "data.tiles", "pictures.panels", "pictures.visualize", "pixels", "predictor", *FILES,

@@ -342,12 +342,35 @@ def test_folders_bear_the_name_of_own_data_and_of_a_lists_file() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["plain", "données", "set (1)", "a=b", "a,b", "x#y", "c'est", "[new]", "back\\slash", "{x}", "$HOME", "a b"]
+    "name",
+    [
+        "plain",
+        "2024",
+        "1_8",
+        "true",
+        "1e5",
+        "données",
+        "set (1)",
+        "a=b",
+        "a,b",
+        "x#y",
+        "c'est",
+        "[new]",
+        "back\\slash",
+        "{x}",
+        "$HOME",
+        "a b",
+    ],
 )
 def test_a_path_means_itself(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     for typed in (f"dataset.root={tmp_path}/{name}", *command_line([f"dataset.root={tmp_path}/{name}"])):
         assert composed("dataset=folder", typed, "output=x").dataset.root == f"{tmp_path}/{name}"
+
+
+def test_a_folder_whose_name_is_a_number_is_a_name() -> None:
+    assert composed("checkpoint=x", "images=x", "output=2024", name="predict").output == "2024"
+    assert composed("checkpoint=x", "images=.", name="predict").images == "."
 
 
 def test_home_lists_and_quotes_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from conftest import composed
 
 from pcr_seg.commands.choose import choose
 from pcr_seg.commands.evaluate import evaluate
+from pcr_seg.commands.opening import open_checkpoint
 
 
 def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:
@@ -51,6 +52,25 @@ def test_no_choice_is_the_checkpoints_own() -> None:
     for name in ("eval", "choose"):
         cfg = composed("checkpoint=x", name=name)
         assert cfg.get("dataset") is None and cfg.get("protocol") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "answer"),
+    [
+        ("eval", "eval.student=maybe", "eval.student=maybe: choose true or false"),
+        ("eval", "num_workers=two", "num_workers=two: choose a whole number"),
+        ("eval", "num_workers=-1", "num_workers=-1: choose 0 or more"),
+        ("eval", "checkpoint=null", "checkpoint=null: choose text"),
+        ("eval", "trust=3", "trust=3: choose text or a list of text or null"),
+        ("choose", "device=7", "device=7: choose text"),
+        ("export", "prototype_head=perhaps", "prototype_head=perhaps: choose true or false"),
+        ("predict", "margin=wide", "margin=wide: choose a whole number"),
+        ("app", "port=http", "port=http: choose a whole number or null"),
+    ],
+)
+def test_a_wrong_value_of_a_command_is_one_line(command: str, typed: str, answer: str) -> None:
+    with pytest.raises(ValueError, match=f"^{answer}$"):
+        open_checkpoint(composed("checkpoint=nothing.ckpt", typed, name=command))
 
 
 def test_an_unknown_subset_is_one_line() -> None:

@@ -101,7 +101,8 @@ def quote_path(argument: str) -> str:
         return argument
     path = os.path.expanduser(value)
     several = not os.path.exists(path) and (re.fullmatch(r"\[.*\]", value) or "," in value or "${" in value)
-    if several or (path == value and re.fullmatch(r"[\w./:*?@%-]*", value, re.ASCII)):
+    number = re.fullmatch(r"[\d._+-]+(e[+-]?\d+)?|true|false|[+-]?inf|nan", value, re.IGNORECASE) and value[0] != "."
+    if several or (path == value and not number and re.fullmatch(r"[\w./:*?@%-]*", value, re.ASCII)):
         return argument
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", path)
     escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped)

@@ -7,16 +7,38 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pcr_seg.checkpoint import TRUSTED_DATA, load, refuse_strangers
+from pcr_seg.checkpoint import MISSING, TRUSTED_DATA, load, refuse_strangers
 from pcr_seg.config import build
 from pcr_seg.data.sources import Source
 from pcr_seg.predictor import Predictor
+from pcr_seg.training.values import check_node, check_type
+
+# Of keys that stand for no constructor's argument, where a command has them.
+TYPES = {
+    "checkpoint": str, "trust": str | list[str] | None, "eval.student": bool, "device": str, "num_workers": int,
+    "prototype_head": bool, "port": int | None, "margin": int, "tile": int | None,
+}  # fmt: skip
+
+
+def check_values(cfg: DictConfig) -> None:
+    """Raise a ValueError for the first value of a command that is of a wrong type or out of range."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    for key, hint in TYPES.items():
+        if (value := OmegaConf.select(cfg, key, default=MISSING)) is not MISSING:
+            check_type(key, OmegaConf.to_container(value) if isinstance(value, ListConfig) else value, hint)
+    check_node("", {key: value for key, value in config.items() if key not in ("trust", "checkpoint")})
 
 
 def open_checkpoint(cfg: DictConfig) -> Predictor:
-    """The predictor of a command's checkpoint: the teacher's unless `eval.student`, by `protocol` or its own."""
+    """The predictor of a command's checkpoint: the teacher's unless `eval.student`, by `protocol` or its own.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a value of a wrong type, or a checkpoint that cannot be used.
+    """
+    check_values(cfg)
     protocol = instantiate(cfg.protocol) if cfg.get("protocol") else None
     network = "student" if cfg.eval.student else "teacher"
     return load(cfg.checkpoint, trust=cfg.trust or (), network=network, protocol=protocol)
