@@ -4,13 +4,12 @@ python app.py checkpoint=RUN/checkpoints/last.ckpt            # then open http:/
 python app.py checkpoint=... port=8000
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.commands.app import serve
-from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.commands.start import start
+from pcr_seg.config import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="app", version_base="1.3")
@@ -21,5 +20,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line(sys.argv[1:])
+    start()
     main()

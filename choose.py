@@ -7,14 +7,12 @@ Not select.py: Python looks for modules beside the script first, and a file of t
 library's `select`, which subprocess and asyncio need, for every command here.
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.commands.choose import choose
-from pcr_seg.commands.opening import known_choices
-from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.commands.start import start
+from pcr_seg.config import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="choose", version_base="1.3")
@@ -25,5 +23,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = known_choices(command_line(sys.argv[1:]))
+    start()
     main()

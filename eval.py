@@ -5,14 +5,12 @@ python eval.py checkpoint=... dataset=folder dataset.root=FOLDER subset=test
 python eval.py checkpoint=... protocol=sliding protocol.window=513 protocol.stride=342 eval.student=true
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.commands.evaluate import evaluate
-from pcr_seg.commands.opening import known_choices
-from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.commands.start import start
+from pcr_seg.config import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="eval", version_base="1.3")
@@ -23,5 +21,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = known_choices(command_line(sys.argv[1:]))
+    start()
     main()

@@ -3,13 +3,12 @@
 python export.py checkpoint=RUN/checkpoints/last.ckpt format=onnx
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
 from pcr_seg.commands.export import export
-from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.commands.start import start
+from pcr_seg.config import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="export", version_base="1.3")
@@ -20,5 +19,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line(sys.argv[1:])
+    start()
     main()

@@ -10,9 +10,9 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.commands.opening import known_choices
 from pcr_seg.commands.predict import predict
-from pcr_seg.config import command_line, one_line_errors
+from pcr_seg.commands.start import start
+from pcr_seg.config import one_line_errors
 
 
 @hydra.main(config_path="conf", config_name="predict", version_base="1.3")
@@ -25,5 +25,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = known_choices(command_line(sys.argv[1:]))
+    start()
     main()

@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from pcr_seg.config import build, command_line, one_line_errors
+from pcr_seg.commands.start import start
+from pcr_seg.config import build, one_line_errors
 from pcr_seg.data.check import check, num_errors, show, write
 from pcr_seg.data.prepare import prepare
 from pcr_seg.data.suggest import suggest
@@ -71,5 +72,6 @@ def run_suggest(cfg: DictConfig, dataset: str) -> None:
 
 if __name__ == "__main__":
     words = [f"action={word}" if word in ACTIONS else word for word in sys.argv[1:]]
-    sys.argv[1:] = command_line(words)
+    sys.argv[1:] = words
+    start()
     main()

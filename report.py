@@ -11,6 +11,7 @@ Prints the tables and writes report.{html,md,csv,png}, runs.csv (each run) and c
 import hydra
 from omegaconf import DictConfig
 
+from pcr_seg.commands.start import start
 from pcr_seg.config import one_line_errors
 from pcr_seg.report.write import report
 
@@ -23,4 +24,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
+    start()
     main()

@@ -9,12 +9,11 @@
 Groups: dataset, split, method, backbone, model, optimizer, protocol, hardware, logger, experiment (see conf/).
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.config import command_line, going_on, one_line_errors, report_failures
+from pcr_seg.commands.start import start
+from pcr_seg.config import going_on, one_line_errors, report_failures
 from pcr_seg.training.fit import fit
 
 
@@ -27,6 +26,6 @@ def main(cfg: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    sys.argv[1:] = command_line(sys.argv[1:])
+    start()
     main()
     report_failures()

@@ -12,7 +12,7 @@ import wandb
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
-from pcr_seg.config import wandb_offline
+from pcr_seg.config import wandb_mode
 
 STEP = "trainer/global_step"
 
@@ -97,7 +97,7 @@ def workspace(entity: str, project: str, name: str, parts: dict[str, list]) -> w
 
 def main() -> None:
     """Push both."""
-    if wandb_offline():
+    if wandb_mode() != "online":
         sys.exit("error: W&B knows no key or cannot be reached; run `wandb login` and try again")
     *entity, project = (sys.argv[1] if len(sys.argv) > 1 else "pcr-seg").split("/")
     for build in (run_workspace, sweep_workspace):

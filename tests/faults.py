@@ -103,8 +103,8 @@ def without_norm(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
-def be_train(arguments: list[str], log: str, environment: dict, prepare: tuple) -> None:
-    """In the child: be `python train.py ARGUMENTS`, in a session and with an output of its own."""
+def be_script(script: str, arguments: list[str], log: str, environment: dict, prepare: tuple) -> None:
+    """In the child: be `python SCRIPT ARGUMENTS`, in a session and with an output of its own."""
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
@@ -114,15 +114,17 @@ def be_train(arguments: list[str], log: str, environment: dict, prepare: tuple) 
     if prepare:
         function, *details = prepare
         function(*details)
-    sys.argv = [str(TRAIN), *arguments]
-    runpy.run_path(str(TRAIN), run_name="__main__")
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
 
 
-def start(arguments: list[str], log: Path, *prepare: object, **environment: str) -> multiprocessing.Process:
-    """Start `python train.py ARGUMENTS`, its output going to `log`, after calling prepare[0](*prepare[1:])."""
+def start(
+    arguments: list[str], log: Path, *prepare: object, script: Path = TRAIN, **environment: str
+) -> multiprocessing.Process:
+    """Start `python SCRIPT ARGUMENTS`, its output going to `log`, after calling prepare[0](*prepare[1:])."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pcr_seg.training.fit"])
-    process = context.Process(target=be_train, args=(arguments, str(log), environment, prepare))
+    process = context.Process(target=be_script, args=(str(script), arguments, str(log), environment, prepare))
     process.start()
     return process
 

@@ -61,7 +61,7 @@ ALLOWED = {
     "pictures.panels": {"inference", "pictures.visualize", "pixels", "predictor", *FILES},
     "training.checkpoints": {"checkpoint"},
     "training.watch": set(),
-    "training.values": set(),
+    "training.values": {"checkpoint", "config"},
     "training.model_card": set(),
     "training.timer": {"data.datamodule", "module"},
     "training.summary": {"config", "data.datamodule", "module", "scores", "training.checkpoints", "training.timer"},
@@ -76,7 +76,7 @@ ALLOWED = {
         "training.loggers", "training.model_card", "training.resume", "training.summary", "training.timer",
         "training.values",
     },
-    "commands.opening": {"checkpoint", "config", "data.sources", "predictor"},
+    "commands.opening": {"checkpoint", "config", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {"commands.opening", "data.datamodule", "data.splits", "pixels", "predictor", "scores"},
     "commands.predict": {
         "commands.opening", "data.tiles", "pictures.panels", "pictures.visualize", "pixels", "predictor", *FILES,
@@ -84,6 +84,7 @@ ALLOWED = {
     "commands.choose": {"commands.opening", "pictures.panels", "predictor", *FILES},
     "commands.export": {"commands.opening", "pixels", "predictor"},
     "commands.app": {"commands.opening", "pictures.panels", "pictures.visualize", "predictor"},
+    "commands.start": {"config", "data.published"},
     "commands.cli": {"config"},
 }  # fmt: skip
 

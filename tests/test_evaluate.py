@@ -2,20 +2,16 @@
 
 import json
 import os
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import composed
-from hydra.errors import MissingConfigException
 
 from pcr_seg.commands.choose import choose
 from pcr_seg.commands.evaluate import evaluate
-from pcr_seg.commands.opening import known_choices
-from pcr_seg.config import CONF
+from pcr_seg.commands.opening import open_checkpoint
 
 
 def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:
@@ -52,30 +48,29 @@ def test_evaluation_on_another_folder_checks_its_classes(trained: Path, tmp_path
         evaluate(composed(*arguments, name="eval"))
 
 
-@pytest.mark.parametrize("name", ["eval", "predict", "choose"])
-@pytest.mark.parametrize("choice", ["dataset=foldr", "protocol=slding", "protocol=whole,slding", "protocol="])
-def test_a_misspelt_choice_is_one_line_with_the_choices(monkeypatch, name: str, choice: str) -> None:
-    if name == "predict" and "dataset" in choice:
-        pytest.skip("predict has no data set")
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "checkpoint=nothing.ckpt", choice])
-    group, _, values = choice.partition("=")
-    known = {"dataset": "camvid, .*, voc, voc_aug", "protocol": "flip, .*, sliding, .*, whole"}[group]
-    line = rf"^error: {group}={values.split(',')[-1]}: no such choice; choose {known}$"
-    with pytest.raises(SystemExit, match=line):
-        runpy.run_path(str(CONF.with_name(f"{name}.py")), run_name="__main__")
-    if values == "slding":
-        with pytest.raises(MissingConfigException):
-            composed("checkpoint=x", choice, name=name)
-
-
-def test_no_choice_is_the_checkpoints_own_and_hydras_words_stay() -> None:
+def test_no_choice_is_the_checkpoints_own() -> None:
     for name in ("eval", "choose"):
         cfg = composed("checkpoint=x", name=name)
         assert cfg.get("dataset") is None and cfg.get("protocol") is None
-    arguments = ["-m", "protocol=whole,flip", "dataset=glob(*)", "eval.student=true", "subset=slding", "--cfg", "job"]
-    assert known_choices([*arguments, "dataset=null", "protocol=null"]) == arguments
-    own = ["--config-dir=mine", "dataset=mine"]
-    assert known_choices(own) == own
+
+
+@pytest.mark.parametrize(
+    ("command", "typed", "answer"),
+    [
+        ("eval", "eval.student=maybe", "eval.student=maybe: choose true or false"),
+        ("eval", "num_workers=two", "num_workers=two: choose a whole number"),
+        ("eval", "num_workers=-1", "num_workers=-1: choose 0 or more"),
+        ("eval", "checkpoint=null", "checkpoint=null: choose text"),
+        ("eval", "trust=3", "trust=3: choose text or a list of text or null"),
+        ("choose", "device=7", "device=7: choose text"),
+        ("export", "prototype_head=perhaps", "prototype_head=perhaps: choose true or false"),
+        ("predict", "margin=wide", "margin=wide: choose a whole number"),
+        ("app", "port=http", "port=http: choose a whole number or null"),
+    ],
+)
+def test_a_wrong_value_of_a_command_is_one_line(command: str, typed: str, answer: str) -> None:
+    with pytest.raises(ValueError, match=f"^{answer}$"):
+        open_checkpoint(composed("checkpoint=nothing.ckpt", typed, name=command))
 
 
 def test_an_unknown_subset_is_one_line() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import composed, small_config
+from faults import finish, start
 from PIL import Image
 
 from pcr_seg.checkpoint import load
@@ -35,10 +36,9 @@ def onnx(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With both heads, by the command: the shape checks of these tests know no sizes that are still free."""
     pytest.importorskip("onnxruntime", reason="needs the export extra")
     file = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    command = ["export.py", f"checkpoint={checkpoint}", f"output={file}", "prototype_head=true"]
-    result = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"model\.onnx: logits within \S+ of the network's at .*1 x 97 x 131", result.stdout)
+    arguments, log = [f"checkpoint={checkpoint}", f"output={file}", "prototype_head=true"], checkpoint.with_name("log")
+    assert finish(start(arguments, log, script=ROOT / "export.py")) == 0, log.read_text()
+    assert re.search(r"model\.onnx: logits within \S+ of the network's at .*1 x 97 x 131", log.read_text())
     assert [path.name for path in file.parent.iterdir()] == ["model.onnx"], "one file"
     return file
 

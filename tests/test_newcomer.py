@@ -4,12 +4,12 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from multiprocessing import Process
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from faults import finish, start
 
 from pcr_seg.data.synthetic import synthetic
 
@@ -19,18 +19,19 @@ QUICK = ["backbone=tiny", "model.channels=8", "trainer.max_epochs=2", "data.step
          "data.crop_size=32", "recipe.grid_cells=8", "global_batch=2", "trainer.enable_progress_bar=false"]  # fmt: skip
 
 
-def command(line: str, *further: str) -> list[str]:
-    """`python train.py ...` as it is typed in a checkout, started from elsewhere."""
+def started(folder: Path, line: str, *further: str) -> tuple[Process, Path]:
+    """`python train.py ...` as it is typed in a checkout, started from a folder elsewhere; and its output."""
     python, script, *arguments = shlex.split(line)
     assert python == "python" and (ROOT / script).is_file(), line
-    return [sys.executable, str(ROOT / script), *arguments, *further]
+    log = folder / f"{script}_{len(list(folder.glob('*.log')))}.log"
+    return start([*arguments, *further], log, os.chdir, folder, script=ROOT / script, COLUMNS="200"), log
 
 
 def run(folder: Path, line: str, *further: str) -> str:
-    environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command(line, *further), cwd=folder, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
+    process, log = started(folder, line, *further)
+    code, output = finish(process), log.read_text(encoding="utf-8")
+    assert code == 0, f"{line}\n{output}"
+    return output
 
 
 def next_command(output: str, script: str) -> str:
@@ -55,10 +56,12 @@ def test_from_a_folder_of_images_to_a_page_with_the_model(tmp_path: Path) -> Non
     pytest.importorskip("onnxscript", reason="needs the extra: export")
     output = run(tmp_path, next_command(output, "export"))
     pytest.importorskip("gradio", reason="needs the extra: app")
-    with subprocess.Popen(command(next_command(output, "app"), "port=null"), cwd=tmp_path, stdout=subprocess.PIPE,
-                          text=True) as page:  # fmt: skip
-        try:
-            address = re.search(r"http://127\.0\.0\.1:\d+", page.stdout.readline())[0]
-            assert urlopen(address, timeout=30).status == 200
-        finally:
-            page.terminate()
+    page, log = started(tmp_path, next_command(output, "app"), "port=null")
+    try:
+        while not (address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text() if log.exists() else "")):
+            page.join(timeout=0.2)
+            assert page.is_alive(), log.read_text()
+        assert urlopen(address[0], timeout=30).status == 200
+    finally:
+        page.terminate()
+        page.join()

@@ -182,14 +182,26 @@ def is_foreign_loss(value: object) -> bool:
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Named parameters of a constructor, and of its parent's where it passes further ones on."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for owner in cls.__mro__:
-        if "__init__" in vars(owner):
-            own = list(inspect.signature(owner.__init__).parameters.values())[1:]
-            parameters = {p.name: p for p in own if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} | parameters
-            if not any(p.kind == p.VAR_KEYWORD for p in own):
-                break
-    return parameters
+    return {name: p for init in reversed(constructors(cls)) for name, p in named_parameters(init).items()}
+
+
+def constructors(cls: type) -> list[Callable]:
+    """A class's constructor, its parent's where it passes further arguments on, and so forth."""
+    inits = [owner.__init__ for owner in cls.__mro__ if "__init__" in vars(owner)]
+    last = next((place for place, init in enumerate(inits) if not takes_further(init)), len(inits))
+    return inits[: last + 1]
+
+
+def named_parameters(function: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of a function that have a name of their own, without `self`."""
+    several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    parameters = inspect.signature(function).parameters
+    return {name: p for name, p in parameters.items() if p.kind not in several and name != "self"}
+
+
+def takes_further(function: Callable) -> bool:
+    """Whether a function takes arguments that it does not name."""
+    return any(p.kind == inspect.Parameter.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def rebuilt(node: object, *, weights: bool = False) -> object:

@@ -1,5 +1,6 @@
 """Hydra, told how people write: splits on the command line, references that compute, errors in one line."""
 
+import difflib
 import errno
 import hashlib
 import logging
@@ -9,13 +10,14 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -99,7 +101,8 @@ def quote_path(argument: str) -> str:
         return argument
     path = os.path.expanduser(value)
     several = not os.path.exists(path) and (re.fullmatch(r"\[.*\]", value) or "," in value or "${" in value)
-    if several or (path == value and re.fullmatch(r"[\w./:*?@%-]*", value, re.ASCII)):
+    number = re.fullmatch(r"[\d._+-]+(e[+-]?\d+)?|true|false|[+-]?inf|nan", value, re.IGNORECASE) and value[0] != "."
+    if several or (path == value and not number and re.fullmatch(r"[\w./:*?@%-]*", value, re.ASCII)):
         return argument
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", path)
     escaped = re.sub(r"(\\+)$", lambda match: match[1] * 2, escaped)
@@ -128,17 +131,21 @@ def published_count(labeled: str, reader: str) -> int | None:
     return num_labeled(labeled, size) if size and not str(labeled).endswith(".txt") else None
 
 
-def wandb_offline() -> bool:
-    """Whether to log offline: without a login, or when the server cannot be reached in three seconds."""
+def wandb_mode() -> str:
+    """How to log: as WANDB_MODE says, else offline without a login, or when no server answers in three seconds."""
+    if mode := os.environ.get("WANDB_MODE"):
+        if mode not in ("online", "offline", "disabled", "shared", "run", "dryrun"):  # the last two are W&B's old names
+            raise ValueError(f"WANDB_MODE={mode}: choose online, offline or disabled")
+        return mode
     host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
     name, _, port = host.partition(":")
-    if os.environ.get("WANDB_MODE") or not has_wandb_key(name):
-        return os.environ.get("WANDB_MODE") != "online"
+    if not has_wandb_key(name):
+        return "offline"
     try:
         socket.create_connection((name, int(port or 443)), timeout=3).close()
     except OSError:
-        return True
-    return False
+        return "offline"
+    return "online"
 
 
 def has_wandb_key(host: str) -> bool:
@@ -200,6 +207,14 @@ def third(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
     return min(max(1, epochs // 3), max(0, epochs - 1))
 
 
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The name that was meant, perhaps; its last part alone may have been typed."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    close = close or [one for one in known if one.rpartition(".")[2] == name.rpartition(".")[2]]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the command with one line when something fails; HYDRA_FULL_ERROR=1 shows where.
@@ -256,6 +271,8 @@ def one_line(error: Exception) -> str:
     if lines[0].startswith("Caught "):
         # A loader's process sends its traceback as the message; what happened is its last line, behind the type.
         return lines[-1].partition(": ")[2] or lines[-1]
+    if isinstance(error, MissingConfigException) and error.options:
+        return f"{error.missing_cfg_file}: no such choice; choose {', '.join(error.options)}"
     line = lines[0].removeprefix(RESOLVING)
     if isinstance(error, ValueError | OSError | MissingMandatoryValue):
         return line
@@ -285,7 +302,7 @@ OmegaConf.register_new_resolver("third", third, replace=True)
 OmegaConf.register_new_resolver("num_labeled", published_count, replace=True)
 OmegaConf.register_new_resolver("digest", lambda text: hashlib.sha256(text.encode()).hexdigest()[:6], replace=True)
 OmegaConf.register_new_resolver("parent_name", lambda path: Path(path).parent.name, replace=True)
-OmegaConf.register_new_resolver("wandb_mode", lambda: "offline" if wandb_offline() else "online", replace=True)
+OmegaConf.register_new_resolver("wandb_mode", wandb_mode, replace=True)
 
 
 def build(node: DictConfig, *args: object, **kwargs: object):

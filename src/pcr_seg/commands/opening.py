@@ -1,7 +1,5 @@
 """What commands open: a checkpoint, the data set to use it on, a device, and the folder that they write to."""
 
-import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,42 +7,38 @@ from pathlib import Path
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pcr_seg.checkpoint import TRUSTED_DATA, load, refuse_strangers
-from pcr_seg.config import CONF, build
+from pcr_seg.checkpoint import MISSING, TRUSTED_DATA, load, refuse_strangers
+from pcr_seg.config import build
 from pcr_seg.data.sources import Source
 from pcr_seg.predictor import Predictor
+from pcr_seg.training.values import check_node, check_type
+
+# Of keys that stand for no constructor's argument, where a command has them.
+TYPES = {
+    "checkpoint": str, "trust": str | list[str] | None, "eval.student": bool, "device": str, "num_workers": int,
+    "prototype_head": bool, "port": int | None, "margin": int, "tile": int | None,
+}  # fmt: skip
 
 
-def known_choices(arguments: list[str]) -> list[str]:
-    """End the command in one line where `group=choice` names none of conf/; leave `group=null`, the default, out.
-
-    Choices of the user's own are left to Hydra: where the command line names a folder of configurations.
-    """
-    if any(re.match(r"-(cd|cp)$|--config-|hydra\.searchpath", argument) for argument in arguments):
-        return arguments
-    kept = []
-    for argument in arguments:
-        group, _, value = argument.partition("=")
-        if not re.fullmatch(r"\w+", group) or not (CONF / group).is_dir():
-            kept.append(argument)
-        elif value != "null":
-            refuse_unknown(group, value)
-            kept.append(argument)
-    return kept
-
-
-def refuse_unknown(group: str, value: str) -> None:
-    """End the command where one of these choices, with commas between them, is not in a group's folder of conf/."""
-    for choice in value.split(","):
-        if re.fullmatch(r"[\w./-]*", choice) and not (CONF / group / f"{choice}.yaml").is_file():
-            choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
-            sys.exit(f"error: {group}={choice}: no such choice; choose {choices}")
+def check_values(cfg: DictConfig) -> None:
+    """Raise a ValueError for the first value of a command that is of a wrong type or out of range."""
+    config = OmegaConf.to_container(cfg, resolve=True)
+    for key, hint in TYPES.items():
+        if (value := OmegaConf.select(cfg, key, default=MISSING)) is not MISSING:
+            check_type(key, OmegaConf.to_container(value) if isinstance(value, ListConfig) else value, hint)
+    check_node("", {key: value for key, value in config.items() if key not in ("trust", "checkpoint")})
 
 
 def open_checkpoint(cfg: DictConfig) -> Predictor:
-    """The predictor of a command's checkpoint: the teacher's unless `eval.student`, by `protocol` or its own."""
+    """The predictor of a command's checkpoint: the teacher's unless `eval.student`, by `protocol` or its own.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a value of a wrong type, or a checkpoint that cannot be used.
+    """
+    check_values(cfg)
     protocol = instantiate(cfg.protocol) if cfg.get("protocol") else None
     network = "student" if cfg.eval.student else "teacher"
     return load(cfg.checkpoint, trust=cfg.trust or (), network=network, protocol=protocol)

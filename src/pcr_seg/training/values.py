@@ -1,12 +1,13 @@
 """The values of a configuration, looked at once before anything is built: types, ranges, keys that nobody reads."""
 
-import difflib
-import inspect
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
+
+from pcr_seg.checkpoint import constructors, named_parameters, takes_further
+from pcr_seg.config import suggestion
 
 SHARE = (0.0, 1.0)
 POSITIVE, NOT_NEGATIVE = (1, None), (0, None)
@@ -65,24 +66,22 @@ def check_node(path: str, node: dict) -> None:
 
 def arguments(target: Callable) -> dict[str, Any]:
     """Types of a constructor's or function's parameters by name; "**" where it takes others too."""
-    function = target.__init__ if isinstance(target, type) else target
-    try:
-        hints = get_type_hints(function)
-    except Exception:  # names that exist for type checkers only
-        hints = {}
+    functions = constructors(target) if isinstance(target, type) else [target]
     found = {}
-    owners = [c.__init__ for c in target.__mro__ if "__init__" in vars(c)] if isinstance(target, type) else [function]
-    for owner in owners:
-        parameters = inspect.signature(owner).parameters.values()
-        own = get_type_hints(owner) if owner.__module__.startswith("pcr_seg.") else hints
-        found = {
-            p.name: own.get(p.name, Any) for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        } | found
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            return found
-        if not owner.__module__.startswith("pcr_seg."):
-            break
-    return found | {"**": Any}
+    for function in reversed(functions):
+        hints = type_hints(function)
+        found |= {name: hints.get(name, Any) for name in named_parameters(function)}
+    # What another library's constructor takes further goes who knows where; ours hand it to their parents.
+    ends = [f for f in functions if f is functions[-1] or not f.__module__.startswith("pcr_seg.")]
+    return found | ({"**": Any} if any(map(takes_further, ends)) else {})
+
+
+def type_hints(function: Callable) -> dict[str, Any]:
+    """The type hints of a function; none where they name what exists for type checkers only."""
+    try:
+        return get_type_hints(function)
+    except Exception:
+        return {}
 
 
 def check_type(name: str, value: object, hint: object) -> None:
@@ -121,9 +120,3 @@ def described_type(hint: object) -> str:
     if origin in (list, Sequence):
         return f"a list of {described_type(inner[0])}"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def suggestion(key: str, known: Sequence[str]) -> str:
-    """The key that was meant, perhaps."""
-    close = difflib.get_close_matches(key, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

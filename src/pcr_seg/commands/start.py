@@ -1,0 +1,153 @@
+"""A command line, looked at before Hydra reads it: names that do not exist, and settings in the environment."""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from pcr_seg.config import CONF, QUOTES, command_line, one_line_errors, suggestion
+from pcr_seg.data.published import MIRROR
+
+OWN_CONF = r"-(cd|cp|cn)$|--config-|hydra\.searchpath"  # configurations of the user's own, which Hydra judges
+TAKE_A_WORD = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--shell-completion", "-sc")
+
+
+def start() -> None:
+    """Make the process's command line what Hydra shall read; end the command in one line where it cannot be used."""
+    name, arguments = Path(sys.argv[0]).stem, command_line(sys.argv[1:])
+    with one_line_errors():
+        refuse_environment(os.environ)
+        if not any(re.match(OWN_CONF, argument) for argument in arguments):
+            arguments = without_nulls(name, arguments)
+            words = overrides(arguments)
+            sweeps = {"-m", "--multirun"} & {*arguments} or any(word.startswith("hydra.mode=") for word in words)
+            for cell in cells(words, bool(sweeps)):
+                check(name, cell)
+    sys.argv[1:] = arguments
+
+
+def refuse_environment(environment: Mapping[str, str]) -> None:
+    """Raise a ValueError for a variable that Lightning would take behind our back, or that is ours but misspelt."""
+    for variable, value in environment.items():
+        if variable.startswith("PL_TRAINER_"):
+            key = variable.removeprefix("PL_TRAINER_").lower()
+            raise ValueError(f"{variable}={value}: is not read here; unset it and give ++trainer.{key}={value}")
+        if variable.startswith("PCR_SEG_") and variable != MIRROR:
+            raise ValueError(f"{variable}={value}: no such variable{suggestion(variable, [MIRROR])}")
+
+
+def without_nulls(name: str, arguments: list[str]) -> list[str]:
+    """Leave `group=null` out where that is the default, which Hydra cannot read."""
+    defaults = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml").defaults)
+    nulls = [f"{group}=null" for one in defaults if isinstance(one, dict) for group in one if one[group] is None]
+    return [argument for argument in arguments if argument not in nulls]
+
+
+def overrides(arguments: list[str]) -> list[str]:
+    """The overrides among a command's arguments."""
+    pairs = pairwise(["", *arguments])
+    return [word for before, word in pairs if not word.startswith("-") and before not in TAKE_A_WORD]
+
+
+def cells(words: list[str], sweeps: bool) -> list[list[str]]:
+    """Overrides of as many cells of a sweep as show each value once; of the one cell where nothing is swept."""
+    parser, values = OverridesParser.create(), []
+    for word in words:
+        try:
+            override = parser.parse_override(word)
+        except HydraException as error:
+            raise ValueError(f"{word}: cannot be read as key=value; quote the value: \"key='value'\"") from error
+        if override.is_sweep_override() and not sweeps:
+            raise ValueError(f"{word}: several values are a sweep, which needs -m; a list is written [a,b]")
+        if override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
+            values.append([f"{word.partition('=')[0]}={value}" for value in override.sweep_string_iterator()])
+        elif not override.is_sweep_override():  # what a sweeper draws, or finds in folders
+            values.append([word])
+    return [[one[min(i, len(one) - 1)] for one in values] for i in range(max(map(len, values), default=1))]
+
+
+def check(name: str, words: list[str]) -> None:
+    """Raise a ValueError for the first override that names no choice or key, with the nearest that there is."""
+    groups = composed(name).hydra.runtime.choices
+    for word in words:
+        check_choice(name, word, groups)
+    base = OmegaConf.to_container(composed(name, *(word for word in words if key_of(word) in groups)))
+    known = {*paths(base), *groups}
+    for word in words:
+        check_key(word, base, known)
+    composed(name, *words)  # whatever else Hydra refuses
+
+
+def check_key(word: str, base: dict, known: set[str]) -> None:
+    """Raise a ValueError where an override names no key of a configuration, nor adds one that somebody reads."""
+    key = key_of(word)
+    if key in known:
+        if re.match(r"\+[^+]", word):
+            raise ValueError(f"{word}: is there already; leave the + out")
+        return
+    if word.startswith("+") and (key.startswith("hydra.") or below_constructor(base, key)):
+        return
+    group = key.partition(".")[0]
+    if group in known and group not in base:
+        raise ValueError(f"{word}: belongs to a {group}, and none is chosen; give {group}=NAME as well")
+    others = [one for one in known if not key.startswith(f"{one}.")]
+    raise ValueError(f"{word}: no such key{suggestion(key, others) or '; choose ' + listed(key, known)}")
+
+
+def check_choice(name: str, word: str, groups: Mapping[str, str]) -> None:
+    """Raise a ValueError where an override chooses what a group, or a command, does not have."""
+    group, value = key_of(word), word.partition("=")[2].strip(QUOTES)
+    if not (group and (CONF / group).is_dir()) or word.startswith("~"):
+        return
+    if word.startswith("+") and group in groups:
+        raise ValueError(f"{word}: is there already; leave the + out")
+    if group not in groups:
+        raise ValueError(f"{word}: {name}.py has no such group; leave it out")
+    choices = [str(path.relative_to(CONF / group).with_suffix("")) for path in (CONF / group).rglob("*.yaml")]
+    if value not in choices and not value.startswith("["):  # a list of them is Hydra's to read
+        raise ValueError(f"{word}: no such choice{suggestion(value, choices) or '; choose ' + listed('', choices)}")
+
+
+def key_of(word: str) -> str:
+    """The key or group of an override."""
+    return word.lstrip("+~").partition("=")[0]
+
+
+@functools.cache
+def composed(name: str, *words: str) -> DictConfig:
+    """What a command's overrides make of its configuration, Hydra's own included."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(words), return_hydra_config=True)
+
+
+def paths(node: dict) -> Iterator[str]:
+    """The dotted keys of a configuration: of its nodes and of their values."""
+    for key, value in node.items():
+        yield key
+        if isinstance(value, dict):
+            yield from (f"{key}.{inner}" for inner in paths(value))
+
+
+def listed(key: str, known: Iterable[str]) -> str:
+    """The keys beside one that does not exist, or the top ones."""
+    above = key.rpartition(".")[0]
+    above = above if above in known else ""
+    return ", ".join(sorted(one for one in known if one.rpartition(".")[0] == above and "/" not in one))
+
+
+def below_constructor(node: dict, key: str) -> bool:
+    """Whether a key that is added belongs to something that is called with it, and refuses what it does not know."""
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and "_target_" in node:
+            return True
+    return False
