@@ -9,8 +9,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pcr_seg.data.files import DataError
 from pcr_seg.data.imports.images import Images, ends, files_of, read_json, subset_of_file
 from pcr_seg.data.imports.shapes import (
@@ -20,11 +18,11 @@ from pcr_seg.data.imports.shapes import (
     Shape,
     bitmap,
     box,
-    coco_masks,
     polygon,
     polygons,
+    run_lengths,
     shape,
-)  # fmt: skip
+)
 
 OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "image_info_")
 
@@ -97,7 +95,7 @@ def read_note(note: dict, names: dict[Any, str], size: tuple[int, int] | None) -
     """One annotation; where it has no outline, its box says where to look."""
     outline, label = note.get("segmentation"), names.get(note.get("category_id"))
     if isinstance(outline, dict):
-        return shape(label, "mask", {"mask": lambda outline: run_lengths(outline, size)}, outline)
+        return shape(label, "mask", {"mask": lambda outline: mask(outline, size)}, outline)
     if outline:
         parts = polygon if not isinstance(outline[0], list) else polygons
         return shape(label, "polygon", {"polygon": parts}, outline)
@@ -112,18 +110,31 @@ def whole_box(sides: list[float]) -> Draw | None:
     return polygon(box(x, y, x + width, y + height))
 
 
-def run_lengths(outline: dict, size: tuple[int, int] | None) -> Draw:
+def mask(outline: dict, size: tuple[int, int] | None) -> Draw:
     """A mask given by run lengths down its columns, as a list of numbers or as COCO's text.
 
     Raises:
         ValueError: they do not fill the size that they name, or it is not the image's.
     """
     height, width = map(int, outline["size"])
-    counts, coco = outline["counts"], coco_masks()
     if size and (height, width) != size:
         raise ValueError("a mask of another size")
-    if isinstance(counts, list):
-        if sum(counts) != height * width or min(counts, default=0) < 0:
-            raise ValueError("run lengths that do not fill the mask")
-        outline = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return bitmap(np.asarray(coco.decode(outline), bool))
+    counts = outline["counts"]
+    return bitmap(run_lengths(counts if isinstance(counts, list) else unpacked(counts), width, height).T)
+
+
+def unpacked(text: str) -> list[int]:
+    """The run lengths in COCO's text. pycocotools reads it too, but not whether they fill the mask.
+
+    Each is a number of 5 bits a sign, from the lowest, the sign in the last one; from the fourth on less the one before
+    the last. Source: cocodataset/cocoapi, common/maskApi.c, rleFrString.
+    """
+    counts, number, shift = [], 0, 0
+    for sign in text:
+        bits = ord(sign) - 48
+        number, shift = number | (bits & 31) << shift, shift + 5
+        if not bits & 32:
+            number -= (bits & 16 and 1) << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number, shift = 0, 0
+    return counts

@@ -8,8 +8,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
 from pcr_seg.data.files import DataError
 from pcr_seg.data.imports.images import SUBSETS, Images, ends, files_of
 from pcr_seg.data.imports.shapes import (
@@ -22,9 +20,10 @@ from pcr_seg.data.imports.shapes import (
     ellipse,
     line,
     polygon,
+    run_lengths,
     shape,
     turned,
-)  # fmt: skip
+)
 
 
 def find(place: Path) -> list[Path]:
@@ -98,7 +97,4 @@ def oval(item: Element) -> Draw | None:
 def mask(item: Element) -> Draw:
     """Run lengths along the rows of a box, the first of them not of the mask."""
     left, top, width, height = map(int, numbers(item, "left top width height"))
-    runs = [int(text) for text in item.get("rle", "").split(",")]
-    if sum(runs) != width * height:
-        raise ValueError("run lengths that do not fill the box")
-    return bitmap(np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(height, width), top, left)
+    return bitmap(run_lengths([int(text) for text in item.get("rle", "").split(",")], height, width), top, left)

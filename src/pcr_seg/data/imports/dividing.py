@@ -53,6 +53,8 @@ def draw(groups: Mapping[int, str], shown: Sequence[int], val: float, seed: int)
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in groups.items():
         members[group].append(index)
+    if len(members) < 2 or not val:
+        return set()
     names = sorted(members)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     bits = {name: int(np.bitwise_or.reduce([shown[i] for i in members[name]], dtype=object)) for name in names}
@@ -64,7 +66,7 @@ def draw(groups: Mapping[int, str], shown: Sequence[int], val: float, seed: int)
         if drawn and len(drawn) + len(members[name]) / 2 > val * len(groups):
             continue
         drawn |= set(members[name])
-    return drawn if val > 0 else set()
+    return drawn
 
 
 def grouped(

@@ -37,11 +37,13 @@ class Images:
             for key in {plain(file.name), plain(file.stem), loose(file.name)}:
                 self.named[key].append(file)
 
-    def find(self, *texts: str, near: Path | None = None, num_bytes: int | None = None) -> Path:
+    def find(
+        self, *texts: str, near: Path | None = None, num_bytes: int | None = None, subset: str | None = None
+    ) -> Path:
         """The file that is meant by the first of these paths that leads to one.
 
         A path may be of another computer, a URL, or of a server's store: the file with most of its last parts counts.
-        Of equally good ones that in the folder `near`, or that of `num_bytes`, does.
+        Of equally good ones that of `num_bytes`, in the folder `near`, or in one that is called like `subset` does.
 
         Raises:
             LookupError: there is none, or several are as good.
@@ -53,7 +55,7 @@ class Images:
             if near and (beside := near.joinpath(*parts)).is_file() and beside.suffix.lower() in IMAGE_SUFFIXES:
                 return Path(os.path.normpath(beside))
             if found := self.candidates(parts[-1]):
-                return self.best(found, parts, near, num_bytes)
+                return self.best(found, parts, near, num_bytes, subset)
         raise LookupError("no image of this name in the export; images=FOLDER says where images lie")
 
     def candidates(self, name: str) -> list[Path]:
@@ -64,14 +66,18 @@ class Images:
                 return found
         return []
 
-    def best(self, found: list[Path], parts: list[str], near: Path | None, num_bytes: int | None) -> Path:
+    def best(
+        self, found: list[Path], parts: list[str], near: Path | None, num_bytes: int | None, subset: str | None
+    ) -> Path:
         """The one of some files that a path means, see `find`."""
 
-        def rank(file: Path) -> tuple[int, bool, bool]:
+        def rank(file: Path) -> tuple[int, bool, bool, bool]:
             wanted, there = [plain(part) for part in reversed(parts[:-1])], list(map(plain, reversed(file.parts[:-1])))
             same = next((i for i, pair in enumerate(zip(wanted, there, strict=False)) if pair[0] != pair[1]), None)
             agree = min(len(wanted), len(there)) if same is None else same
-            return agree, num_bytes == file.stat().st_size, near is not None and file.is_relative_to(near)
+            within = near is not None and file.is_relative_to(near)
+            same_subset = subset is not None and subset_of(self.relative(file).parts[:-1]) == subset
+            return agree, num_bytes == file.stat().st_size, within, same_subset
 
         ranked = sorted(found, key=rank, reverse=True)
         if len(ranked) > 1 and rank(ranked[0]) == rank(ranked[1]):
@@ -89,7 +95,7 @@ class Images:
         """The record of the image with one of these names, see `find`; of none, `embedded` is its content."""
         name = "/".join(path_parts(texts[0])) or "image"
         try:
-            file = self.find(*texts, near=near, num_bytes=num_bytes)
+            file = self.find(*texts, near=near, num_bytes=num_bytes, subset=known.get("subset"))
         except LookupError as error:
             return Record(name, embedded, problem="" if embedded else str(error), **known)
         known["subset"] = known.get("subset") or subset_of(self.relative(file).parts[:-1])

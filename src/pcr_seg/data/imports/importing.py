@@ -7,6 +7,7 @@ import os
 import shutil
 import tarfile
 import tempfile
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -108,6 +109,14 @@ def import_export(
             root.rmdir()
         os.replace(new, root)
     return Imported(name, parts, classes, divided, left)
+
+
+def by_reason(left: Sequence[Left]) -> dict[tuple[str, str], list[Left]]:
+    """What is left out, by what it is and why."""
+    found: dict[tuple[str, str], list[Left]] = defaultdict(list)
+    for one in left:
+        found[one.what, one.why].append(one)
+    return found
 
 
 def check_settings(

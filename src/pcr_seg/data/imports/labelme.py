@@ -26,7 +26,7 @@ from pcr_seg.data.imports.shapes import (
     polygon,
     problem_of,
     shape,
-)  # fmt: skip
+)
 from pcr_seg.data.sources import read_lines
 
 WIDTH = 10  # pixels of a line, and of a point's disc, in Labelme's own export

@@ -25,7 +25,7 @@ from pcr_seg.data.imports.shapes import (
     polygon,
     shape,
     turned,
-)  # fmt: skip
+)
 
 KINDS = ("brush", "polygon", "rectangle", "ellipse", "keypoint", "bitmask", "vector")
 OPAQUE = 128  # alpha from which a pixel of a brush counts: its rim is soft
@@ -48,7 +48,7 @@ def read(place: Path, files: list[Path], images: Images, lines: float | None) ->
     def records() -> Iterator[Record]:
         for file in files:
             tasks = read_json(file)
-            if not isinstance(tasks, list):
+            if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
                 raise DataError(f"{file}: is no list of tasks, as Label Studio exports it; export it again")
             yield from (read_task(task, images, file, lines) for task in tasks)
 

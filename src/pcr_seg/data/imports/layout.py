@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pcr_seg.data.files import IGNORE_INDEX
+from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES
 from pcr_seg.data.imports.dividing import divide, grouped
 from pcr_seg.data.imports.drawing import Item, Staged
 from pcr_seg.data.imports.images import plain, subset_of
-from pcr_seg.data.imports.shapes import IGNORED
+from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 from pcr_seg.pixels import distinct_colors
 
-BACKGROUND = ("background", "_background_", "__background__")
 DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "upload", "datasets", "obj_train_data"}
 
 
@@ -92,7 +91,7 @@ def unique_names(items: Sequence[Item]) -> list[str]:
         *above, last = item.record.name.split("/")
         folders.append([part for part in above if part.lower() not in DULL and not subset_of([part]) and part != ".."])
         stem, dot, suffix = last.rpartition(".")
-        stems.append(stem if dot and f".{suffix}".lower() == item.image.suffix.lower() else last)
+        stems.append(stem if dot and f".{suffix}".lower() in IMAGE_SUFFIXES else last)
     shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False)))
     names, used = [], set()
     for above, stem in zip(folders, stems, strict=True):

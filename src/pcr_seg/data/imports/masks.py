@@ -98,10 +98,8 @@ def read_roboflow(place: Path, files: list[Path], images: Images) -> Export:
             for path in paths:
                 record = images.record(path.relative_to(file.parent).as_posix(), near=file.parent, subset=subset)
                 yield with_mask(record, masks[path.stem], names, Format()) if path.stem in masks else record
-            alone = masks.keys() - {path.stem for path in paths}
-            yield from (
-                Record(masks[name].name, mask=masks[name], problem="a mask of no image") for name in sorted(alone)
-            )
+            for name in sorted(masks.keys() - {path.stem for path in paths}):
+                yield Record(masks[name].name, mask=masks[name], problem="is of no image")
 
     return Export(list(classes), records())
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from pcr_seg.data.files import DataError
 
 Size = tuple[int, int]  # (H, W)
+BACKGROUND = ("background", "_background_", "__background__")
 IGNORED = "__ignore__"  # Labelme's name of what is no class; as a label it means 255 in every format
 DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError, zlib.error, binascii.Error)
 THIN = ("line", "linestrip", "polyline", "point", "points")  # have an area where a width is given alone
@@ -113,6 +114,17 @@ def clipped(mask: np.ndarray, top: int, left: int, size: Size) -> Window:
 def bitmap(mask: np.ndarray, top: int = 0, left: int = 0) -> Draw:
     """A mask (h, w) bool at its place."""
     return lambda size: clipped(mask, top, left, size)
+
+
+def run_lengths(counts: Sequence[int], rows: int, columns: int) -> np.ndarray:
+    """A mask (rows, columns) bool given by run lengths along its rows, the first of them not of the mask.
+
+    Raises:
+        ValueError: they do not fill it.
+    """
+    if sum(counts) != rows * columns or min(counts, default=0) < 0:
+        raise ValueError("run lengths that do not fill the mask")
+    return np.repeat(np.arange(len(counts)) % 2 == 1, counts).reshape(rows, columns)
 
 
 def corners(points: Any) -> np.ndarray:

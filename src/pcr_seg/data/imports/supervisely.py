@@ -28,7 +28,7 @@ from pcr_seg.data.imports.shapes import (
     problem_of,
     shape,
     turned,
-)  # fmt: skip
+)
 
 OPAQUE = 128  # alpha from which a pixel of an alpha mask counts
 

@@ -24,10 +24,22 @@ from pcr_seg.data.imports.shapes import (
     polygon,
     shape,
     turned,
-)  # fmt: skip
+)
 from pcr_seg.data.sources import read_lines
 
-COMMON = ("class", "label", "name", "category", "type", "object", "object_name", "class_name", "classes", "labels")
+COMMON = (
+    "class",
+    "class_name",
+    "classes",
+    "label",
+    "labels",
+    "category",
+    "object",
+    "object_class",
+    "type",
+    "name",
+    "object_name",
+)
 ALONE = "object"  # the class where regions have no attributes at all
 
 
@@ -68,7 +80,8 @@ def read(place: Path, files: list[Path], images: Images, lines: float | None, at
         files: its files, of `find`.
         images: its images.
         lines: width of lines and points in pixels; None leaves them out.
-        attribute: of regions, that names their class; None for the only one, or one that is called like it.
+        attribute: of regions, that names their class; None for the only one, one that is called like it, or
+            the only one that all regions have as a text.
     """
     documents = {file: read_table(file) if file.suffix.lower() == ".csv" else read_project(file) for file in files}
     regions = [region for found, _ in documents.values() for image in found for region in image.regions]
@@ -146,6 +159,12 @@ def class_attribute(regions: list[Region], wanted: str | None, file: Path) -> st
     if wanted is not None or len(found) < 2:
         return wanted or next(iter(found), None)
     likely = [name for common in COMMON for name in found if name.lower() == common]
+    texts = [
+        {key for key, value in region.attributes.items() if isinstance(value, str) and value} for region in regions
+    ]
+    always = set.intersection(*texts)
+    if not likely and len(always) == 1:
+        return always.pop()
     if not likely:
         raise ValueError(f"{file}: regions have the attributes {', '.join(found)}; set attribute= to the classes'")
     return likely[0]
