@@ -38,7 +38,7 @@ def annotations(
 
     It is called with the image's path as tools know it, such as `day 2/photo.jpg`, with its file, and with class ids
     (H, W) uint8, 255 = ignored; from any thread. COCO: annotations.json, written at the end, also after an interrupt.
-    Labelme: labelme/NAME.json at once, which refers to the file.
+    Labelme: labelme/NAME.json at once, which refers to the file, and labelme/labels.txt, for its --labels.
 
     Args:
         folder: of the output.
@@ -55,6 +55,9 @@ def annotations(
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, labelme_file(mask, class_names, os.path.relpath(image, file.parent)))
 
+    if format == "labelme":
+        (folder / "labelme").mkdir(parents=True, exist_ok=True)
+        (folder / "labelme/labels.txt").write_text("\n".join(labelme_names(class_names)) + "\n", encoding="utf-8")
     try:
         yield add
     finally:
@@ -126,20 +129,21 @@ def coco_file(images: Sequence[tuple[str, tuple[int, int], list[dict]]], class_n
     }
 
 
+def labelme_names(class_names: Sequence[str]) -> list[str]:
+    """The classes in the order of ids as Labelme calls them: its own name for a background, and what is ignored."""
+    return [IGNORED, *("_background_" if i == ground(class_names) else name for i, name in enumerate(class_names))]
+
+
 def labelme_file(mask: np.ndarray, class_names: Sequence[str], image: str, tolerance: float = TOLERANCE) -> dict:
     """What Labelme's JSON holds of one image: the outline of each region, larger ones first, so that others lie on top.
 
     Background is drawn where it lies inside of something else, as `_background_`.
     """
-    names = {**dict(enumerate(class_names)), IGNORE_INDEX: IGNORED}
-    found = []
-    for region in regions(mask):
-        label, name = region.label, names[region.label]
-        if label == ground(class_names):
-            if touches_border(region, mask.shape):
-                continue
-            name = "_background_"
-        found.append((name, *outline(region, tolerance)))
+    ignored, *names = labelme_names(class_names)
+    names = {**dict(enumerate(names)), IGNORE_INDEX: ignored}
+    background = ground(class_names)
+    drawn = [one for one in regions(mask) if one.label != background or not touches_border(one, mask.shape)]
+    found = [(names[region.label], *outline(region, tolerance)) for region in drawn]
     found.sort(key=lambda shape: -shape[2])
     shapes = [
         {"label": name, "points": points, "group_id": None, "description": "", "shape_type": "polygon", "flags": {}}

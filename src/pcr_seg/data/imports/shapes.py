@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from pcr_seg.data.files import DataError
 
@@ -223,7 +223,7 @@ def png_mask(content: bytes | str, threshold: int = 1) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(content), formats=["PNG"])
         image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
         raise ValueError("not a PNG") from error
     if image.mode in ("LA", "RGBA", "PA") or (image.mode == "P" and "transparency" in image.info):
         return np.array(image.convert("RGBA"))[..., 3] >= threshold
