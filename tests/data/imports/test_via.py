@@ -175,3 +175,13 @@ def test_damage(tmp_path: Path) -> None:
     write_json(tmp_path / "in/via_project.json", {"_via_img_metadata": {"a": {"regions": []}}})
     with pytest.raises(ValueError, match="holds no images with regions, as VIA's JSON does; export it again"):
         bring(tmp_path / "in", tmp_path / "new2")
+
+
+def test_each_folder_has_its_own_kind_of_file(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        project(tmp_path / "in" / part, {"a.png": REGIONS})
+        table(tmp_path / "in" / part, {"a.png": REGIONS[:1]})
+    (tmp_path / "in/val/via_project.json").unlink()
+    _, source, masks = bring(tmp_path / "in", tmp_path / "new")
+    assert len(source.train) == len(source.val) == 1
+    assert agree(masks["a"], drawn()) and agree(masks["a_2"], layers(SIZE, (inside(RING, SIZE), 1)))

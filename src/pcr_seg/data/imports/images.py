@@ -30,8 +30,8 @@ class Images:
 
     def __init__(self, places: Iterable[Path]) -> None:
         self.places = list(places)
-        found = {os.path.realpath(file): file for place in self.places for file in find_images(place)[1]}
-        self.files = [Path(file) for file in found.values()]
+        self.real = {os.path.realpath(file): Path(file) for place in self.places for file in find_images(place)[1]}
+        self.files = list(self.real.values())
         self.named: dict[str, list[Path]] = defaultdict(list)
         for file in self.files:
             for key in {plain(file.name), plain(file.stem), loose(file.name)}:
@@ -52,16 +52,17 @@ class Images:
             parts = path_parts(text)
             if not parts:
                 continue
-            if near and (beside := near.joinpath(*parts)).is_file() and beside.suffix.lower() in IMAGE_SUFFIXES:
-                return Path(os.path.normpath(beside))
+            for beside in (near / text, near.joinpath(*parts)) if near else ():
+                if beside.is_file() and beside.suffix.lower() in IMAGE_SUFFIXES:
+                    return self.real.get(os.path.realpath(beside), Path(os.path.normpath(beside)))
             if found := self.candidates(parts[-1]):
                 return self.best(found, parts, near, num_bytes, subset)
         raise LookupError("no image of this name in the export; images=FOLDER says where images lie")
 
     def candidates(self, name: str) -> list[Path]:
-        """Files called like this, else without the hash of an upload, else as an upload spells it."""
-        unhashed = re.sub(r"^[0-9a-f]{8}-", "", name)
-        for key in (plain(name), plain(unhashed), loose(name), loose(unhashed)):
+        """Files called like this, else as in a URL, without the hash of an upload, or as an upload spells it."""
+        unhashed = re.sub(r"^[0-9a-f]{8}-", "", unquote(name))
+        for key in (plain(name), plain(unquote(name)), plain(unhashed), loose(unquote(name)), loose(unhashed)):
             if found := self.named.get(key):
                 return found
         return []

@@ -15,6 +15,7 @@ from pcr_seg.data.imports.dividing import divide, grouped
 from pcr_seg.data.imports.drawing import Item, Staged
 from pcr_seg.data.imports.images import plain, subset_of
 from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
+from pcr_seg.data.prepare import track
 from pcr_seg.pixels import distinct_colors
 
 DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "upload", "datasets", "obj_train_data"}
@@ -34,7 +35,7 @@ def write(
     parts, divided = divide(subsets, [item.shown for item in labeled], groups, val=val, seed=seed)
     divided = divided if divided.startswith("as") else f"{divided}, by {what}"
     parts += ["unlabeled"] * len(staged.unlabeled)
-    for item, name, part in zip(items, names, parts, strict=True):
+    for item, name, part in track(list(zip(items, names, parts, strict=True)), "Writing the data set"):
         place = root / "unlabeled" if part == "unlabeled" else root / "images" / part
         put(item.image, place / f"{name}{item.image.suffix}", links)
         if item.mask:

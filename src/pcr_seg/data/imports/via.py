@@ -6,7 +6,7 @@ Source: robots.ox.ac.uk/~vgg/software/via; gitlab.com/vgg/via, via-2.x.y/CodeDoc
 import csv
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,16 +60,19 @@ class Image(NamedTuple):
 
 
 def find(place: Path) -> list[Path]:
-    """The JSON and CSV files of a folder that hold regions; of projects and annotations beside them the projects."""
-
-    def has_regions(file: Path) -> bool:
+    """The JSON and CSV files of a folder that hold regions; in each folder projects, else annotations, else tables."""
+    found: dict[tuple[Path, int], list[Path]] = defaultdict(list)
+    for file in [*files_of(place, ".json"), *files_of(place, ".csv")]:
         text = ends(file)
-        return '"_via_img_metadata"' in text or ('"file_attributes"' in text and '"regions"' in text)
-
-    tables = [file for file in files_of(place, ".csv") if "region_shape_attributes" in ends(file).partition("\n")[0]]
-    found = [file for file in files_of(place, ".json") if has_regions(file)]
-    projects = [file for file in found if '"_via_img_metadata"' in ends(file)]
-    return projects or found or tables
+        if file.suffix.lower() == ".csv":
+            if "region_shape_attributes" in text.partition("\n")[0]:
+                found[file.parent, 2].append(file)
+        elif '"_via_img_metadata"' in text:
+            found[file.parent, 0].append(file)
+        elif '"file_attributes"' in text and '"regions"' in text:
+            found[file.parent, 1].append(file)
+    best = {folder: min(kind for top, kind in found if top == folder) for folder, _ in found}
+    return [file for folder, kind in sorted(best.items()) for file in found[folder, kind]]
 
 
 def read(place: Path, files: list[Path], images: Images, lines: float | None, attribute: str | None) -> Export:
