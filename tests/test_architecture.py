@@ -49,7 +49,9 @@ ALLOWED = {
     **{f"data.imports.{tool}": {"data.files", "data.sources", *SHAPES} for tool in TOOLS},
     "data.imports.drawing": {"data.files", "data.imports.shapes", "data.prepare"},
     "data.imports.dividing": {"data.imports.images", "data.sources", "data.splits"},
-    "data.imports.layout": {"data.files", "data.imports.dividing", "data.imports.drawing", "data.prepare", "pixels", *SHAPES},
+    "data.imports.layout": {
+        "data.files", "data.imports.dividing", "data.imports.drawing", "data.prepare", "pixels", *SHAPES,
+    },
     "data.imports.importing": {
         "data.files", "data.imports.drawing", "data.imports.layout", *SHAPES,
         *(f"data.imports.{tool}" for tool in TOOLS),

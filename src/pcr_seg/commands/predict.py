@@ -5,7 +5,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -56,7 +56,8 @@ def predict(cfg: DictConfig) -> dict:
     started, areas, failed = time.perf_counter(), {}, {}
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        with annotating(cfg, predictor.class_names) as annotate:
+        writer = annotations.annotations(output, cfg.format, predictor.class_names) if cfg.format else nullcontext()
+        with writer as annotate:
             predict_images(predictor, images, cfg, maps, areas, failed, annotate)
     except KeyboardInterrupt:
         console.print(f"interrupted: {len(areas)} of {len(images)} images are done; see {output}/areas.json")
@@ -94,11 +95,6 @@ def check_format(cfg: DictConfig, images: dict[str, Path]) -> None:
         raise ValueError(
             f"format={cfg.format}: {large[0]} is predicted by tiles, for maps alone; leave out format or tile"
         )
-
-
-def annotating(cfg: DictConfig, class_names: list[str]) -> AbstractContextManager[Callable | None]:
-    """The writer of annotations, if they are asked for."""
-    return annotations.annotations(Path(cfg.output), cfg.format, class_names) if cfg.format else nullcontext()
 
 
 def predict_images(

@@ -1,5 +1,6 @@
 """The whole way from an export to a data set: formats found out, archives, names, settings, and the command."""
 
+import json
 import runpy
 import shutil
 import sys
@@ -148,3 +149,29 @@ def test_without_pycocotools_one_line_says_how_to_get_it(tmp_path: Path, monkeyp
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     with pytest.raises(ValueError, match=r"pip install 'pcr-seg\[imports\]'"):
         import_export(coco(tmp_path / "in", ["a.jpg", "b.jpg"]), tmp_path / "new")
+
+
+def places_in(content: object, path: tuple = ()) -> list[tuple]:
+    """The ways to all values in a JSON document."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    return [path] * bool(path) + [way for key, value in items for way in places_in(value, (*path, key))]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_any_damage_is_one_line_or_left_out(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    file = coco(tmp_path / "in", ["a.jpg", "b.jpg"]) / "a.json"
+    content = inside = json.loads(file.read_text())
+    ways = places_in(content)
+    *above, last = ways[random.integers(len(ways))]
+    for key in above:
+        inside = inside[key]
+    odd = [None, [], {}, -1, 1e300, "x", [[1, 2]], {"a": 1}, True]
+    inside[last] = odd[random.integers(len(odd))]
+    write_json(file, content)
+    try:
+        found, _, masks = bring(tmp_path / "in", tmp_path / "new")
+    except ValueError as error:
+        assert "\n" not in str(error) and not (tmp_path / "new").exists()
+    else:
+        assert masks and len(found.classes) > 1

@@ -71,7 +71,7 @@ def draw(groups: Mapping[int, str], shown: Sequence[int], val: float, seed: int)
 
 def grouped(
     names: Sequence[str], columns: Sequence[Mapping[str, str]], group: str | None
-) -> tuple[list[str], str]:  # fmt: skip
+) -> tuple[list[str], str]:
     """The group of each image, and what makes it, in words.
 
     Args:

@@ -1,6 +1,6 @@
 """The images of an export become masks, staged in a folder until all classes are known; what is left out is told."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -135,8 +135,10 @@ def drawing_size(image: Path, declared: Size | None) -> tuple[Size, Image.Transp
     return declared, turn
 
 
-def paint(record: Record, size: Size, number, smaller: bool) -> tuple[np.ndarray, list[Left]]:
-    """The mask of a record at this size, and what of it is left out."""
+def paint(
+    record: Record, size: Size, number: Callable[[str], int], smaller: bool
+) -> tuple[np.ndarray, list[Left]]:
+    """The mask of a record at this size, 0 where nothing is drawn, and what of it is left out."""
     left, drawn = [], []
     for one in record.shapes:
         window, why = pixels(one, size)

@@ -94,11 +94,11 @@ class Images:
         **known: Any,
     ) -> Record:
         """The record of the image with one of these names, see `find`; of none, `embedded` is its content."""
-        name = "/".join(path_parts(texts[0])) or "image"
+        name = "/".join(path_parts(texts[0])) if texts else "an image without a name"
         try:
             file = self.find(*texts, near=near, num_bytes=num_bytes, subset=known.get("subset"))
         except LookupError as error:
-            return Record(name, embedded, problem="" if embedded else str(error), **known)
+            return Record(name or "an embedded image", embedded, problem="" if embedded else str(error), **known)
         known["subset"] = known.get("subset") or subset_of(self.relative(file).parts[:-1])
         return Record(self.relative(file).as_posix(), file, **known)
 

@@ -8,8 +8,8 @@ import shutil
 import tarfile
 import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +45,7 @@ def import_export(
     empty: str = "unlabeled",
     overlap: str = "later",
     lines: float | None = None,
-    ignore: Collection[str] = (IGNORED,),
+    ignore: str | Collection[str] = (IGNORED,),
     attribute: str | None = None,
     own_split: bool = True,
     group: str | None = "auto",
@@ -94,8 +94,10 @@ def import_export(
             place, links = unpack(place, staging / "archive"), False
         own = [place] if place.is_dir() else [] if images else [place.parent]
         found = Images([*own, *([images] if images else [])])
-        name, export = open_export(place, found, format, lines, attribute)
-        staged, left = stage(export, staging, ignore, rest, empty, overlap == "smaller")
+        with damage(place):
+            name, export = open_export(place, found, format, lines, attribute)
+            ignored = [ignore] if isinstance(ignore, str) else ignore
+            staged, left = stage(export, staging, ignored, rest, empty, overlap == "smaller")
         taken = [*staged.labeled, *staged.unlabeled]
         if whole or images:
             staged.unlabeled.extend(further(found, taken, staged.not_images, left))
@@ -109,6 +111,16 @@ def import_export(
             root.rmdir()
         os.replace(new, root)
     return Imported(name, parts, classes, divided, left)
+
+
+@contextmanager
+def damage(place: Path) -> Iterator[None]:
+    """Raise a DataError where an export is not built as its tool builds it, in a way that its reader does not name."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"from={place}: not built as its tool builds it ({reason}); export it again") from error
 
 
 def by_reason(left: Sequence[Left]) -> dict[tuple[str, str], list[Left]]:
