@@ -2,6 +2,7 @@
 
 python predict.py checkpoint=RUN/checkpoints/last.ckpt images=FOLDER output=predictions
 python predict.py checkpoint=... "images='holiday/*.jpg'" maps=[index,disagreement,prototype]
+python predict.py checkpoint=... images=PHOTOS format=coco             # or labelme: to be corrected in a tool
 python predict.py checkpoint=... images=orthophoto.tif tile=1024       # by windows, in constant memory
 """
 

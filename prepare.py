@@ -1,9 +1,10 @@
-"""Put a data set into place, examine one, or get settings suggested.
+"""Put a data set into place, import one from an annotation tool, examine one, or get settings suggested.
 
 python prepare.py dataset=voc_aug                            # downloads VOC 2012 and SBD, 3.4 GB; serves voc as well
 python prepare.py dataset=cityscapes dataset.root=FOLDER     # unpacks the zip files that you downloaded into FOLDER
 python prepare.py check dataset=folder dataset.root=FOLDER   # decodes your images and masks and reports what is wrong
 python prepare.py suggest dataset=folder dataset.root=FOLDER # crop, batch and epochs for them, as a command
+python prepare.py import from=EXPORT dataset.root=NEW        # labels of COCO, CVAT, Labelme, Label Studio, YOLO, ...
 """
 
 import shlex
@@ -21,10 +22,14 @@ from rich.table import Table
 from pcr_seg.commands.start import start
 from pcr_seg.config import build, one_line_errors
 from pcr_seg.data.check import check, num_errors, show, write
+from pcr_seg.data.imports.importing import by_reason, import_export
 from pcr_seg.data.prepare import prepare
 from pcr_seg.data.suggest import suggest
 
-ACTIONS = ("prepare", "check", "suggest")
+ACTIONS = ("prepare", "check", "suggest", "import")
+IMPORT_KEYS = (
+    "format", "rest", "empty", "overlap", "lines", "ignore", "attribute", "own_split", "group", "val", "seed", "links",
+)  # fmt: skip
 
 
 @hydra.main(config_path="conf", config_name="prepare", version_base="1.3")
@@ -35,7 +40,8 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         if cfg.action not in ACTIONS:
             raise ValueError(f"action={cfg.action}: choose one of {', '.join(ACTIONS)}")
-        {"prepare": run_prepare, "check": run_check, "suggest": run_suggest}[cfg.action](cfg, dataset)
+        runs = {"prepare": run_prepare, "check": run_check, "suggest": run_suggest, "import": run_import}
+        runs[cfg.action](cfg, dataset)
 
 
 def run_prepare(cfg: DictConfig, dataset: str) -> None:
@@ -68,6 +74,26 @@ def run_suggest(cfg: DictConfig, dataset: str) -> None:
     console.print(table)
     words = " ".join(f"{key}={value}" for key, value in suggestion.overrides.items())
     console.print(f"python train.py {dataset} {words}", soft_wrap=True, highlight=False)
+
+
+def run_import(cfg: DictConfig, dataset: str) -> None:
+    """Make a data set of what a tool exported, and say what is left out and what comes next."""
+    if cfg["from"] is None or "dataset.root=" not in dataset:
+        raise ValueError("import: say what from, and where to: python prepare.py import from=EXPORT dataset.root=NEW")
+    root, console = Path(cfg.dataset.root), Console(soft_wrap=True, highlight=False, markup=False)
+    images = Path(cfg.images) if cfg.images else None
+    found = import_export(Path(cfg["from"]), root, images=images, **{key: cfg[key] for key in IMPORT_KEYS})
+    parts = ", ".join(f"{number} {part}" for part, number in found.parts.items())
+    console.print(f"{root}: {parts} images from {found.format}, divided {found.divided}; {', '.join(found.classes)}")
+    if found.left:
+        table = Table("what", "why", "number", "first")
+        for (what, why), those in by_reason(found.left).items():
+            table.add_row(what, why, str(len(those)), " ".join(filter(None, (those[0].image, those[0].label))))
+        console.print(table)
+        console.print(f"each of them: {root}/left_out.csv")
+    if not found.parts["val"]:
+        console.print("no image is left to validate on: label some more, and import again")
+    console.print(f"next: python prepare.py check dataset=folder {shlex.join([f'dataset.root={root}'])}")
 
 
 if __name__ == "__main__":

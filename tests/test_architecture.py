@@ -10,6 +10,8 @@ import pytest
 
 SRC = Path(__file__).parents[1] / "src/pcr_seg"
 FILES = {"data.files", "data.sources"}
+SHAPES = {"data.imports.images", "data.imports.shapes"}
+TOOLS = ("coco", "cvat", "labelme", "labelstudio", "masks", "supervisely", "via", "yolo")
 ALLOWED = {
     "pixels": set(),
     "method.sampling": set(),
@@ -42,6 +44,19 @@ ALLOWED = {
     "data.check": {"data.files", "data.sources", "data.splits"},
     "data.suggest": {"data.files", "data.sources", "data.splits"},
     "data.prepare": {"data.files", "data.published", "data.sources", "data.splits"},
+    "data.imports.shapes": {"data.files"},
+    "data.imports.images": {"data.files", "data.imports.shapes", "data.sources"},
+    **{f"data.imports.{tool}": {"data.files", "data.sources", *SHAPES} for tool in TOOLS},
+    "data.imports.drawing": {"data.files", "data.imports.shapes", "data.prepare"},
+    "data.imports.dividing": {"data.imports.images", "data.sources", "data.splits"},
+    "data.imports.layout": {
+        "data.files", "data.imports.dividing", "data.imports.drawing", "data.prepare", "pixels", *SHAPES,
+    },
+    "data.imports.importing": {
+        "data.files", "data.imports.drawing", "data.imports.layout", *SHAPES,
+        *(f"data.imports.{tool}" for tool in TOOLS),
+    },
+    "data.annotations": {"data.files", "data.imports.shapes"},
     "data.synthetic": {"data.sources"},
     "data.tiles": {"data.files"},
     "data.transforms": {"data.files", "pixels"},
@@ -79,7 +94,8 @@ ALLOWED = {
     "commands.opening": {"checkpoint", "config", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {"commands.opening", "data.datamodule", "data.splits", "pixels", "predictor", "scores"},
     "commands.predict": {
-        "commands.opening", "data.tiles", "pictures.panels", "pictures.visualize", "pixels", "predictor", *FILES,
+        "commands.opening", "data.annotations", "data.tiles", "pictures.panels", "pictures.visualize", "pixels",
+        "predictor", *FILES,
     },
     "commands.choose": {"commands.opening", "pictures.panels", "predictor", *FILES},
     "commands.export": {"commands.opening", "pixels", "predictor"},

@@ -29,6 +29,7 @@ from pcr_seg.commands.predict import (
 )
 from pcr_seg.config import CONF
 from pcr_seg.data.files import Format, read_image
+from pcr_seg.data.imports.importing import import_export
 from pcr_seg.data.sources import find_images
 from pcr_seg.inference import whole_image
 from pcr_seg.method import PCR, Supervised, upsample
@@ -413,3 +414,30 @@ def test_a_damaged_tiff_is_left_out_with_and_without_tiles(trained: Path, tmp_pa
         assert {"cut", "no"} <= set(content["failed"]) and "good" in content["images"]
         assert all("in/" in line and "\n" not in line for line in content["failed"].values())
         assert index_maps(output) == sorted(content["images"]), "nothing of a map is left where its image fails"
+
+
+@pytest.mark.parametrize("format", ["coco", "labelme"])
+def test_annotations_come_back_as_they_were_predicted(trained: Path, tmp_path: Path, format: str) -> None:
+    for name, size in {"deep/a": (40, 56), "b c": (37, 61)}.items():
+        noise(tmp_path / f"in/{name}.png", *size)
+    (tmp_path / "in/bad.png").write_bytes(b"x")
+    checkpoint = trained / "checkpoints/last.ckpt"
+    predict(command(checkpoint, tmp_path / "in", tmp_path / "out", f"format={format}", "maps=index"))
+    place = tmp_path / "out" / {"coco": "annotations.json", "labelme": "labelme"}[format]
+    import_export(place, tmp_path / "new", images=tmp_path / "in")
+    classes = (tmp_path / "new/classes.txt").read_text().splitlines()
+    assert [line.split()[1] for line in classes] == load(checkpoint).class_names
+    for name in ("deep/a", "b c"):
+        [found] = (tmp_path / "new/labels").rglob(f"{Path(name).name}.png")
+        mask, again = (np.array(Image.open(path)) for path in (tmp_path / f"out/index/{name}.png", found))
+        assert (mask == again).mean() > (0.999 if format == "coco" else 0.5)
+
+
+def test_annotations_are_refused_before_the_work_starts(trained: Path, tmp_path: Path) -> None:
+    noise(tmp_path / "in/a.tif", 40, 80)
+    settings = [trained / "checkpoints/last.ckpt", tmp_path / "in", tmp_path / "out"]
+    with pytest.raises(ValueError, match="format=voc: choose coco or labelme, or leave it out"):
+        predict(command(*settings, "format=voc"))
+    with pytest.raises(ValueError, match=r"format=coco: .*a\.tif is predicted by tiles"):
+        predict(command(*settings, "format=coco", "tile=64", "margin=0"))
+    assert not (tmp_path / "out").exists()

@@ -1,10 +1,11 @@
 """From a checkpoint and images to maps, one file each, and the area of each class."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, whole_number, writing
-from pcr_seg.data import tiles
+from pcr_seg.data import annotations, tiles
 from pcr_seg.data.files import DataError, Format, nearly_black, read_image
 from pcr_seg.data.sources import find_images
 from pcr_seg.pictures import visualize
@@ -32,7 +33,7 @@ BLOCK = 256  # side of the blocks of a GeoTIFF that is written in one piece
 
 
 def predict(cfg: DictConfig) -> dict:
-    """Write the chosen maps of each image; write and return what areas.json holds.
+    """Write the chosen maps of each image, and annotations if asked for; write and return what areas.json holds.
 
     areas.json: `checkpoint`, `classes`, `images` (name -> file, height, width, pixels and share of each class),
     `failed` (name -> what is wrong with an image that was left out) and `total` (pixels and share over all images).
@@ -48,13 +49,16 @@ def predict(cfg: DictConfig) -> dict:
     check_settings(cfg)
     output = Path(cfg.output)
     images = named_images(str(cfg.images), output)
+    check_format(cfg, images)
     predictor.to(choose_device(cfg.device))
     output_folder(output, REMEDY)
 
     started, areas, failed = time.perf_counter(), {}, {}
     console = Console(soft_wrap=True, highlight=False, markup=False)
     try:
-        predict_images(predictor, images, cfg, maps, areas, failed)
+        writer = annotations.annotations(output, cfg.format, predictor.class_names) if cfg.format else nullcontext()
+        with writer as annotate:
+            predict_images(predictor, images, cfg, maps, areas, failed, annotate)
     except KeyboardInterrupt:
         console.print(f"interrupted: {len(areas)} of {len(images)} images are done; see {output}/areas.json")
         raise
@@ -64,6 +68,11 @@ def predict(cfg: DictConfig) -> dict:
     done = f"{len(areas)} of {len(images)}" if failed else len(images)
     console.print(f"{done} images in {seconds:.1f} s on {predictor.device}, {len(areas) / seconds:.2f} images/s")
     console.print(f"{output}/{{{','.join(maps)}}} and the area of each class in {output}/areas.json")
+    if cfg.format:
+        written = output / ("annotations.json" if cfg.format == "coco" else "labelme")
+        place = cfg.images if Path(cfg.images).is_dir() else next(iter(images.values())).parent
+        words = shlex.join([f"from={written}", f"images={place}"])
+        console.print(f"python prepare.py import {words} dataset.root=NEW     # once {written} is corrected in a tool")
     console.print(f"python choose.py checkpoint={cfg.checkpoint} budget=20     # which images to label next")
     console.print(f"python export.py checkpoint={cfg.checkpoint} format=onnx")
     return content
@@ -78,9 +87,20 @@ def check_settings(cfg: DictConfig) -> None:
         tiles.cuts(1, whole_number(cfg, "tile"), whole_number(cfg, "margin"))
 
 
+def check_format(cfg: DictConfig, images: dict[str, Path]) -> None:
+    """Raise a ValueError for a format of annotations that is none, or for an image that is never in one piece."""
+    if cfg.format not in (None, *annotations.FORMATS):
+        raise ValueError(f"format={cfg.format}: choose {' or '.join(annotations.FORMATS)}, or leave it out")
+    if cfg.format and cfg.tile and (large := [path for path in images.values() if is_large(path, cfg.tile)]):
+        raise ValueError(
+            f"format={cfg.format}: {large[0]} is predicted by tiles, for maps alone; leave out format or tile"
+        )
+
+
 def predict_images(
-    predictor: Predictor, images: dict[str, Path], cfg: DictConfig, maps: list[str], areas: dict, failed: dict
-) -> None:
+    predictor: Predictor, images: dict[str, Path], cfg: DictConfig, maps: list[str], areas: dict, failed: dict,
+    annotate: Callable[[str, Path, np.ndarray], None] | None,
+) -> None:  # fmt: skip
     """Write the maps of images; put the areas of each into `areas`, and what is wrong with others into `failed`."""
     large = {name: path for name, path in images.items() if cfg.tile and is_large(path, cfg.tile)}
     small = {name: path for name, path in images.items() if name not in large}
@@ -89,6 +109,9 @@ def predict_images(
 
     def write(name: str, image: np.ndarray, found: View) -> None:
         write_maps(predictor, image, found, maps, output, name, placed.get(name))
+        if annotate:
+            with writing(output, REMEDY):
+                annotate(f"{name}{images[name].suffix}", images[name], found.labels["linear"])
         areas[name] = area(images[name], found.labels["linear"], predictor.class_names)
 
     def leave_out(name: str, error: Exception) -> None:

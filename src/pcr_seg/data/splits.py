@@ -239,7 +239,7 @@ def _draw(source: Source, train: list[Sample], count: int, seed: int) -> set[int
     """Indices of `count` samples: a few that show every class, then random ones."""
     shown = classes_shown(train, "Reading masks for the draw")
     order = np.random.default_rng(seed).permutation(len(train)).tolist()
-    cover = [order[position] for position in _cover([shown[index] for index in order], count)]
+    cover = [order[position] for position in cover_classes([shown[index] for index in order], count)]
     chosen = cover + [index for index in order if index not in cover][: count - len(cover)]
     nowhere = _missing(source.classes, shown)
     lost = [name for name in _missing(source.classes, [shown[i] for i in chosen]) if name not in nowhere]
@@ -249,7 +249,7 @@ def _draw(source: Source, train: list[Sample], count: int, seed: int) -> set[int
     return set(chosen)
 
 
-def _cover(shown: list[int], count: int) -> list[int]:
+def cover_classes(shown: list[int], count: int) -> list[int]:
     """Positions of at most `count` entries that together show every class, if such are found.
 
     Beam search: a state is extended by each image of its rarest missing class (every cover holds one), and
