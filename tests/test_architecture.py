@@ -21,6 +21,7 @@ ALLOWED = {
     "method.consistency": {"method.losses", "method.mixing", "method.sampling", "method.teacher"},
     "method.fixmatch": {"method.losses", "method.mixing", "method.sampling", "method.teacher"},
     "method.unimatch": {"method.losses", "method.mixing", "method.sampling", "method.teacher"},
+    "method.unimatch_v2": {"method.losses", "method.mixing", "method.sampling", "method.teacher"},
     "method.pcr": {"method.losses", "method.mixing", "method.prototypes", "method.sampling", "method.teacher"},
     "method.region_names": {"method.losses", "method.prototypes"},
     "method.pcr_plus": {
@@ -31,6 +32,7 @@ ALLOWED = {
     "models.backbones": {"method.sampling", "models.weights", "pixels"},
     "models.output": set(),
     "models.deeplab": {"models.output"},
+    "models.dpt": {"method.sampling", "models.backbones", "models.output"},
     "models.mlp": {"method.sampling", "models.output"},
     "models.official": set(),
     "models.smp": {"models.output"},

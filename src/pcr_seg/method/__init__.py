@@ -1,6 +1,7 @@
 """Methods of semi-supervised segmentation, one file each, beside the parts that several use. Torch alone.
 
-    supervised.py  consistency.py  fixmatch.py  unimatch.py  pcr.py        pcr_plus.py, region_names.py: not the paper's
+    supervised.py  consistency.py  fixmatch.py  unimatch.py  unimatch_v2.py  pcr.py
+    pcr_plus.py, region_names.py: not the paper's
     losses.py  mixing.py  sampling.py  prototypes.py  teacher.py
 
 A method is an `nn.Module` that the engine (`pcr_seg.module`) or a plain loop calls:
@@ -56,6 +57,7 @@ from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, u
 from pcr_seg.method.supervised import Supervised
 from pcr_seg.method.teacher import Teacher, batchnorm_follows, ema_decay_at, ema_update, pseudo_label
 from pcr_seg.method.unimatch import UniMatch
+from pcr_seg.method.unimatch_v2 import UniMatchV2
 
 __all__ = [
     "IGNORE_INDEX",
@@ -67,6 +69,7 @@ __all__ = [
     "Supervised",
     "Teacher",
     "UniMatch",
+    "UniMatchV2",
     "UnlabeledViews",
     "at_points",
     "balance",
