@@ -35,7 +35,7 @@ ALLOWED = {
     "models.dpt": {"method.sampling", "models.backbones", "models.output"},
     "models.mlp": {"method.sampling", "models.output"},
     "models.official": set(),
-    "models.smp": {"models.output"},
+    "models.smp": {"method.sampling", "models.backbones", "models.output", "pixels"},
     "data.files": set(),
     "data.sources": {"data.files"},
     "data.published": set(),
