@@ -115,21 +115,19 @@ class SMPEncoder(nn.Module):
         self.name, self.weights, self.in_channels = name, weights, in_channels
         self.mean, self.std = list(mean or IMAGENET_MEAN), list(std or IMAGENET_STD)
         try:
-            self.net = package().encoders.get_encoder(
-                name, in_channels, weights="imagenet" if weights == "imagenet" else None
-            )
-            if weights not in (None, "imagenet"):
+            there = weights if weights == "imagenet" else None
+            self.net = package().encoders.get_encoder(name, in_channels, weights=there)
+            if weights != there:
                 self.net.load_state_dict(torch.load(Path(weights), map_location="cpu", weights_only=True))
         except Exception as error:  # of names, of the hub, of files
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"backbone.name={name}, backbone.weights={weights}: {reason}; give imagenet, a file of its state dict, or "
-                "null"
+                f"backbone.name={name}, backbone.weights={weights}: {reason}; give imagenet, a file of its state "
+                "dict, or null"
             ) from error
-        pairs = [
-            (stride, c) for stride, c in zip((1, *STRIDES), self.net.out_channels, strict=True) if c and stride > 1
-        ]
-        self.strides, self.all_channels = ([pair[i] for pair in pairs] for i in range(2))
+        widths = dict(zip(STRIDES, self.net.out_channels[1:], strict=True))  # 0 for a stride that it has not
+        self.strides = [stride for stride, width in widths.items() if width]
+        self.all_channels = [widths[stride] for stride in self.strides]
         self.output_stride = self.strides[-1]
         self.channels = self.widths((4, -2, -1))
 
@@ -139,9 +137,8 @@ class SMPEncoder(nn.Module):
 
     def forward(self, images: Tensor, maps: Sequence[int] = (4, -2, -1)) -> list[Tensor]:
         """(B, in_channels, H, W) normalized images -> these maps (B, c, h, w), by stride or counted from the end."""
-        found = self.net(upsample(images, nearest_multiple(images.shape[-2:], self.output_stride)))[
-            -len(self.strides) :
-        ]
+        images = upsample(images, nearest_multiple(images.shape[-2:], self.output_stride))
+        found = self.net(images)[-len(self.strides) :]
         return [found[place(self.name, self.strides, which)] for which in maps]
 
 
