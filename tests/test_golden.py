@@ -27,6 +27,7 @@ RUNS = {
     "consistency": ["method=consistency", *SURE],
     "fixmatch": ["method=fixmatch", *SURE],
     "unimatch": ["method=unimatch", *SURE],
+    "unimatch_v2": ["method=unimatch_v2", *SURE],
     "pcr": ["method=pcr", *SURE],
     "pcr_plus": ["method=pcr_plus", *SURE],
     "pcr_named": ["method=pcr_named", *SURE],

@@ -285,9 +285,7 @@ def test_class_names_have_to_fit_the_network() -> None:
 
 def test_a_unet_of_another_library_trains_with_pcr(tmp_path: Path) -> None:
     pytest.importorskip("segmentation_models_pytorch", reason="needs the smp extra")
-    student = SMP(
-        "unet", 3, encoder_name="resnet18", encoder_weights=None, options={"decoder_channels": [32, 16, 8, 8, 8]}
-    )
+    student = SMP(TimmBackbone("resnet18"), 3, options={"decoder_channels": [32, 16, 8, 8, 8]})
     module = Segmentation(student, PCR(3, student.feature_dim, grid_cells=8), CLASSES, lr=1e-3)
     checkpoint = fit(module, tmp_path, streams(), validation(), epochs=2)
     found = load(checkpoint).predict(np.zeros((64, 96, 3), np.uint8))

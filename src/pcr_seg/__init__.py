@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pcr_seg.checkpoint import load
-    from pcr_seg.method import PCR, Consistency, FixMatch, Supervised, UniMatch, UnlabeledViews
+    from pcr_seg.method import PCR, Consistency, FixMatch, Supervised, UniMatch, UniMatchV2, UnlabeledViews
     from pcr_seg.models.backbones import TimmBackbone
     from pcr_seg.models.deeplab import DeepLab
+    from pcr_seg.models.dpt import DPT
     from pcr_seg.models.mlp import MLP
     from pcr_seg.models.output import SegmentorOutput
     from pcr_seg.models.smp import SMP
@@ -21,16 +22,17 @@ if TYPE_CHECKING:
 HOMES = {
     "load": "checkpoint",
     "PCR": "method", "Consistency": "method", "FixMatch": "method", "Supervised": "method", "UniMatch": "method",
-    "UnlabeledViews": "method",
-    "DeepLab": "models.deeplab", "MLP": "models.mlp", "SMP": "models.smp", "SegmentorOutput": "models.output",
+    "UniMatchV2": "method", "UnlabeledViews": "method",
+    "DPT": "models.dpt", "DeepLab": "models.deeplab", "MLP": "models.mlp", "SMP": "models.smp",
+    "SegmentorOutput": "models.output",
     "TimmBackbone": "models.backbones",
     "Segmentation": "module",
     "Prediction": "predictor", "Predictor": "predictor",
 }  # fmt: skip
 
 __all__ = [
-    "MLP", "PCR", "SMP", "Consistency", "DeepLab", "FixMatch", "Prediction", "Predictor", "Segmentation",
-    "SegmentorOutput", "Supervised", "TimmBackbone", "UniMatch", "UnlabeledViews", "load",
+    "DPT", "MLP", "PCR", "SMP", "Consistency", "DeepLab", "FixMatch", "Prediction", "Predictor", "Segmentation",
+    "SegmentorOutput", "Supervised", "TimmBackbone", "UniMatch", "UniMatchV2", "UnlabeledViews", "load",
 ]  # fmt: skip
 
 try:

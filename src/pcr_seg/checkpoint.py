@@ -31,7 +31,7 @@ MISSING = object()
 TRUSTED = (
     r"pcr_seg\.(method\.(\w+\.)?([A-Z]\w*|((per_image_)?ohem_|balanced_)?cross_entropy)"
     r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)"
-    r"|models\.(deeplab\.DeepLab|mlp\.MLP|backbones\.TimmBackbone|smp\.SMP))"
+    r"|models\.(deeplab\.DeepLab|dpt\.DPT|mlp\.MLP|backbones\.TimmBackbone|smp\.(SMP|SMPEncoder)))"
 )
 TRUSTED_DATA = (
     r"pcr_seg\.data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic|features\.FrozenFeatures)"

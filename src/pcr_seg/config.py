@@ -195,9 +195,9 @@ def stem(labeled: str) -> str:
     return Path(labeled).stem if str(labeled).endswith(".txt") else str(labeled)
 
 
-def aspp_rates(output_stride: int) -> ListConfig:
-    """The paper's dilations of ASPP, which are for output stride 8, at another."""
-    return OmegaConf.create([max(1, rate * 8 // output_stride) for rate in (12, 24, 36)])
+def aspp_rates(output_stride: int | None) -> ListConfig:
+    """The paper's dilations of ASPP, which are for output stride 8, at another; None is a network's own, mostly 32."""
+    return OmegaConf.create([max(1, rate * 8 // (output_stride or 32)) for rate in (12, 24, 36)])
 
 
 def third(epochs: int, steps: int, steps_per_epoch: int | None) -> int:

@@ -21,6 +21,7 @@ from pcr_seg.method import (
     Supervised,
     Teacher,
     UniMatch,
+    UniMatchV2,
     class_mask,
     cutmix,
     cutmix_boxes,
@@ -30,8 +31,10 @@ from pcr_seg.method import (
 from pcr_seg.method.pcr_crossed import PCRCrossed
 from pcr_seg.method.second_head import SecondHead
 from pcr_seg.method.unimatch import drop_features
+from pcr_seg.method.unimatch_v2 import drop_complements
 from pcr_seg.models.backbones import TimmBackbone
 from pcr_seg.models.deeplab import DeepLab
+from pcr_seg.models.dpt import DPT
 
 NUM_CLASSES, SIZE, CELLS = 5, 32, 8
 NAMES = ["background", "a", "b", "c", "d"]
@@ -91,6 +94,7 @@ METHODS = {
     "consistency": (lambda d: Consistency(threshold=0.23), 1),
     "fixmatch": (lambda d: FixMatch(threshold=0.23), 1),
     "unimatch": (lambda d: UniMatch(threshold=0.23), 2),
+    "unimatch_v2": (lambda d: UniMatchV2(threshold=0.23), 2),
     "pcr": (lambda d: make_pcr(feature_dim=d), 1),
     "pcr_plus": (lambda d: make_plus(d), 1),
 }
@@ -561,3 +565,82 @@ def test_a_second_linear_head_learns_by_gradient_and_labels_by_its_average(choic
     weight, bias = method.bank.averaged.parameters()
     expected = ref.upsample(F.conv2d(features, weight[..., None, None], bias), (9, 9))
     assert_close(method.heads(features, (9, 9))["prototype"], expected)
+
+
+def test_complements_equal_a_plain_writing() -> None:
+    """Channel by channel, for the same draws: 0 and 2, 2 and 0, or 1 and 1 in both views of an image."""
+    maps = [torch.randn(10, width, 3, 2) for width in (6, 6, 4)]
+    torch.manual_seed(3)
+    found = drop_complements(maps)
+    torch.manual_seed(3)
+    kept = {image for image, place in enumerate(torch.randperm(5).tolist()) if place < 2}
+    draws = {width: torch.bernoulli(torch.full((5, width), 0.5)) for width in (6, 4)}
+    for x, y in zip(maps, found, strict=True):
+        for view in range(2):
+            for image in range(5):
+                for channel in range(x.shape[1]):
+                    on = draws[x.shape[1]][image, channel] == (view == 0)
+                    factor = 1 if image in kept else 2 * int(on)
+                    torch.testing.assert_close(y[5 * view + image, channel], factor * x[5 * view + image, channel])
+
+
+def published_v2(
+    student: nn.Module,
+    teacher: nn.Module,
+    labeled: dict,
+    unlabeled: dict,
+    threshold: float,
+    boxes: list[Tensor],
+    factors: Tensor,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """UniMatch V2's losses as its paper and code describe them: two forwards, masks by boolean indexing."""
+    up = partial(nn.functional.interpolate, size=(SIZE_V2, SIZE_V2), mode="bilinear", align_corners=True)
+    unknown = (~unlabeled["valid"]).long() * 255
+    with torch.no_grad():
+        taught = up(teacher(unlabeled["weak"]).logits).softmax(1)
+    labels, confidence = taught.argmax(1), taught.amax(1)
+    views = []
+    for view, box in enumerate(boxes):
+        image = unlabeled["strong"][:, view].clone()
+        image[box.expand(image.shape)] = image.flip(0)[box.expand(image.shape)]
+        views.append(image)
+    supervised = nn.functional.cross_entropy(up(student(labeled["image"]).logits), labeled["mask"], ignore_index=255)
+    maps = student.backbone(torch.cat(views), (-4, -3, -2, -1))
+    strong = up(student.decode([x * factors[:, :, None, None] for x in maps]).logits).chunk(2)
+    losses = []
+    for logits, box in zip(strong, boxes, strict=True):
+        box = box[:, 0]
+        mixed, sure, ignored = labels.clone(), confidence.clone(), unknown.clone()
+        mixed[box], sure[box], ignored[box] = labels.flip(0)[box], confidence.flip(0)[box], unknown.flip(0)[box]
+        pixels = nn.functional.cross_entropy(logits, mixed, reduction="none")
+        losses.append((pixels * ((sure >= threshold) & (ignored != 255))).sum() / (ignored != 255).sum())
+    parts = {"supervised": supervised, "consistency": (losses[0] + losses[1]) / 2}
+    return parts, (parts["supervised"] + parts["consistency"]) / 2
+
+
+SIZE_V2 = 56
+
+
+def test_unimatch_v2_is_its_published_step() -> None:
+    torch.manual_seed(0)
+    vit = TimmBackbone("vit_small_patch14_dinov2", options={"depth": 4, "embed_dim": 32, "num_heads": 2})
+    student = DPT(vit, NUM_CLASSES, channels=8, projections=[8, 8, 8, 8])
+    teacher = Teacher(student, decay=0.996)
+    with torch.no_grad():
+        teacher.network.linear_head.weight.mul_(10)  # an average that differs, and is sure here and there
+    again, method = copy.deepcopy(student), UniMatchV2(threshold=0.365, cutmix_probability=1.0)
+    labeled, unlabeled = make_batch(size=SIZE_V2, views=2)
+    torch.manual_seed(5)
+    found = method(student, teacher, labeled, unlabeled)
+    total(method, found).backward()
+    torch.manual_seed(5)
+    boxes = [small_boxes(2, SIZE_V2, SIZE_V2, probability=1.0) for _ in range(2)]
+    factors = drop_complements([torch.ones(4, 32, 1, 1)])[0][:, :, 0, 0]
+    parts, loss = published_v2(again, teacher.network, labeled, unlabeled, 0.365, boxes, factors)
+    loss.backward()
+    assert found.keys() == parts.keys() and 0.05 < method.figures["confident"] < 0.95
+    for name, expected in parts.items():
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(total(method, found), loss, rtol=1e-5, atol=1e-6)
+    for (name, one), other in zip(student.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023

@@ -1,5 +1,6 @@
 """timm networks as three feature maps: shapes, the paper's dilations, weights from files."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from conftest import SHARED
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from pcr_seg.models.backbones import TimmBackbone
+from pcr_seg.models.backbones import TimmBackbone, create, nearest_multiple
+from pcr_seg.models.output import parameter_groups
 
 PAPER = {"output_stride": 8, "multi_grid": [4, 8, 16], "ceil_mode": True}
 MOBILENET_FILE = SHARED / "weights/mobilenetv2_100_in1k_features.pth"
@@ -248,3 +250,186 @@ def test_maps_by_stride_and_from_the_end() -> None:
     for found, wanted in zip(network(images(65, 65), (8, -1)), (every[strides.index(8)], every[-1]), strict=True):
         assert torch.equal(found, wanted)
     assert network.widths((8, -1)) == [every[strides.index(8)].shape[1], every[-1].shape[1]]
+
+
+# ------------------------------------------------------------------------------------ other families
+
+VIT = {"depth": 4, "embed_dim": 32, "num_heads": 2}
+
+
+def tiny_vit(name: str = "vit_tiny_patch16_224", **options) -> TimmBackbone:
+    return TimmBackbone(name, **{"options": VIT} | options)
+
+
+def test_a_plain_vits_maps_are_its_quarters_with_its_final_norm() -> None:
+    network = perturbed(tiny_vit("vit_small_patch14_reg4_dinov2", options={"depth": 8} | VIT | {"depth": 8})).eval()
+    assert network.plain and network.strides == [14] * 4 and network.blocks == [1, 3, 5, 7]
+    pictures = images(28, 42)
+    maps = network(pictures, [-4, -3, -2, -1])
+    net = network.net
+    x = net.norm_pre(net._pos_embed(net.patch_embed(pictures)))
+    for number, block in enumerate(net.blocks):
+        x = block(x)
+        if number in network.blocks:
+            found = maps[network.blocks.index(number)]
+            patches = net.norm(x)[:, -2 * 3 :]  # behind the class token and the registers
+            assert_close(found, patches.transpose(1, 2).unflatten(2, (2, 3)))
+
+
+def test_blocks_may_be_chosen() -> None:
+    network = tiny_vit(options=VIT | {"out_indices": [0, 2]})
+    assert network.strides == [16, 16] and len(network.net.blocks) == 3  # later ones are not made
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224", "vit_small_patch16_dinov3"])
+def test_a_plain_vit_takes_any_size_and_sees_its_patches_centers_on_the_grid(name: str) -> None:
+    network = tiny_vit(name).eval()
+    stride = network.output_stride
+    for size in ((3 * stride + 1, 2 * stride + 1), (4 * stride, 3 * stride), (50, 61), (5, 3)):
+        last = network(images(*size))[-1]
+        assert last.shape[-2:] == tuple(-(-side // stride) for side in size) and last.isfinite().all()
+    # One bright pixel at n * stride is inside of patch n, near its center: patches reach half a stride around it.
+    for shift in (-stride // 2 + 2, 0, stride // 2 - 2):
+        picture = torch.zeros(1, 3, 3 * stride + 1, 3 * stride + 1)
+        picture[..., 2 * stride, stride + shift] = 9
+        padded = network.fitting(picture)
+        row, column = divmod(int(padded[0, 0].argmax()), padded.shape[-1])
+        assert (row // stride, column // stride) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple"),
+    [
+        ("resnet10t", 1), ("regnety_002", 1), ("mambaout_femto", 1), ("convnext_atto", 32), ("hrnet_w18_small", 32),
+        ("swin_tiny_patch4_window7_224", 32),
+    ],
+)  # fmt: skip
+def test_pyramids_take_any_size(name: str, multiple: int) -> None:
+    options = {"depths": (1, 1, 1, 1), "embed_dim": 24} if name.startswith("swin") else {}
+    network = TimmBackbone(name, options=options).eval()
+    assert network.multiple == multiple and not network.plain
+    for size in ((65, 97), (50, 41), (20, 20)):
+        maps = network(images(*size), network.strides)
+        height, width = size if multiple == 1 else nearest_multiple(size, multiple)
+        expected = [
+            (c, -(-height // s), -(-width // s)) for s, c in zip(network.strides, network.all_channels, strict=True)
+        ]
+        assert [tuple(x.shape[1:]) for x in maps] == expected
+
+
+def test_sizes_are_rounded_to_the_nearest_multiple() -> None:
+    assert nearest_multiple((1, 47), 32) == (32, 32)
+    assert nearest_multiple((48, 500), 32) == (64, 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("levit_128s", {}, "backbone.name=levit_128s: takes images of one size alone, 224 x 224"),
+        (
+            "mambaout_femto",
+            {"output_stride": 16},
+            "backbone.output_stride=16: timm cannot dilate mambaout_femto, whose",
+        ),
+        ("vit_tiny_patch16_224", {"output_stride": 8}, "backbone.output_stride=8: timm cannot dilate"),
+        ("resnet18", {"options": {"wings": 2}}, "backbone.name=resnet18: timm cannot make it with"),
+        (
+            "test_resnet",
+            {"freeze": ["layer9"]},
+            "backbone.freeze=layer9: test_resnet has no such part; it has bn1, conv1",
+        ),
+        ("test_resnet", {"freeze": 99}, "backbone.freeze=99: test_resnet has "),
+        (
+            "test_resnet",
+            {"checkpointing": True},
+            "backbone.checkpointing=true: BatchNorm's statistics would move twice",
+        ),
+        ("poolformer_s12", {"freeze": 2}, "timm names no layers of poolformer_s12"),
+    ],
+)
+def test_what_a_model_cannot_do_is_one_line(name: str, options: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        TimmBackbone(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_models_own_stride_may_be_asked_for() -> None:
+    assert tiny_vit(output_stride=16).output_stride == 16
+    assert TimmBackbone("mambaout_femto", output_stride=32).output_stride == 32
+
+
+def test_a_number_freezes_the_stem_and_so_many_blocks() -> None:
+    network = tiny_vit(freeze=2)
+    frozen = {name for name, p in network.net.named_parameters() if not p.requires_grad}
+    starts = ("patch_embed.", "cls_token", "pos_embed", "blocks.0.", "blocks.1.")
+    assert frozen == {name for name, _ in network.net.named_parameters() if name.startswith(starts)}
+    assert {
+        name for name, p in tiny_vit(freeze=["blocks.1", "pos_embed"]).net.named_parameters() if not p.requires_grad
+    } == {name for name, _ in network.net.named_parameters() if name.startswith(("blocks.1.", "pos_embed"))}
+
+
+class Head(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Conv2d(32, 3, 1)
+
+
+def test_learning_rates_fall_from_layer_to_layer() -> None:
+    network = Head(tiny_vit(layer_decay=0.5))
+    names = {id(p): name for name, p in network.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in parameter_groups(network, 0.1, 40.0) for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    for name, rate in rates.items():
+        block = re.search(r"blocks\.(\d)", name)
+        layer = int(block[1]) + 1 if block else 4 if ".norm." in name else 0
+        assert rate == pytest.approx(4.0 if name.startswith("head") else 0.1 * 0.5 ** (4 - layer))
+
+
+def test_one_decay_of_1_makes_two_groups_as_published() -> None:
+    network = Head(tiny_vit())
+    groups = parameter_groups(network, 5e-6, 40.0)
+    assert [group["lr"] for group in groups] == [5e-6, pytest.approx(2e-4)]
+    assert [len(group["params"]) for group in groups] == [len(list(network.backbone.parameters())), 2]
+
+
+@pytest.mark.parametrize("name", ["vit", "convnext"])
+def test_checkpointing_changes_no_gradient(name: str) -> None:
+    def gradients(checkpointing: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        options = VIT if name == "vit" else {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
+        model = "vit_tiny_patch16_224" if name == "vit" else "convnext_atto"
+        network = TimmBackbone(model, checkpointing=checkpointing, options=options)
+        sum(x.square().mean() for x in network(images(64, 64))).backward()
+        return [p.grad for p in network.parameters()]
+
+    for one, other in zip(gradients(False), gradients(True), strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["convnext_atto", "swin_tiny_patch4_window7_224", "twins_svt_small", "vit_tiny_patch16_224"]
+)
+def test_weights_of_the_whole_network_fit_its_maps(tmp_path: Path, name: str) -> None:
+    whole = timm.create_model(name)
+    torch.save(perturbed(whole).state_dict(), tmp_path / "weights.pth")
+    network = TimmBackbone(name, weights=str(tmp_path / "weights.pth"))
+    state = whole.state_dict().values()
+    assert all(any(torch.equal(value, other) for other in state) for value in network.net.parameters())
+
+
+def test_positions_of_another_size_and_names_of_dinov2s_own_file_are_read(tmp_path: Path) -> None:
+    options = VIT | {"img_size": 28}
+    net, _ = create("vit_small_patch14_dinov2", None, None, options)
+    state = net.state_dict() | {"mask_token": torch.zeros(1, 32)}  # which the model of its authors has
+    torch.save(state, tmp_path / "weights.pth")
+    network = tiny_vit(
+        "vit_small_patch14_dinov2", weights=str(tmp_path / "weights.pth"), options=VIT | {"img_size": 56}
+    )
+    assert network.net.pos_embed.shape == (1, 17, 32)
+    assert torch.equal(network.net.blocks[1].attn.qkv.weight, net.blocks[1].attn.qkv.weight)
+
+
+def test_images_are_normalised_as_the_weights_want_it(tmp_path: Path) -> None:
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "weights.pth")
+    assert TimmBackbone("vit_tiny_patch16_224", weights=str(tmp_path / "weights.pth")).mean == [0.5, 0.5, 0.5]
+    assert tiny_vit().mean == [0.485, 0.456, 0.406]  # random weights have no habits

@@ -1,6 +1,6 @@
 """Methods of semi-supervised segmentation, one file each, beside the parts that several use. Torch alone.
 
-    supervised.py  consistency.py  fixmatch.py  unimatch.py  pcr.py
+    supervised.py  consistency.py  fixmatch.py  unimatch.py  unimatch_v2.py  pcr.py
     pcr_crossed.py, second_head.py, pcr_plus.py, region_names.py: not the paper's
     losses.py  mixing.py  sampling.py  prototypes.py  teacher.py
 
@@ -59,6 +59,7 @@ from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, u
 from pcr_seg.method.supervised import Supervised
 from pcr_seg.method.teacher import Teacher, batchnorm_follows, ema_decay_at, ema_update, pseudo_label
 from pcr_seg.method.unimatch import UniMatch
+from pcr_seg.method.unimatch_v2 import UniMatchV2
 
 __all__ = [
     "IGNORE_INDEX",
@@ -71,6 +72,7 @@ __all__ = [
     "Supervised",
     "Teacher",
     "UniMatch",
+    "UniMatchV2",
     "UnlabeledViews",
     "at_points",
     "balance",

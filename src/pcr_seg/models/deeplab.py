@@ -16,7 +16,7 @@ class DeepLab(nn.Module):
     """Backbone, ASPP decoder and linear head.
 
     Args:
-        backbone: returns maps at stride 4, last but one, last; has `channels` of the three.
+        backbone: returns maps at stride 4 (or its finest), last but one, last; has `channels` of the three.
         num_classes: C.
         channels: width of every decoder layer; features have D = 2 * channels (paper: 256, so 512).
         rates: dilations of ASPP's three branches: 12, 24, 36 at output stride 8; half of them at 16.
@@ -30,6 +30,9 @@ class DeepLab(nn.Module):
         feature_dim: D.
         in_channels: of the images, as the backbone's.
         mean: RGB in 0..1 that images are normalised by, as the backbone's; and `std`.
+
+    Raises:
+        ValueError: a plain ViT, which has no fine map.
     """
 
     def __init__(
@@ -45,6 +48,11 @@ class DeepLab(nn.Module):
         head_lr_multiplier: float = 1.0,
     ) -> None:
         super().__init__()
+        if getattr(backbone, "plain", False):
+            raise ValueError(
+                f"model=deeplab: {backbone.name} has maps of stride {backbone.output_stride} alone, and this decoder "
+                "wants one of stride 4; choose model=dpt, mlp or linear"
+            )
         low, middle, high = backbone.channels
         self.num_classes, self.channels, self.feature_dim = num_classes, channels, 2 * channels
         self.rates, self.dropout, self.pooled_norm = list(rates), dropout, pooled_norm

@@ -18,11 +18,13 @@ class SegmentorOutput(NamedTuple):
 
 
 def parameter_groups(network: nn.Module, lr: float, head_lr_multiplier: float) -> list[dict]:
-    """Trained parameters of the network's `backbone` at `lr`, all others at its multiple; no group without any."""
-    known = set(map(id, network.backbone.parameters()))
-    trained = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) in known], "lr": lr},
-        {"params": [p for p in trained if id(p) not in known], "lr": lr * head_lr_multiplier},
-    ]
+    """Trained parameters of the network's `backbone` at `lr`, all others at its multiple; no group without any.
+
+    A backbone that offers `layer_scales()` says what its layers' rates are multiplied with.
+    """
+    backbone = network.backbone
+    known = set(map(id, backbone.parameters()))
+    scaled = backbone.layer_scales() if hasattr(backbone, "layer_scales") else [(list(backbone.parameters()), 1.0)]
+    scaled.append(([p for p in network.parameters() if id(p) not in known], head_lr_multiplier))
+    groups = [{"params": [p for p in layer if p.requires_grad], "lr": lr * scale} for layer, scale in scaled]
     return [group for group in groups if group["params"]]

@@ -69,9 +69,7 @@ def draw(groups: Mapping[int, str], shown: Sequence[int], val: float, seed: int)
     return drawn
 
 
-def grouped(
-    names: Sequence[str], columns: Sequence[Mapping[str, str]], group: str | None
-) -> tuple[list[str], str]:
+def grouped(names: Sequence[str], columns: Sequence[Mapping[str, str]], group: str | None) -> tuple[list[str], str]:
     """The group of each image, and what makes it, in words.
 
     Args:

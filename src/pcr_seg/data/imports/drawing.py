@@ -135,9 +135,7 @@ def drawing_size(image: Path, declared: Size | None) -> tuple[Size, Image.Transp
     return declared, turn
 
 
-def paint(
-    record: Record, size: Size, number: Callable[[str], int], smaller: bool
-) -> tuple[np.ndarray, list[Left]]:
+def paint(record: Record, size: Size, number: Callable[[str], int], smaller: bool) -> tuple[np.ndarray, list[Left]]:
     """The mask of a record at this size, 0 where nothing is drawn, and what of it is left out."""
     left, drawn = [], []
     for one in record.shapes:
