@@ -132,18 +132,16 @@ class Segmentation(L.LightningModule):
         for name in ("unlabeled", "other") if views.other else ("unlabeled",):
             if name not in batch:
                 raise ValueError(f"{self.name}: needs a loader {name}; give the trainer {{labeled: ..., {name}: ...}}")
-        unlabeled = self.with_strong(as_floats(batch["unlabeled"], self.student))
-        if views.other:
-            unlabeled["other"] = self.with_strong(as_floats(batch["other"], self.student))
-        return unlabeled
+        unlabeled = self.with_strong(batch, "unlabeled")
+        return unlabeled | {"other": self.with_strong(batch, "other")} if views.other else unlabeled
 
-    def with_strong(self, views: dict) -> dict:
+    def with_strong(self, batch: dict, name: str) -> dict:
         """The views with as many strong ones as the method wants: those loaded, or of features the student's own."""
-        wanted = self.method.views.strong
+        views, wanted = as_floats(batch[name], self.student), self.method.views.strong
         if "strong" not in views and hasattr(self.student, "perturb"):
             views["strong"] = torch.stack([self.student.perturb(views["weak"]) for _ in range(wanted)], dim=1)
         if (found := views["strong"].shape[1]) < wanted:
-            raise ValueError(f"{self.name}: needs {wanted} strong views (V, 3, H, W); the loader gives {found}")
+            raise ValueError(f"{self.name}: needs {wanted} strong views (V, 3, H, W); {name} has {found}")
         return views
 
     def configure_optimizers(self) -> dict:
