@@ -128,12 +128,12 @@ class Segmentation(L.LightningModule):
 
     def unlabeled_of(self, batch: dict) -> dict:
         """The unlabeled part of a batch as the method gets it; raises a ValueError where its views are not there."""
-        views = self.method.views
-        for name in ("unlabeled", "other") if views.other else ("unlabeled",):
+        found = {}
+        for name in ("unlabeled", "other") if self.method.views.other else ("unlabeled",):
             if name not in batch:
                 raise ValueError(f"{self.name}: needs a loader {name}; give the trainer {{labeled: ..., {name}: ...}}")
-        unlabeled = self.with_strong(batch, "unlabeled")
-        return unlabeled | {"other": self.with_strong(batch, "other")} if views.other else unlabeled
+            found[name] = self.with_strong(batch, name)
+        return found.pop("unlabeled") | found
 
     def with_strong(self, batch: dict, name: str) -> dict:
         """The views with as many strong ones as the method wants: those loaded, or of features the student's own."""
