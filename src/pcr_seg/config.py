@@ -87,8 +87,8 @@ def quote_split(argument: str) -> str:
 
 
 PATHS = (
-    "dataset.root", "dataset.unlabeled", "images", "checkpoint", "output", "resume", "runs", "init_from_checkpoint",
-    "backbone.weights", "data.cache", "hydra.run.dir", "hydra.sweep.dir",
+    "dataset.root", "dataset.unlabeled", "images", "checkpoint", "output", "resume", "runs", "val",
+    "init_from_checkpoint", "backbone.weights", "data.cache", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from pcr_seg.checkpoint import TRUSTED_DATA, load, refuse_strangers
 from pcr_seg.config import CONF, build
+from pcr_seg.data.held_out import hold_out_again
 from pcr_seg.data.sources import Source
 from pcr_seg.predictor import Predictor
 
@@ -58,6 +59,7 @@ def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
         ValueError: none is named, the checkpoint's calls foreign code, or the network does not fit it.
     """
     source = build(cfg.get("dataset") or own_dataset(cfg, predictor))
+    source = hold_out_again(source, Path(cfg.checkpoint).absolute().parents[1] / "splits/val.txt")
     if list(source.classes) != predictor.class_names:
         raise ValueError(
             f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(predictor.class_names)}; "
