@@ -23,7 +23,7 @@ FEW = 20  # masks, below which a fifth of them is too few to score on, and too m
 NUM_FOLDS, FIFTH = 4, 5
 DRAWS = 32
 MOST_READ = 500  # masks; of more than these, any part shows what the others show
-FEW_MASKS = "{}: no val images, and {} in train with a mask, so nothing is left to score on; add masks"
+FEW_MASKS = "{}: has no val images, and {} in train with a mask, so nothing is left to score on; add masks"
 
 
 def num_folds(folds: int | str, source: Source) -> int:
@@ -38,7 +38,7 @@ def num_folds(folds: int | str, source: Source) -> int:
     """
     masks = len(masked(source))
     if folds == "auto":
-        folds = 0 if masks >= FEW else min(NUM_FOLDS, masks)
+        folds = 0 if masks >= FEW else max(2, min(NUM_FOLDS, masks))
     if isinstance(folds, bool) or not isinstance(folds, int) or folds < 0 or folds == 1:
         raise ValueError(f"folds={folds}: choose auto, 0 or a number from 2 on")
     if masks < max(2, folds):
@@ -138,7 +138,7 @@ def together(names: Sequence[str], number: int, fewest: int) -> Iterator[tuple[l
     length = -(-len(names) // (2 * number))
     runs = []
     for group in groups.values():
-        some = min(length, -(-len(group) // number))
+        some = min(length, max(1, len(group) // number))
         runs.append([group[at : at + some] for at in range(0, len(group), some)])
     yield runs, number, "neighbours by name together" if length > 1 else "image by image"
 

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from pcr_seg.data.files import IGNORE_INDEX, Sample, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, read_mask
 from pcr_seg.data.sources import Source
-from pcr_seg.data.splits import tolerant
+from pcr_seg.data.splits import in_threads
 
 STRIDES = (4, 8, 16)
-MOST = 200  # masks that are measured, spread evenly
+MOST, MOST_PIXELS = 200, 20_000_000  # masks that are measured, spread evenly, and pixels of them together
 SMALLEST = 32  # side of an image in pixels below which nothing is measured: a grid would have two cells
 LOSS = 0.8  # of the IoU; what keeps less is called too thin or small for a stride
 SPECK = 4  # pixels; smaller components are borders drawn by hand
@@ -26,12 +26,14 @@ class Objects(NamedTuple):
     """The objects of one class.
 
     count: components of SPECK pixels or more in the masks that were measured.
+    share: of the labeled pixels.
     size: longer side of the bounding box in pixels; half of the class's pixels are in smaller ones.
     thickness: in pixels, likewise; exact for stripes, two thirds of a disc's diameter.
     kept: IoU with itself after a stride, by stride; None where no mask shows the class.
     """
 
     count: int
+    share: float
     size: float
     thickness: float
     kept: dict[int, float | None]
@@ -44,19 +46,30 @@ class Measured(NamedTuple):
     pixels: dict[int, np.ndarray]
 
 
-def measure(source: Source) -> list[Objects] | None:
-    """The objects of each class in a sample of the training masks; None where there is nothing to measure."""
+def measure(source: Source, pixels: int) -> list[Objects] | None:
+    """The objects of each class in a sample of the training masks; None where there is nothing to measure.
+
+    Masks that cannot be read are left out: `check` names them.
+
+    Args:
+        source: the data set.
+        pixels: of one of its images, about.
+    """
     masked = [sample for sample in source.train if sample.mask]
-    some = masked[:: -(-len(masked) // MOST) or 1]
-    measured = tolerant(partial(look, num_classes=len(source.classes)), some, "Measuring objects", 1.0) if some else []
+    most = min(MOST, max(10, MOST_PIXELS // pixels))
+    some = masked[:: -(-len(masked) // most) or 1]
+    measured = in_threads(partial(look, num_classes=len(source.classes)), some, "Measuring objects")
     found = [one for one in measured if one is not None]
     return by_class(found, len(source.classes)) if found else None
 
 
 def look(sample: Sample, num_classes: int) -> Measured | None:
-    """Measure one mask; None if it is tiny."""
-    mask = read_mask(sample)
-    if min(mask.shape) < SMALLEST:
+    """Measure one mask; None if it is tiny, shows nothing or cannot be read."""
+    try:
+        mask = read_mask(sample)
+    except (DataError, OSError):
+        return None
+    if min(mask.shape) < SMALLEST or (mask == IGNORE_INDEX).all():
         return None
     components = [(label, *one) for label in np.unique(mask[mask < num_classes]) for one in connected(mask == label)]
     return Measured(components, {stride: confusion(mask, after(mask, stride), num_classes) for stride in STRIDES})
@@ -67,11 +80,13 @@ def connected(where: np.ndarray) -> list[tuple[float, float, float]]:
 
     A stripe of width w lies on average w / 4 from its edge: the thickness is four times that mean distance.
     """
-    where = where.astype(np.uint8)
+    rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
+    # With one pixel around them, where the image goes on.
+    where = where[max(0, rows[0] - 1) : rows[-1] + 2, max(0, columns[0] - 1) : columns[-1] + 2].astype(np.uint8)
     number, labels, boxes, _ = cv2.connectedComponentsWithStats(where, connectivity=8)
     areas, sizes = boxes[:, cv2.CC_STAT_AREA], boxes[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
-    # From a pixel's center to the next one's outside, of which half a pixel lies outside; nothing is outside in a full mask.
-    distance = np.minimum(cv2.distanceTransform(where, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), max(where.shape)) - 0.5
+    # To the center of the next pixel outside, half a pixel behind the edge; of a full mask there is none.
+    distance = np.minimum(cv2.distanceTransform(where, cv2.DIST_L2, cv2.DIST_MASK_5), max(where.shape)) - 0.5
     means = np.bincount(labels.ravel(), distance.ravel(), number) / np.maximum(areas, 1)
     return [(float(areas[i]), float(sizes[i]), float(4 * means[i])) for i in range(1, number) if areas[i] >= SPECK]
 
@@ -103,13 +118,20 @@ def by_class(measured: Sequence[Measured], num_classes: int) -> list[Objects]:
     """The objects of each class, over all masks."""
     totals = {stride: sum(one.pixels[stride] for one in measured) for stride in STRIDES}
     kept = {stride: iou(total) for stride, total in totals.items()}
+    share = totals[STRIDES[0]].sum(axis=1) / max(totals[STRIDES[0]].sum(), 1)
     components = np.array([one for each in measured for one in each.components]).reshape(-1, 4)
     found = []
     for label in range(num_classes):
         _, areas, sizes, thickness = components[components[:, 0] == label].T
         medians = [round(weighted_median(values, areas), 1) for values in (sizes, thickness)]
-        found.append(Objects(len(areas), *medians, {stride: kept[stride][label] for stride in STRIDES}))
+        kept_of_class = {stride: kept[stride][label] for stride in STRIDES}
+        found.append(Objects(len(areas), round(float(share[label]), 6), *medians, kept_of_class))
     return found
+
+
+def mean_kept(objects: Sequence[Objects], stride: int) -> float:
+    """The mIoU that a perfect mask keeps after a stride, over the classes that occur."""
+    return float(np.mean([one.kept[stride] for one in objects if one.kept[stride] is not None]))
 
 
 def iou(pixels: np.ndarray) -> list[float | None]:

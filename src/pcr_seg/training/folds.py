@@ -36,7 +36,7 @@ def with_val(cfg: DictConfig, source: Source, begun: bool) -> tuple[Source, list
         if begun and (lists / "val.txt").is_file():
             return held_out.hold_out_list(source, lists / "val.txt"), []
         if cfg.val:
-            return held_out.hold_out_list(source, Path(cfg.val)), []
+            return held_out.hold_out_list(source, Path(str(cfg.val))), []
         if source.val or not source.train:
             if cfg.folds not in ("auto", 0):
                 raise ValueError(f"folds={cfg.folds}: {source.name} has val images, which give the score; leave it out")
