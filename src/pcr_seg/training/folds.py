@@ -79,9 +79,11 @@ def over_folds(summaries: Sequence[dict]) -> dict:
 def pictures_of_folds(folders: Sequence[Path], output: Path) -> None:
     """Show in a run's folder what its folds saw in validation: the first one's panel, and the confusion of all."""
     details = [json.loads((folder / "details.json").read_text()) for folder in folders]
-    confusion = {
-        head: sum(np.array(fold["confusion"][head]) for fold in details).tolist() for head in details[0]["confusion"]
-    }
-    together = details[0] | {"confusion": confusion, "prototypes": []}
-    (output / "details.json").write_text(json.dumps(together) + "\n")
+    confusion: dict[str, np.ndarray] = {}
+    for fold in details:
+        for head, counts in fold["confusion"].items():
+            confusion[head] = confusion.get(head, 0) + np.array(counts)
+    together = {head: counts.tolist() for head, counts in confusion.items()}
+    text = json.dumps(details[0] | {"confusion": together, "prototypes": []})
+    (output / "details.json").write_text(text + "\n")
     shutil.copyfile(folders[0] / "panel.png", output / "panel.png")
