@@ -66,7 +66,7 @@ def run_suggest(cfg: DictConfig, dataset: str) -> None:
     for (key, value), reason in zip(suggestion.overrides.items(), suggestion.reasons, strict=True):
         table.add_row(escape(f"{key}={value}"), reason)
     console.print(table)
-    console.print(suggestion.time)
+    console.print(suggestion.time, soft_wrap=True, highlight=False)
     words = shlex.join(f"{key}={value}" for key, value in suggestion.overrides.items())
     console.print(f"python train.py {dataset} {words}", soft_wrap=True, highlight=False)
 

@@ -24,9 +24,9 @@ PASSES = 60  # over all training images, as far as ITERATIONS allow
 RARE = 0.02  # share of the pixels below which a class gets more weight
 
 # Seconds on one CPU core for each megapixel: of labeled crops, in a step of pcr with MobileNetV2, in the burn-in and
-# after it (docs/performance.md); and of images, for EfficientNet-Lite0's features.
-BURN_IN_STEP, STEP, FEATURES = 2.7, 6.4, 0.4
-HEAD = 60  # seconds to train a head on features
+# after it (docs/performance.md); and of images, for EfficientNet-Lite0's features of two views.
+BURN_IN_STEP, STEP, FEATURES = 2.7, 6.4, 1.0
+HEAD = 120  # seconds to train a head on features with pcr
 GPU_STEP = 0.1  # seconds of a step at least, on any GPU: starting its kernels
 
 
@@ -64,17 +64,17 @@ def suggest(source: Source, gpu_gib: float | None = None) -> Suggestion:
     objects = measure(source, pixels)
     settings, num_labels = which_labels(source)
     stride = 4 if objects is None else coarsest(objects)
+    trainings = NUM_FOLDS + 1 if not source.val and len(masked(source)) < FEW else 1
     if gpu_gib is None and stride >= 8:
         settings = [*on_features(objects, stride), *settings]
-        seconds = len(samples) * pixels / 1e6 * FEATURES + HEAD
+        seconds = len(samples) * pixels / 1e6 * FEATURES + trainings * HEAD
     else:
         kind = "cpu" if gpu_gib is None else "small" if gpu_gib < 16 else "large"
         machine = "a CPU" if gpu_gib is None else f"a GPU of {gpu_gib:.0f} GiB"
         shorter = median(map(min, sizes))
         settings += trained(objects, stride, shorter, num_labels, len(samples), kind, machine)
-        seconds = seconds_of({setting.key: setting.value for setting in settings}, kind)
-    trainings = NUM_FOLDS + 1 if not source.val and len(masked(source)) < FEW else 1
-    time = f"time: {round(seconds * trainings / 60) + 1} minutes, {'on one core' if gpu_gib is None else 'at least'}"
+        seconds = trainings * seconds_of({setting.key: setting.value for setting in settings}, kind)
+    time = f"time: {round(seconds / 60) + 1} minutes, {'on one core' if gpu_gib is None else 'at least'}"
     if trainings > 1:
         time += f", for {trainings} trainings: masks are few, and without val images all but the last give the score"
     return Suggestion({s.key: s.value for s in settings}, [s.reason for s in settings], time)

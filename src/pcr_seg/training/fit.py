@@ -30,7 +30,7 @@ from pcr_seg.models.official import load_official
 from pcr_seg.module import Segmentation
 from pcr_seg.pictures.panels import save_pictures
 from pcr_seg.pixels import IMAGENET_MEAN
-from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed, newest_checkpoint
+from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed, newest_checkpoint, whole_run
 from pcr_seg.training.diagnosis import Diagnosis
 from pcr_seg.training.folds import over_folds, pictures_of_folds, with_val
 from pcr_seg.training.loggers import LogPanels, ProgressBar, finish_wandb
@@ -95,7 +95,9 @@ def fit(cfg: DictConfig) -> dict:
         return summary
     if not goes_on:
         checkpoint = interrupted(config)
-    source, folds = with_val(cfg, build(cfg.dataset), begun=checkpoint is not None)
+    source, folds = with_val(
+        build(cfg.dataset), output, checkpoint is not None, val=cfg.val, folds=cfg.folds, seed=cfg.seed
+    )
     scores = fit_folds(cfg, config, source, folds, goes_on) if folds else {}
     L.seed_everything(cfg.seed, verbose=False)
 
@@ -134,7 +136,8 @@ def fit(cfg: DictConfig) -> dict:
         trainer.fit(module, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     except RuntimeError as error:
         if re.search("gloo|nccl", str(error), re.IGNORECASE):
-            raise ConnectionError(f"a process of this training was lost: go on with resume={output}") from error
+            again = f"go on with resume={whole_run(output)}"
+            raise ConnectionError(f"a process of this training was lost: {again}") from error
         raise
     if source.val and module.validated_at != trainer.global_step:  # stopped by max_steps, or between two validations
         trainer.validate(module, data, verbose=False)

@@ -8,49 +8,52 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
-from omegaconf import DictConfig
 
 from pcr_seg.data import held_out
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import write_list
 
 
-def with_val(cfg: DictConfig, source: Source, begun: bool) -> tuple[Source, list[Path]]:
+def with_val(
+    source: Source, output: Path, begun: bool, *, val: str | None, folds: int | str, seed: int
+) -> tuple[Source, list[Path]]:
     """The data set with images to validate on, or without any and the lists of the folds that take their place.
 
     A run that has begun reads its lists back, whatever the data set has got since.
 
     Args:
-        cfg: of the run; `val`, `folds` and `seed` say what is held out where the data set has no val images.
         source: the data set.
+        output: the run folder, whose `splits` has the lists.
         begun: whether the run goes on.
+        val: a list of names to validate on.
+        folds: where there are no val images: how many, "auto", or 0 to hold a part out.
+        seed: of the draw.
 
     Raises:
         FileNotFoundError: an image of a list is missing.
         ValueError: `folds` where there are val images, or with too few masks.
     """
-    lists = Path(cfg.output, "splits")
-    begun = begun or any(Path(cfg.output).glob("fold_*/config.yaml"))
-    folds = sorted(lists.glob("fold_*.txt"), key=lambda path: held_out.natural(path.name)) if begun else []
-    if not folds:
-        if begun and (lists / "val.txt").is_file():
-            return held_out.hold_out_list(source, lists / "val.txt"), []
-        if cfg.val:
-            return held_out.hold_out_list(source, Path(str(cfg.val))), []
-        if source.val or not source.train:
-            if cfg.folds not in ("auto", 0):
-                raise ValueError(f"folds={cfg.folds}: {source.name} has val images, which give the score; leave it out")
-            return source, []
-        number = held_out.num_folds(cfg.folds, source)
-        if not number:
-            [val], how = held_out.deal(source, held_out.FIFTH, cfg.seed, fewest=3, scored=1)
-            return held_out.hold_out(source, val, f"held out of train, {how}"), []
-        fewest = min(3, number) if cfg.folds == "auto" else number
-        parts, how = held_out.deal(source, number, cfg.seed, fewest=fewest)
-        folds = [lists / f"fold_{turn}.txt" for turn in range(1, len(parts) + 1)]
-        for path, part in zip(folds, parts, strict=True):
-            write_list(path, f"one of {len(parts)} folds, {how}", part)
-    return replace(source, held_out=f"scored in {len(folds)} folds"), folds
+    lists = output / "splits"
+    begun = begun or any(output.glob("fold_*/config.yaml"))
+    parts = sorted(lists.glob("fold_*.txt"), key=lambda path: held_out.natural(path.name)) if begun else []
+    if begun and not parts and (lists / "val.txt").is_file():
+        return held_out.hold_out_list(source, lists / "val.txt"), []
+    if val:
+        return held_out.hold_out_list(source, Path(str(val))), []
+    if not parts and (source.val or not source.train):
+        if folds not in ("auto", 0):
+            raise ValueError(f"folds={folds}: {source.name} has val images, which give the score; leave it out")
+        return source, []
+    if not parts:
+        number = held_out.num_folds(folds, source)
+        if number == 0:
+            [some], how = held_out.deal(source, held_out.FIFTH, seed, fewest=3, scored=1)
+            return held_out.hold_out(source, some, f"held out of train, {how}"), []
+        dealt, how = held_out.deal(source, number, seed, fewest=min(3, number) if folds == "auto" else number)
+        parts = [lists / f"fold_{turn}.txt" for turn in range(1, len(dealt) + 1)]
+        for path, samples in zip(parts, dealt, strict=True):
+            write_list(path, f"one of {len(dealt)} folds, {how}", samples)
+    return replace(source, val=(), held_out=f"scored in {len(parts)} folds"), parts
 
 
 def over_folds(summaries: Sequence[dict]) -> dict:

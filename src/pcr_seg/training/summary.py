@@ -15,7 +15,7 @@ from pcr_seg.config import CONF
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.module import Segmentation
 from pcr_seg.scores import iou_of_heads, percent, score_table
-from pcr_seg.training.checkpoints import Checkpoints
+from pcr_seg.training.checkpoints import Checkpoints, whole_run
 from pcr_seg.training.timer import callback, images_per_second
 
 
@@ -75,7 +75,7 @@ def print_summary(summary: dict, output: Path) -> None:
     """Show the result as a table, and what to type next; that of a fold in a line."""
     console, folds = Console(), summary.get("folds")
     best = f"best epoch (chosen on val) {percent(summary['miou_best'])}"
-    if (output.parent / f"splits/{output.name}.txt").is_file():
+    if whole_run(output) != output:
         console.print(f"{output.name}: mIoU {percent(summary['miou_last'])}, {best} · {summary['seconds']:.0f} s")
         return
     title = f"{summary['method']} on {summary['dataset']}, {summary['num_labeled']} labels, last epoch"
