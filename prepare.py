@@ -3,7 +3,7 @@
 python prepare.py dataset=voc_aug                            # downloads VOC 2012 and SBD, 3.4 GB; serves voc as well
 python prepare.py dataset=cityscapes dataset.root=FOLDER     # unpacks the zip files that you downloaded into FOLDER
 python prepare.py check dataset=folder dataset.root=FOLDER   # decodes your images and masks and reports what is wrong
-python prepare.py suggest dataset=folder dataset.root=FOLDER # crop, batch and epochs for them, as a command
+python prepare.py suggest dataset=folder dataset.root=FOLDER # settings for them, each with its reason, as a command
 python prepare.py import from=EXPORT dataset.root=NEW        # labels of COCO, CVAT, Labelme, Label Studio, YOLO, ...
 """
 
@@ -17,6 +17,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pcr_seg.commands.start import start
@@ -70,9 +71,10 @@ def run_suggest(cfg: DictConfig, dataset: str) -> None:
     suggestion = suggest(build(cfg.dataset), gpu_gib)
     table = Table("setting", "because")
     for (key, value), reason in zip(suggestion.overrides.items(), suggestion.reasons, strict=True):
-        table.add_row(f"{key}={value}", reason)
+        table.add_row(escape(f"{key}={value}"), reason)
     console.print(table)
-    words = " ".join(f"{key}={value}" for key, value in suggestion.overrides.items())
+    console.print(suggestion.time, soft_wrap=True, highlight=False)
+    words = shlex.join(f"{key}={value}" for key, value in suggestion.overrides.items())
     console.print(f"python train.py {dataset} {words}", soft_wrap=True, highlight=False)
 
 

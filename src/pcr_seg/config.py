@@ -89,8 +89,8 @@ def quote_split(argument: str) -> str:
 
 
 PATHS = (
-    "dataset.root", "dataset.unlabeled", "images", "from", "group", "checkpoint", "output", "resume", "runs",
-    "init_from_checkpoint", "backbone.weights", "data.cache", "hydra.run.dir", "hydra.sweep.dir",
+    "dataset.root", "dataset.unlabeled", "images", "from", "group", "checkpoint", "output", "resume", "runs", "val",
+    "init_from_checkpoint", "backbone.weights", "data.cache", "features.folder", "hydra.run.dir", "hydra.sweep.dir",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from test_sources import save
 
 from pcr_seg.data import splits
 from pcr_seg.data.check import check, num_errors, show, write
+from pcr_seg.data.held_out import num_folds
 from pcr_seg.data.sources import folder
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
@@ -114,6 +115,18 @@ def rare(root: Path) -> None:
     all_masks(root, "train/**", np.eye(1, 3600, 5).reshape(60, 60))
 
 
+def few_masks(root: Path) -> None:
+    shutil.rmtree(root / "images/val")
+    remove(root, "images/train/[b-d].png")
+    remove(root, "images/train/deep/c.png")
+
+
+def thin(root: Path) -> None:
+    for path in [*(root / "images/train").rglob("*.png")]:
+        save(path, pixels(len(str(path)) + ord(path.stem), 60, 60, 3))
+    all_masks(root, "train/**", np.tile(np.arange(60) % 20 < 3, (60, 1)))
+
+
 IMAGE, MASKS = "images/train/a.png", "labels/train/a.png"  # what most cases break
 TWO_PAGES = {"save_all": True, "append_images": [Image.fromarray(MASK)]}
 CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `folder`
@@ -121,6 +134,7 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "one folder higher": one_folder_higher,
     "no images": lambda root: remove(root, "images/val/*"),
     "other images": other_images,
+    "val name": lambda root: (root / "images/val").rename(root / "images/validation"),
     "no training images": lambda root: shutil.rmtree(root / "images/train"),
     "no unlabeled images": lambda root: {"unlabeled": str(root / "nothing/*.png")},
     "no classes": lambda root: (root / "classes.txt").unlink(),
@@ -153,6 +167,7 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "one class": lambda root: all_masks(root, "**", np.where(MASK == 1, 255, 0)),
     "only class": single_class,
     "one class labeled": lambda root: all_masks(root, "train/**", np.where(MASK == 1, 255, 0)),
+    "few masks": few_masks,
     "nothing labeled": lambda root: all_masks(root, "train/**", np.full((4, 6), 255)),
     "nothing to score": lambda root: all_masks(root, "val", np.full((4, 6), 255)),
     "dark": lambda root: deep(root, 4095),
@@ -169,6 +184,8 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "16 bits in color": lambda root: cv2.imwrite(str(root / IMAGE), pixels(0).astype(np.uint16) * 256),
     "converted": lambda root: put(root, "images/train/a.tif", Image.fromarray(pixels(0)).convert("CMYK")),
     "rare class": rare,
+    "no val": lambda root: shutil.rmtree(root / "images/val"),
+    "thin objects": thin,
 }
 
 
@@ -205,6 +222,8 @@ def test_every_case_has_its_message(tmp_path: Path, case: str, level: str, messa
     if level == "error":
         with pytest.raises((ValueError, FileNotFoundError)) as caught:
             source = folder(tmp_path, **options)
+            if source.train and not source.val:
+                num_folds("auto", source)
             splits.check(source, splits.make_split(source, "full"))
         assert re.fullmatch(expected, str(caught.value))
 
@@ -250,6 +269,18 @@ def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys) -> None
     assert "errors: 1; correct them and check again" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: action=chekc: choose one of prepare, check, suggest"):
         command(tmp_path, monkeypatch, *words, "action=chekc")
+
+
+def test_objects_are_reported(tmp_path: Path) -> None:
+    thin(make(tmp_path))
+    report = check(folder(tmp_path))
+    assert [one["thickness"] for one in report["objects"]] == [pytest.approx(17, rel=0.1), pytest.approx(3, rel=0.2)]
+    assert report["objects"][1]["kept"][16] == 0 < report["objects"][1]["kept"][4] < 0.8
+    console = Console(width=200, record=True, file=io.StringIO())
+    show(report, console)
+    text = console.export_text()
+    assert re.search(r"cat +│ 12 +│ 60 +│ 3", text) and "kept at stride 16" in text
+    assert "thin objects" in text and "class ground" not in text
 
 
 def test_copies_are_found_in_any_format(tmp_path: Path) -> None:

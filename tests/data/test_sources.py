@@ -143,8 +143,17 @@ def test_a_folder_without_training_images_can_be_scored(tmp_path, part):
     save(tmp_path / "segnet" / part / "t.png", colors())
     assert names(getattr(camvid(tmp_path / "segnet"), part)) == ["t"] and not camvid(tmp_path / "segnet").train
     (tmp_path / "images/train").mkdir()
+    with pytest.raises(ValueError, match=r"images/train: no images in it"):
+        folder(tmp_path)
+
+
+def test_a_folder_needs_no_val_but_one_of_another_name_is_named(tmp_path):
+    (tmp_path / "classes.txt").write_text(CLASSES)
+    save(tmp_path / "images/train/t.jpg", colors())
+    assert names(folder(tmp_path).train) == ["t"] and folder(tmp_path).val == ()
+    save(tmp_path / "images/validation/v.jpg", colors())
     with pytest.raises(
-        FileNotFoundError if part == "test" else ValueError, match=r"images/(val: no such|train: no images)"
+        ValueError, match=r"images/validation: is not read; call it .*images/val, and its masks .*labels/val"
     ):
         folder(tmp_path)
 

@@ -58,9 +58,8 @@ def choose(cfg: DictConfig) -> list[str]:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
     console.print(f"all of them: {output}/new.csv; draw their masks, and put image and mask among the training images")
-    console.print(
-        f"python train.py ... split={output}/labeled.txt     # ... as that run was started; the rest is unlabeled"
-    )
+    split = f"split={output}/labeled.txt" + (f" val={run}/splits/val.txt" if source.held_out else "")
+    console.print(f"python train.py ... {split}     # ... as that run was started; the rest is unlabeled")
     return [sample.name for sample, _ in chosen]
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from pcr_seg.checkpoint import MISSING, TRUSTED_DATA, load, refuse_strangers
 from pcr_seg.config import build
+from pcr_seg.data.held_out import hold_out_again
 from pcr_seg.data.sources import Source
 from pcr_seg.predictor import Predictor
 from pcr_seg.training.values import check_node, check_type
@@ -52,6 +53,7 @@ def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
         ValueError: none is named, the checkpoint's calls foreign code, or the network does not fit it.
     """
     source = build(cfg.get("dataset") or own_dataset(cfg, predictor))
+    source = hold_out_again(source, Path(cfg.checkpoint).absolute().parents[1] / "splits/val.txt")
     if list(source.classes) != predictor.class_names:
         raise ValueError(
             f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(predictor.class_names)}; "

@@ -29,6 +29,8 @@ from pcr_seg.data.files import (
     read_image,
     read_mask,
 )
+from pcr_seg.data.held_out import FEW, FEW_MASKS, NUM_FOLDS
+from pcr_seg.data.objects import LOSS, STRIDES, Objects, measure
 from pcr_seg.data.sources import PARTS, Source, find_images
 from pcr_seg.data.splits import (
     ALL_IGNORED,
@@ -74,12 +76,17 @@ def check(source: Source) -> dict[str, Any]:
         part: in_threads(examine, getattr(source, part), f"Examining {part}") for part in PARTS if getattr(source, part)
     }
     findings = [finding for pictures in parts.values() for picture in pictures for finding in picture.findings]
+    described = {part: describe(source, pictures) for part, pictures in parts.items()}
+    height, width = described.get("train", {}).get("size_median") or (1, 1)
+    objects = measure(source, height * width)
     findings += [*copies(parts), *nothing_to_learn(source, parts), *strangers(source), *unused_range(parts)]
+    findings += [*no_val(source, parts), *lost_by_strides(source, objects or [])]
     findings.sort(key=lambda finding: (list(LEVELS).index(finding.level), finding.kind, finding.file))
     return {
         "dataset": source.name,
         "classes": list(source.classes),
-        "parts": {part: describe(source, pictures) for part, pictures in parts.items()},
+        "parts": described,
+        "objects": [one._asdict() for one in objects or []],
         "findings": [finding._asdict() for finding in findings],
     }
 
@@ -202,6 +209,29 @@ def classes_missing(source: Source, part: str, counts: np.ndarray) -> Iterator[F
             yield Finding("note", "rare class", f"{part} masks", what, remedy)
 
 
+def no_val(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]:
+    """How a data set is scored that has training images alone."""
+    if source.val or not source.train:
+        return
+    masks = sum(picture.counts is not None for picture in parts["train"])
+    if masks < 2:
+        yield finding("error", "few masks", source.name, FEW_MASKS.format(source.name, masks))
+        return
+    way = f"{NUM_FOLDS} folds score it" if masks < FEW else "a training holds a fifth of the masks out"
+    remedy = "nothing to do, but images that are unlike those of train, in images/val, would score it better"
+    yield Finding("note", "no val", source.name, f"has no val images, so {way}", remedy)
+
+
+def lost_by_strides(source: Source, objects: Sequence[Objects]) -> Iterator[Finding]:
+    """Classes whose objects are too thin or small for the grid that a network predicts on."""
+    for name, one in zip(source.classes, objects, strict=False):
+        if any(kept is not None and kept < LOSS for kept in one.kept.values()):
+            kept = ", ".join(f"{kept:.0%} at stride {stride}" for stride, kept in one.kept.items())
+            what = f"class {name} ({one.thickness:g} pixels thick): of its IoU a perfect mask keeps {kept}"
+            remedy = "see docs/data.md, small and thin objects"
+            yield Finding("note", "thin objects", "train masks", what, remedy)
+
+
 def strangers(source: Source) -> Iterator[Finding]:
     """Files of a `folder` data set that nothing reads."""
     for part in ("train", "val", "test"):
@@ -294,11 +324,15 @@ def tables(report: dict[str, Any]) -> dict[str, list[list[str]]]:
     for label, name in enumerate(report["classes"]):
         cells = [(f"{p['class_share'][label]:.2%}", str(p["class_images"][label])) for p in masked.values()]
         classes.append([f"{label} {name}", *(cell for pair in cells for cell in pair)])
+    objects = [["class", "objects", "size", "thickness", *(f"kept at stride {stride}" for stride in STRIDES)]]
+    for name, one in zip(report["classes"], report["objects"], strict=False):
+        kept = ["-" if share is None else f"{share:.0%}" for share in one["kept"].values()]
+        objects.append([name, str(one["count"]), f"{one['size']:g}", f"{one['thickness']:g}", *kept])
     found = [["level", "case", "files", "first", "what to do"]]
     for (level, kind), group in grouped(report["findings"]).items():
         first = group[0]
         found.append([level, kind, str(len(group)), f"{first['file']}: {first['what']}", first["remedy"]])
-    return {"Images": images, "Classes": classes, "Findings": found}
+    return {"Images": images, "Classes": classes, "Objects": objects, "Findings": found}
 
 
 def show(report: dict[str, Any], console: Console) -> None:

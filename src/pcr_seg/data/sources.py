@@ -6,7 +6,7 @@ raised as one line with file and remedy: FileNotFoundError if something is missi
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -50,7 +50,8 @@ ODD_NAME = re.compile(r"^[#\s]|\s$|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # no l
 class Source:
     """A data set, sorted by name; `train` can be labeled, `unlabeled` are further images without masks.
 
-    Any part may be empty: what is only scored needs no `train`.
+    Any part may be empty: what is only scored needs no `train`. `held_out` says in a line how `val` was taken out of
+    `train`, where that was done (`held_out.py`).
     """
 
     name: str
@@ -60,6 +61,7 @@ class Source:
     unlabeled: tuple[Sample, ...]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    held_out: str = ""
 
     @property
     def format(self) -> Format:
@@ -186,10 +188,10 @@ def _images(folder: Path) -> dict[str, str]:
     return _named(paths, start)
 
 
-def _parts(folders: dict[str, Path]) -> dict[str, Path]:
-    """Those of the folders of train, val and test to read: all that are there, but train never without val."""
+def _parts(folders: dict[str, Path], needed: Sequence[str] = ("train", "val")) -> dict[str, Path]:
+    """Those of the folders of train, val and test to read: all that are there, and the needed ones beside train."""
     found = {part: place for part, place in folders.items() if place.is_dir()}
-    needed = ("train", "val") if "train" in found or not found else ()
+    needed = needed if "train" in found or not found else ()
     return {part: place for part, place in folders.items() if part in found or part in needed}
 
 
@@ -236,9 +238,10 @@ def folder(
     max_value: int | None = None,
     masks: str = "ids",
 ) -> Source:
-    """Read `images/{train,val[,test]}/NAME.jpg`, `labels/*/NAME.png`, `classes.txt`, `[unlabeled/NAME.jpg]`.
+    """Read `images/{train[,val,test]}/NAME.jpg`, `labels/*/NAME.png`, `classes.txt`, `[unlabeled/NAME.jpg]`.
 
-    Without `images/train` what is there of val and test is read, to be scored.
+    Without `images/train` what is there of val and test is read, to be scored. Without `images/val` a training holds
+    some of train out.
 
     Args:
         root: the folder. `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include
@@ -253,9 +256,13 @@ def folder(
     if channels not in (1, 3, 4) or masks not in ("ids", "colors"):
         raise ValueError(f"dataset.channels={channels}, dataset.masks={masks}: choose 1, 3 or 4, and ids or colors")
     images, labels = Path(root, "images"), Path(root, "labels")
-    there = _parts({part: images / part for part in ("train", "val", "test")})
+    there = _parts({part: images / part for part in ("train", "val", "test")}, needed=["train"])
     for place in there.values():
         _require(place)
+    if "val" not in there and (meant := [place for place in sorted(images.glob("val*")) if place.is_dir()]):
+        raise DataError(
+            f"{meant[0]}: is not read; call it {images / 'val'}, and its masks {labels / 'val'}", "val name"
+        )
     classes, colors = _read_classes(Path(root, "classes.txt"))
     format = Format(channels, max_value, len(classes), colors, masks)
     pairs = {part: _pairs(place, labels / part, format) for part, place in there.items()}

@@ -97,7 +97,7 @@ def make_split(
 
     Args:
         source: the data set.
-        labeled: a fraction ("1_8"), a count, "full", or a file of names.
+        labeled: a fraction ("1_8"), a count, "full", or a file of names, of which those that are held out are left out.
         family: "u2pl" (the paper's lists), "cps" (UniMatch's), or "drawn".
         seed: of a draw.
         lists: folder of published lists, which are downloaded into it (`published.fetch`), and of own ones.
@@ -151,8 +151,7 @@ def split_of_run(source: Source, folder: Path | str, family: str = "u2pl") -> Sp
                 " back, or start a new run"
             )
         parts.append(_find(names, samples, path))
-    first = read_lines(Path(folder, "labeled.txt"))[:1]
-    origin = first[0].removeprefix("#").strip() if first and first[0].startswith("#") else f"list {folder}/labeled.txt"
+    origin = origin_of(Path(folder, "labeled.txt"))
     kinds = {"published list ": family, "list ": "own"}
     used = next((name for start, name in kinds.items() if origin.startswith(start)), "drawn")
     return Split(parts[0], _unmasked(parts[1]), origin, used, complete=False)
@@ -164,12 +163,17 @@ def _unmasked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
 
 def _from_list(source: Source, path: Path, origin: str, family: str, count: int | None = None) -> Split:
     everything = (*source.train, *source.unlabeled)
-    labeled = _find(read_list(path, everything), source.train, path)
+    held_out = {sample.name for sample in source.val} if source.held_out else set()
+
+    def listed(path: Path) -> list[str]:
+        return [name for name in read_list(path, (*everything, *source.val)) if name not in held_out]
+
+    labeled = _find(listed(path), source.train, path)
     if count not in (None, len(labeled)):
         raise ValueError(f"{path}: {len(labeled)} names instead of {count}; correct it, or set split={path}")
     beside = path.with_name(path.name.replace("labeled", "unlabeled"))
     if beside != path and beside.is_file():
-        return Split(labeled, _unmasked(_find(read_list(beside, everything), everything, beside)), origin, family)
+        return Split(labeled, _unmasked(_find(listed(beside), everything, beside)), origin, family)
     names = {sample.name for sample in labeled}
     return Split(labeled, _unmasked([sample for sample in everything if sample.name not in names]), origin, family)
 
@@ -276,9 +280,9 @@ def check(source: Source, split: Split, subset: str = "val", max_skipped: float 
     """Look into everything a run is about to use; silent when all is well.
 
     Labeled, unlabeled and `subset` images must be disjoint (by content, whatever their names), the first two
-    together all of `source`. Masks must have their image's size and values in 0..C-1 or 255, and show what can be
-    learned and scored. Labeled images are decoded, of the others the headers are read; of very many unlabeled images
-    some, spread evenly.
+    together all of `source`; where val is taken out of train, it may be empty. Masks must have their image's size and
+    values in 0..C-1 or 255, and show what can be learned and scored. Labeled images are decoded, of the others the
+    headers are read; of very many unlabeled images some, spread evenly.
 
     Args:
         source: the data set.
@@ -294,7 +298,7 @@ def check(source: Source, split: Split, subset: str = "val", max_skipped: float 
         raise ValueError(f"subset {subset!r}: choose val or test")
     held_out = getattr(source, subset)
     for title, samples in (("labeled", split.labeled), (subset, held_out)):
-        if not samples:
+        if not samples and not (title == "val" and source.held_out):
             raise ValueError(f"{source.name}: the list of {title} images is empty; add images with masks")
     if len(source.classes) == 1:
         raise DataError(LONE_CLASS.format(source.name, *2 * source.classes), "only class")
@@ -400,7 +404,17 @@ def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: 
 
 def write(split: Split, folder: Path) -> None:
     """Write `labeled.txt` and `unlabeled.txt`: a comment line with the origin, then one name per line."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, samples in (("labeled", split.labeled), ("unlabeled", split.unlabeled)):
-        lines = [f"# {split.origin}", *map(list_line, samples)]
-        Path(folder, f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_list(Path(folder, f"{name}.txt"), split.origin, samples)
+
+
+def write_list(path: Path, origin: str, samples: Sequence[Sample]) -> None:
+    """Write a comment line with the origin, then one name per line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([f"# {origin}", *map(list_line, samples)]) + "\n", encoding="utf-8")
+
+
+def origin_of(path: Path) -> str:
+    """Where the names of a list come from: its comment line, or the file itself."""
+    first = next(iter(read_lines(path)), "")
+    return first.removeprefix("#").strip() if first.startswith("#") else f"list {path}"

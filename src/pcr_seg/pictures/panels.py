@@ -145,9 +145,9 @@ def gallery(predictor: Predictor, source: Source) -> list[PrototypeView]:
     """For each living prototype the pixels nearest to it, one in each of its best validation images.
 
     Validation images, because a prototype's own material, a few labeled images, would always look convincing.
-    Nothing without a bank.
+    Nothing without a bank, or without such images.
     """
-    if predictor.bank is None:
+    if predictor.bank is None or not source.val:
         return []
     samples = spread(source.val, GALLERY_IMAGES)
     found = [best_pixels(predictor, read_image(sample.image, sample.format)) for sample in samples]

@@ -62,10 +62,14 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times a
 
 
 def find(pattern: str) -> list[Path]:
-    """List the run folders at and below the matches of a glob; a match without any stands for itself."""
+    """List the run folders at and below the matches of a glob; a match without any stands for itself.
+
+    Folds are parts of the run above them, whose summary has their scores.
+    """
     found = {}  # by real path: a link to the latest run is no second run
     for top in map(Path, sorted(glob(os.path.join(os.path.expanduser(pattern), "")))):
         folders = {path.parent for name in (".hydra", "summary.json") for path in top.rglob(name)}
+        folders -= {run for run in folders if run != top and (run.parent / f"splits/{run.name}.txt").is_file()}
         if not folders and not (top / "report.md").is_file():
             folders = {top}
         found |= {folder.resolve(): folder for folder in sorted(folders)}

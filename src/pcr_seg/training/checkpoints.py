@@ -19,6 +19,11 @@ PREVIOUS, BEST = "previous.ckpt", "best.ckpt"
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal after saving, to be resumed
 
 
+def whole_run(folder: Path) -> Path:
+    """The run that a fold is a part of; of any other run itself."""
+    return folder.parent if (folder.parent / f"splits/{folder.name}.txt").is_file() else folder
+
+
 class Checkpoints(Checkpoint):
     """Writes last.ckpt at the start of each epoch and every few steps, and best.ckpt after the best validation.
 
@@ -81,7 +86,7 @@ class Checkpoints(Checkpoint):
     def leave(self, trainer: L.Trainer) -> None:
         """End this process; a job whose time is up is queued again."""
         if trainer.is_global_zero:
-            command = f"python train.py resume={shlex.quote(str(self.folder.parent))}"
+            command = f"python train.py resume={shlex.quote(str(whole_run(self.folder.parent)))}"
             print(f"stopped by a signal at step {trainer.global_step}, saved: {command}")
             if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)

@@ -22,6 +22,7 @@ from pcr_seg.checkpoint import LAST, constructor_parameters, described, load
 from pcr_seg.config import CONF, GROUPS, build
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import SegmentationData
+from pcr_seg.data.sources import Source
 from pcr_seg.inference import whole_image
 from pcr_seg.method.sampling import jittered_grid
 from pcr_seg.models.deeplab import pointwise_by_onednn
@@ -29,8 +30,9 @@ from pcr_seg.models.official import load_official
 from pcr_seg.module import Segmentation
 from pcr_seg.pictures.panels import save_pictures
 from pcr_seg.pixels import IMAGENET_MEAN
-from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed, newest_checkpoint
+from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed, newest_checkpoint, whole_run
 from pcr_seg.training.diagnosis import Diagnosis
+from pcr_seg.training.folds import over_folds, pictures_of_folds, with_val
 from pcr_seg.training.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.training.model_card import model_card
 from pcr_seg.training.resume import keep_metrics, moved, resumed
@@ -93,9 +95,12 @@ def fit(cfg: DictConfig) -> dict:
         return summary
     if not goes_on:
         checkpoint = interrupted(config)
+    source, folds = with_val(
+        build(cfg.dataset), output, checkpoint is not None, val=cfg.val, folds=cfg.folds, seed=cfg.seed
+    )
+    scores = fit_folds(cfg, config, source, folds, goes_on) if folds else {}
     L.seed_everything(cfg.seed, verbose=False)
 
-    source = build(cfg.dataset)
     module = build_module(config, list(source.classes), list(source.palette))
     mean = getattr(module.student, "mean", IMAGENET_MEAN)
     split_from = output / "splits" if checkpoint else None  # images may have been added since
@@ -131,26 +136,31 @@ def fit(cfg: DictConfig) -> dict:
         trainer.fit(module, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     except RuntimeError as error:
         if re.search("gloo|nccl", str(error), re.IGNORECASE):
-            raise ConnectionError(f"a process of this training was lost: go on with resume={output}") from error
+            again = f"go on with resume={whole_run(output)}"
+            raise ConnectionError(f"a process of this training was lost: {again}") from error
         raise
-    if module.validated_at != trainer.global_step:  # stopped by max_steps, or between two validations
+    if source.val and module.validated_at != trainer.global_step:  # stopped by max_steps, or between two validations
         trainer.validate(module, data, verbose=False)
     trainer.save_checkpoint(output / "checkpoints" / LAST)
 
-    summary = summarize(trainer, module, data) | {"seconds": round(time.time() - started, 1)}
+    summary = summarize(trainer, module, data) | scores | {"seconds": round(time.time() - started, 1)}
     if trainer.is_global_zero:
         module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
         (output / "checkpoints/MODEL_CARD.md").write_text(model_card(summary, config), encoding="utf-8")
-        save_pictures(module.predictor, module.confusion.counts(), source, output)
+        if folds:
+            pictures_of_folds([output / path.stem for path in folds], output)
+        else:
+            save_pictures(module.predictor, module.confusion.counts(), source, output)
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
-        checkpoints = [output / f"checkpoints/{name}.ckpt" for name in ("best", "last")]
+        checkpoints = [file for name in ("best", "last") if (file := output / f"checkpoints/{name}.ckpt").is_file()]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 finish_wandb(logger, summary, checkpoints if cfg.upload_checkpoints else [])
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
     if cfg.get("baseline"):
-        baseline = fit(supervised_baseline(cfg, goes_on))
+        alone = OmegaConf.load(CONF / "method/supervised.yaml")
+        baseline = fit_part(cfg, "baseline", goes_on, baseline=False, method=alone)
         if trainer.is_global_zero:
             gain = 100 * (summary["miou_last"] - baseline["miou_last"])
             print(f"{module.name} over supervised: {gain:+.1f} mIoU; both in one page: python report.py runs={output}")
@@ -185,13 +195,28 @@ def streams(method: nn.Module) -> dict:
     return {"strong_views": method.views.strong, "strong_color": method.views.color, "other": method.views.other}
 
 
-def supervised_baseline(cfg: DictConfig, goes_on: bool) -> DictConfig:
-    """The same run without unlabeled images, in the run folder's `baseline/`; where it goes on, what is left of it."""
-    folder = Path(cfg.output) / "baseline"
-    begun = goes_on and (folder / "config.yaml").is_file() and not (folder / "summary.json").is_file()
-    run = OmegaConf.merge(cfg, {"baseline": False, "resume": str(folder) if begun else None})
-    run.method = OmegaConf.load(CONF / "method/supervised.yaml")
-    return moved(run, folder)
+def fit_part(cfg: DictConfig, name: str, goes_on: bool, **changes: object) -> dict:
+    """Train a part of a run with other settings, in a folder of its own inside the run's; return its summary.
+
+    Where the run goes on, a part that ended is not repeated, and one that was stopped goes on.
+    """
+    folder = Path(cfg.output) / name
+    if goes_on and (folder / "summary.json").is_file():
+        return json.loads((folder / "summary.json").read_text())
+    begun = goes_on and newest_checkpoint(folder / "checkpoints")
+    run = cfg.copy()
+    run.update({**changes, "resume": str(folder) if begun else None})
+    return fit(moved(run, folder))
+
+
+def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path], goes_on: bool) -> dict:
+    """Train once without the masks of each fold, scored on them, in RUN/fold_1 ...; return the scores together."""
+    write_config(config)  # whatever is done by then, resume=RUN goes on with it
+    print(
+        f"{source.name}: no val images, so {len(folds)} trainings, each without another part of the masks, give the"
+        " score, and a last one takes all (folds=0: hold a fifth out instead)"
+    )
+    return over_folds([fit_part(cfg, path.stem, goes_on, val=str(path), folds=0, baseline=False) for path in folds])
 
 
 def finished(config: dict) -> dict | None:
@@ -228,7 +253,7 @@ def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
     for key in {"callbacks", "logger", "plugins"} & set(cfg.trainer):
         raise ValueError(f"trainer.{key}: is made here; early_stopping.patience and logger=... choose among them")
     callbacks = [build(cfg.checkpoints), build(cfg.watch), TrainTimer(), LogPanels(data.source)]
-    if cfg.early_stopping.patience is not None:
+    if cfg.early_stopping.patience is not None and data.source.val:
         callbacks.append(build(cfg.early_stopping))
     if cfg.diagnosis:
         callbacks.append(Diagnosis(data))
@@ -238,7 +263,8 @@ def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
     plugins = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
-    return build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False)
+    validated = {} if data.source.val else {"limit_val_batches": 0}  # the last of a run in folds
+    return build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False, **validated)
 
 
 def open_run_folder(
@@ -247,17 +273,28 @@ def open_run_folder(
     """Write the configuration and the split as used, and tell the loggers."""
     config, split = module.metadata["config"], data.split
     output = Path(config["output"])
-    output.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(config), output / "config.partial")
-    os.replace(output / "config.partial", output / "config.yaml")  # all of it or nothing
+    write_config(config)
     if checkpoint and checkpoint.path.name == PREVIOUS:
         (output / "checkpoints" / LAST).unlink(missing_ok=True)  # damaged: it must not become the previous one
     splits.write(split, output / "splits")
+    val = f"{len(data.source.val)} val" if data.source.val else "no val"
+    if data.source.held_out:
+        val += f" ({data.source.held_out})"
+        if data.source.val:
+            splits.write_list(output / "splits/val.txt", data.source.held_out, data.source.val)
     labeled, unlabeled = f"{len(split.labeled)} labeled ({split.origin})", f"{len(split.unlabeled)} unlabeled"
     burn_in = getattr(module.method, "burn_in_epochs", 0)
     alone = f"burn-in {burn_in} of {trainer.max_epochs} epochs" if module.uses_unlabeled else "labels alone"
-    print(f"{data.source.name}: {labeled}, {unlabeled}, {len(data.source.val)} val; {alone}; run folder {output}")
+    print(f"{data.source.name}: {labeled}, {unlabeled}, {val}; {alone}; run folder {output}")
     for logger in trainer.loggers:
         if checkpoint and isinstance(logger, CSVLogger):
             keep_metrics(logger, checkpoint.metrics)
         logger.log_hyperparams(config)
+
+
+def write_config(config: dict) -> None:
+    """Write config.yaml into the run folder that it names: all of it or nothing."""
+    output = Path(config["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(config), output / "config.partial")
+    os.replace(output / "config.partial", output / "config.yaml")

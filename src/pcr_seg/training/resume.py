@@ -48,7 +48,7 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
     if HydraConfig.initialized():
         change(run, cfg, HydraConfig.get().overrides.task)
     checkpoint = newest_checkpoint(folder / "checkpoints")
-    if checkpoint is None:
+    if checkpoint is None and not any(folder.glob("fold_*")):
         print(f"resume={folder}: no checkpoint yet, starting again")
     return run, checkpoint
 

@@ -15,7 +15,7 @@ from pcr_seg.config import CONF
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.module import Segmentation
 from pcr_seg.scores import iou_of_heads, percent, score_table
-from pcr_seg.training.checkpoints import Checkpoints
+from pcr_seg.training.checkpoints import Checkpoints, whole_run
 from pcr_seg.training.timer import callback, images_per_second
 
 
@@ -33,8 +33,8 @@ def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) 
         "num_unlabeled": len(data.split.unlabeled),
         "iterations": trainer.global_step,
         "semi_supervised_iterations": module.semi_supervised_steps,
-        "miou_last": metrics["val/miou"],
-        "miou_best": callback(trainer, Checkpoints).best_score,
+        "miou_last": metrics.get("val/miou"),  # of a run in folds these have the scores
+        "miou_best": callback(trainer, Checkpoints).best_score if metrics else None,
         "miou_prototype_last": metrics.get("val/miou_prototype"),
         **iou_of_heads(metrics, module.class_names),
         "images_per_second": round(images_per_second(trainer, data, module), 2),
@@ -72,15 +72,24 @@ def git_commit() -> str | None:
 
 
 def print_summary(summary: dict, output: Path) -> None:
-    """Show the result as a table, and what to type next."""
-    console = Console()
+    """Show the result as a table, and what to type next; that of a fold in a line."""
+    console, folds = Console(), summary.get("folds")
+    best = f"best epoch (chosen on val) {percent(summary['miou_best'])}"
+    if whole_run(output) != output:
+        console.print(f"{output.name}: mIoU {percent(summary['miou_last'])}, {best} · {summary['seconds']:.0f} s")
+        return
     title = f"{summary['method']} on {summary['dataset']}, {summary['num_labeled']} labels, last epoch"
+    if folds:
+        title += f", mean of {folds} folds"
+        best = (
+            f"± {percent(summary['miou_last_std'])} over the folds, whose masks were new to them; last.ckpt knows all"
+        )
     console.print(score_table(title, summary, summary["miou_last"], summary["miou_prototype_last"]))
-    console.print(f"best epoch (chosen on val) {percent(summary['miou_best'])} · {summary['seconds']:.0f} s")
+    console.print(f"{best} · {summary['seconds']:.0f} s")
     for line in (
         f"run folder: {output} (pictures in panel.png)",
         f"python report.py runs={output}",
-        f"python eval.py checkpoint={output}/checkpoints/last.ckpt",
+        f"python eval.py checkpoint={output}{'/fold_1' if folds else ''}/checkpoints/last.ckpt",
         f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
     ):
         console.print(line, soft_wrap=True, highlight=False)

@@ -1,0 +1,92 @@
+"""Scores of a data set without val images: of a part that is held out, or of several trainings that take turns."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+
+from pcr_seg.data import held_out
+from pcr_seg.data.sources import Source
+from pcr_seg.data.splits import write_list
+
+
+def with_val(
+    source: Source, output: Path, begun: bool, *, val: str | None, folds: int | str, seed: int
+) -> tuple[Source, list[Path]]:
+    """The data set with images to validate on, or without any and the lists of the folds that take their place.
+
+    A run that has begun reads its lists back, whatever the data set has got since.
+
+    Args:
+        source: the data set.
+        output: the run folder, whose `splits` has the lists.
+        begun: whether the run goes on.
+        val: a list of names to validate on.
+        folds: where there are no val images: how many, "auto", or 0 to hold a part out.
+        seed: of the draw.
+
+    Raises:
+        FileNotFoundError: an image of a list is missing.
+        ValueError: `folds` where there are val images, or with too few masks.
+    """
+    lists = output / "splits"
+    begun = begun or any(output.glob("fold_*/config.yaml"))
+    parts = sorted(lists.glob("fold_*.txt"), key=lambda path: held_out.natural(path.name)) if begun else []
+    if begun and not parts and (lists / "val.txt").is_file():
+        return held_out.hold_out_list(source, lists / "val.txt"), []
+    if val:
+        return held_out.hold_out_list(source, Path(str(val))), []
+    if not parts and (source.val or not source.train):
+        if folds not in ("auto", 0):
+            raise ValueError(f"folds={folds}: {source.name} has val images, which give the score; leave it out")
+        return source, []
+    if not parts:
+        number = held_out.num_folds(folds, source)
+        if number == 0:
+            [some], how = held_out.deal(source, held_out.FIFTH, seed, fewest=3, scored=1)
+            return held_out.hold_out(source, some, f"held out of train, {how}"), []
+        dealt, how = held_out.deal(source, number, seed, fewest=min(3, number) if folds == "auto" else number)
+        parts = [lists / f"fold_{turn}.txt" for turn in range(1, len(dealt) + 1)]
+        for path, samples in zip(parts, dealt, strict=True):
+            write_list(path, f"one of {len(dealt)} folds, {how}", samples)
+    return replace(source, val=(), held_out=f"scored in {len(parts)} folds"), parts
+
+
+def over_folds(summaries: Sequence[dict]) -> dict:
+    """The scores of a run from those of its folds: means, and the standard deviation (n - 1) of the mIoU."""
+
+    def average(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return mean(known) if known else None
+
+    def by_class(key: str) -> dict[str, float | None] | None:
+        found = [summary[key] for summary in summaries if summary[key]]
+        return {name: average([iou[name] for iou in found]) for name in found[0]} if found else None
+
+    scores = [summary["miou_last"] for summary in summaries]
+    return {
+        "folds": len(scores),
+        "miou_last": mean(scores),
+        "miou_last_std": stdev(scores),
+        "miou_best": None,
+        "miou_prototype_last": average([summary["miou_prototype_last"] for summary in summaries]),
+        "iou": by_class("iou"),
+        "iou_prototype": by_class("iou_prototype"),
+    }
+
+
+def pictures_of_folds(folders: Sequence[Path], output: Path) -> None:
+    """Show in a run's folder what its folds saw in validation: the first one's panel, and the confusion of all."""
+    details = [json.loads((folder / "details.json").read_text()) for folder in folders]
+    confusion: dict[str, np.ndarray] = {}
+    for fold in details:
+        for head, counts in fold["confusion"].items():
+            confusion[head] = confusion.get(head, 0) + np.array(counts)
+    together = {head: counts.tolist() for head, counts in confusion.items()}
+    text = json.dumps(details[0] | {"confusion": together, "prototypes": []})
+    (output / "details.json").write_text(text + "\n")
+    shutil.copyfile(folders[0] / "panel.png", output / "panel.png")
