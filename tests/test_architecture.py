@@ -93,9 +93,9 @@ ALLOWED = {
     "training.loggers": {"inference", "module", "pictures.panels", "pictures.visualize", *FILES},
     "training.fit": {
         "checkpoint", "config", "data.datamodule", "data.sources", "data.splits", "inference", "method.sampling",
-        "models.deeplab", "models.official", "module", "pictures.panels", "pixels", "training.checkpoints", "training.diagnosis",
-        "training.folds", "training.loggers", "training.model_card", "training.resume", "training.summary",
-        "training.timer", "training.values",
+        "models.deeplab", "models.official", "module", "pictures.panels", "pixels", "training.checkpoints",
+        "training.diagnosis", "training.folds", "training.loggers", "training.model_card", "training.resume",
+        "training.summary", "training.timer", "training.values",
     },
     "commands.opening": {"checkpoint", "config", "data.held_out", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {"commands.opening", "data.datamodule", "data.splits", "pixels", "predictor", "scores"},

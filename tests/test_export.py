@@ -12,10 +12,13 @@ import torch
 from conftest import composed, small_config
 from faults import finish, start
 from PIL import Image
+from timm.layers import Conv2dSame
 
 from pcr_seg.checkpoint import load
-from pcr_seg.commands.export import export
+from pcr_seg.commands.export import export, pad_alike
 from pcr_seg.data.files import read_image
+from pcr_seg.models.backbones import TimmBackbone
+from pcr_seg.models.mlp import MLP
 from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.training.fit import fit
 
@@ -108,3 +111,15 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, checkpoint: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"file: cannot be written \(.*\); name another file with output=FILE"):
         export(composed(f"checkpoint={checkpoint}", f"output={tmp_path}/file/m.onnx", name="export"))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (97, 131), (224, 161)])
+def test_fixed_padding_is_that_of_the_size_where_images_are_shown_on_a_grid(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    network = MLP(TimmBackbone("tf_efficientnet_lite0"), 3).eval()
+    image = torch.randn(1, 3, *size)
+    with torch.inference_mode():
+        expected = network(image).logits
+        pad_alike(network)
+        assert not any(isinstance(layer, Conv2dSame) for layer in network.modules())
+        assert torch.allclose(network(image).logits, expected, atol=1e-5)

