@@ -25,8 +25,8 @@ RARE = 0.02  # share of the pixels below which a class gets more weight
 
 # Seconds on one CPU core for each megapixel: of labeled crops, in a step of pcr with MobileNetV2, in the burn-in and
 # after it (docs/performance.md); and of images, for EfficientNet-Lite0's features of two views.
-BURN_IN_STEP, STEP, FEATURES = 2.7, 6.4, 1.0
-HEAD = 120  # seconds to train a head on features with pcr
+BURN_IN_STEP, STEP, FEATURES = 2.7, 6.4, 1.2
+HEAD = 60  # seconds to train a head on features (docs/laptop.md)
 GPU_STEP = 0.1  # seconds of a step at least, on any GPU: starting its kernels
 
 
