@@ -4,7 +4,8 @@
 # make bench   time and memory, side by side with the usual ways (a quiet machine, a quarter of an hour)
 # make docs    the documentation as a site: site/index.html (its search needs a server: .venv/bin/mkdocs serve)
 # make dashboards [PROJECT=ENTITY/PROJECT]    pushes the W&B dashboards (needs a key: wandb login)
-# All make the virtual environment .venv first, if it is not there or pyproject.toml is newer.
+# All make the virtual environment .venv first, if it is not there or pyproject.toml is newer; demo installs what
+# trainings need, the others what tests and documents need as well.
 # A CPU-only build of PyTorch: make demo TORCH="torch torchvision --extra-index-url https://download.pytorch.org/whl/cpu"
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-faults bench docs dashboards lint format clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/runs
 	rm -rf runs/demo
 	OMP_NUM_THREADS=1 $(BIN)/python train.py -m method=supervised,pcr,pcr_plus recipe.strong_color=true hydra.sweep.dir=runs/demo
 	$(BIN)/python report.py runs='runs/demo/*' output=runs/demo/report
@@ -38,8 +39,12 @@ lint: $(VENV)/installed
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-$(VENV)/installed: pyproject.toml
+$(VENV)/runs: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet $(TORCH) -e .
+	touch $@
+
+$(VENV)/installed: $(VENV)/runs
 	$(BIN)/pip install --quiet $(TORCH) -e ".[dev,export]"
 	touch $@
 
