@@ -83,15 +83,10 @@ def test_two_steps_of_unimatch_v2s_recipes(
     tmp_path: Path, arguments: list[str], write: Callable, count: int, method: str
 ) -> None:
     write(tmp_path / "data")
-    published = composed(
-        *arguments, f"method={method}", f"output={tmp_path}/run", "trainer.devices=4", "hardware=ddp_cpu"
-    )
-    assert (published.global_batch, published.optimizer.lr, published.model.head_lr_multiplier) == (
-        16 if "coco" in arguments[0] else 8, 5e-6, 40,
-    )  # fmt: skip
-    assert published.method.threshold == 0.95 and published.data.crop_size == (
-        798 if write is write_cityscapes else 518
-    )
+    published = composed(*arguments, f"method={method}", "output=x", "trainer.devices=4", "hardware=ddp_cpu")
+    batch, crop = 16 if write is write_coco else 8, 798 if write is write_cityscapes else 518
+    assert (published.global_batch, published.optimizer.lr, published.model.head_lr_multiplier) == (batch, 5e-6, 40)
+    assert (published.method.threshold, published.data.crop_size) == (0.95, crop)
     small = ["data.crop_size=70", "recipe.grid_cells=8"]
     small += ["protocol.window=70", "protocol.stride=44"] if write is write_cityscapes else []
     config = composed(

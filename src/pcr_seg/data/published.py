@@ -33,6 +33,8 @@ LARGEST = 1 << 24  # bytes; a list has some hundred thousand
 MIRROR = "PCR_SEG_SPLITS_URL"  # environment variable: address of a folder that holds u2pl/, cps/ and unimatch_v2/
 # Training images of the published data sets; fractions are of these.
 NUM_TRAIN = {"voc": 1_464, "voc_aug": 10_582, "cityscapes": 2_975, "camvid": 367, "ade20k": 20_210, "coco": 118_287}
+# Fractions that are rounded up everywhere, but for four of ADE20K's: {training images: {rounded up: published}}.
+ROUNDED_DOWN = {20_210: {632: 631, 1264: 1263, 2527: 2526, 5053: 5052}}
 PUBLISHED = {  # (data set, family): {labeled images: folder}
     ("voc", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
     ("voc", "cps"): {n: f"cps/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
@@ -46,7 +48,9 @@ PUBLISHED = {  # (data set, family): {labeled images: folder}
         n: f"cps/cityscapes/{part}"
         for n, part in ((100, "1_30"), (186, "1_16"), (372, "1_8"), (744, "1_4"), (1488, "1_2"))
     },
-    ("ade20k", "unimatch_v2"): {-(-20_210 // n): f"unimatch_v2/ade20k/1_{n}" for n in (64, 32, 16, 8, 4, 2)},
+    ("ade20k", "unimatch_v2"): {
+        n: f"unimatch_v2/ade20k/1_{round(20_210 / n)}" for n in (316, 631, 1263, 2526, 5052, 10_105)
+    },
     ("coco", "unimatch_v2"): {-(-118_287 // n): f"unimatch_v2/coco/1_{n}" for n in (512, 256, 128, 64, 32)},
 }
 SHA256 = {

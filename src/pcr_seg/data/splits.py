@@ -28,7 +28,7 @@ from pcr_seg.data.files import (
     read_mask,
     read_pair,
 )
-from pcr_seg.data.published import fetch
+from pcr_seg.data.published import ROUNDED_DOWN, fetch
 from pcr_seg.data.sources import Source, list_line, read_lines, read_list
 
 MOST_DARK = 50  # of unlabeled images are decoded where the labeled ones are nearly black
@@ -77,6 +77,7 @@ def num_labeled(labeled: str | int, num_train: int) -> int:
     fraction = re.fullmatch(r"(\d+)_([1-9]\d*)", str(labeled))
     if fraction:
         count = -(-int(fraction[1]) * num_train // int(fraction[2]))
+        count = ROUNDED_DOWN.get(num_train, {}).get(count, count)
     elif re.fullmatch(r"full|-?\d+", str(labeled)):
         count = num_train if labeled == "full" else int(labeled)
     else:
