@@ -42,7 +42,7 @@ def composed(name: str, *overrides: str):
 
 
 def attempt(action, *arguments) -> tuple[str, object]:
-    """ "yes" and what an action returns, or the line that its error makes."""
+    """Whether and what an action returns: "yes", or the line that its error makes."""
     try:
         return "yes", action(*arguments)
     except Exception as error:  # the table's business
