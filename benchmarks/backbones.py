@@ -1,6 +1,6 @@
 """What each family of backbones can do: trained for two steps, saved, scored, predicting odd sizes, exported as ONNX.
 
-python benchmarks/backbones.py [NAME ...]    writes docs/results/backbones.csv and its table in docs/backbones.md
+python benchmarks/backbones.py [FAMILY ...]    writes docs/results/backbones.csv and its table in docs/backbones.md
 
 Random weights: it asks whether a family works, not how well. A failure is the line that a user gets.
 """
@@ -20,6 +20,7 @@ from pcr_seg.config import CONF, command_line
 from pcr_seg.training.fit import fit
 
 ROOT = Path(__file__).parents[1]
+CSV = ROOT / "docs/results/backbones.csv"
 FAMILIES = {
     "resnet": "resnet18", "convnext": "convnext_atto", "efficientnet": "efficientnet_b0",
     "mobilenet": "mobilenetv3_small_100", "regnet": "regnety_002", "swin": "swin_tiny_patch4_window7_224",
@@ -81,22 +82,26 @@ def table(rows: list[dict[str, str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def write(rows: dict[str, dict[str, str]]) -> None:
+    """Write the rows, by family, as a CSV file and into the page."""
+    known = [rows[family] for family in FAMILIES if family in rows]
+    with CSV.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(known)
+    page = ROOT / "docs/backbones.md"
+    before, _, after = page.read_text().partition("<!-- table -->")
+    page.write_text(f"{before}<!-- table -->\n\n{table(known)}\n\n<!-- end -->{after.partition('<!-- end -->')[2]}")
+
+
 def main(chosen: list[str]) -> None:
-    """Run the families one after the other and write what they did."""
-    rows = []
+    """Run the families one after the other; rows of others stay."""
+    rows = {each["family"]: each for each in csv.DictReader(CSV.open())} if CSV.is_file() else {}
     with tempfile.TemporaryDirectory() as top:
-        for family, model in FAMILIES.items():
-            if not chosen or family in chosen:
-                rows.append(row(family, model, Path(top, family)))
-                print(rows[-1], flush=True)
-    if not chosen:
-        with (ROOT / "docs/results/backbones.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        page = ROOT / "docs/backbones.md"
-        before, _, after = page.read_text().partition("<!-- table -->")
-        page.write_text(f"{before}<!-- table -->\n\n{table(rows)}\n\n<!-- end -->{after.partition('<!-- end -->')[2]}")
+        for family in chosen or FAMILIES:
+            rows[family] = row(family, FAMILIES[family], Path(top, family))
+            print(rows[family], flush=True)
+            write(rows)
 
 
 if __name__ == "__main__":
