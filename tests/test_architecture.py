@@ -44,7 +44,7 @@ ALLOWED = {
     "data.classes": set(),
     "data.sources": {"data.classes", "data.files"},
     "data.published": set(),
-    "data.coco": {"data.classes", "data.files", "data.published"},
+    "data.coco": {"data.classes", "data.files", "data.imports.shapes", "data.published"},
     "data.splits": {"data.files", "data.published", "data.sources"},
     "data.held_out": {"data.files", "data.sources", "data.splits"},
     "data.objects": {"data.files", "data.sources", "data.splits"},

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pcr_seg.data.coco import draw_masks
 
-pytest.importorskip("pycocotools", reason="needs the coco extra")
+pytest.importorskip("pycocotools", reason="needs the imports extra")
 
 
 def box(left: int, top: int, right: int, bottom: int) -> list[list[int]]:

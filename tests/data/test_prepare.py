@@ -412,7 +412,7 @@ def test_ade20k_is_unpacked(tmp_path):
 
 
 def test_coco_is_unpacked_and_drawn(tmp_path):
-    pytest.importorskip("pycocotools", reason="needs the coco extra")
+    pytest.importorskip("pycocotools", reason="needs the imports extra")
     annotations = {}
     for part, name in (("train", "000000000009"), ("val", "000000000139")):
         pack_zip(tmp_path / f"{part}2017.zip", {f"{part}2017/{name}.jpg": jpg(0)})

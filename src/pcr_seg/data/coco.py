@@ -9,6 +9,7 @@ from rich.progress import track
 
 from pcr_seg.data.classes import COCO_THINGS
 from pcr_seg.data.files import IGNORE_INDEX
+from pcr_seg.data.imports.shapes import coco_masks
 from pcr_seg.data.published import quiet, write_file, write_png
 
 
@@ -25,10 +26,7 @@ def draw_masks(instances: Path, folder: Path) -> None:
     Raises:
         ValueError: pycocotools is not installed, or the file is not COCO's.
     """
-    try:
-        from pycocotools.mask import decode, frPyObjects
-    except ImportError:
-        raise ValueError("COCO's instances are drawn by pycocotools: pip install 'pcr-seg[coco]'") from None
+    masks = coco_masks()
     ids = {category: number for number, category in enumerate(COCO_THINGS.values(), start=1)}
     try:
         content, of_image = json.loads(instances.read_text()), defaultdict(list)
@@ -43,7 +41,6 @@ def draw_masks(instances: Path, folder: Path) -> None:
             continue
         mask = np.zeros(size, np.uint8)
         for one in sorted(of_image[image["id"]], key=lambda one: (not one["iscrowd"], -one["area"])):
-            encoded = frPyObjects(one["segmentation"], *size)
-            inside = decode(encoded).reshape(*size, -1).any(axis=2)
+            inside = masks.decode(masks.frPyObjects(one["segmentation"], *size)).reshape(*size, -1).any(axis=2)
             mask[inside] = IGNORE_INDEX if one["iscrowd"] else ids[one["category_id"]]
         write_file(path, write_png(mask))
