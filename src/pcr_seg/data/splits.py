@@ -28,12 +28,12 @@ from pcr_seg.data.files import (
     read_mask,
     read_pair,
 )
-from pcr_seg.data.published import fetch
+from pcr_seg.data.published import ROUNDED_DOWN, fetch
 from pcr_seg.data.sources import Source, list_line, read_lines, read_list
 
 MOST_DARK = 50  # of unlabeled images are decoded where the labeled ones are nearly black
 MOST_HEADERS = 5_000  # of unlabeled images are looked into before a training; `prepare.py check` reads all of them
-FAMILIES = ("u2pl", "cps", "drawn")
+FAMILIES = ("u2pl", "cps", "unimatch_v2", "drawn")
 ONE_CLASS = (
     "{}: no mask shows a second class, and 255 is ignored; write 0/255 masks as 0/1, or give the classes the colors"
     " 0 0 0 and 255 255 255 and train with dataset.masks=colors"
@@ -57,8 +57,8 @@ DARK_COLORS = "scale colors to 8 bits, or train with dataset.max_value=65535 if 
 class Split:
     """Labeled samples, unlabeled samples (mask None, always), and where they come from in one line.
 
-    `family` names what results may be compared with: "u2pl" or "cps" (published lists), "own" (a list of the
-    user's), or "drawn". `complete` is False where the data set may have further images, which the split leaves out.
+    `family` names what results may be compared with: "u2pl", "cps" or "unimatch_v2" (published lists), "own" (a list of
+    the user's), or "drawn". `complete` is False where the data set may have further images, which the split leaves out.
     """
 
     labeled: tuple[Sample, ...]
@@ -77,6 +77,7 @@ def num_labeled(labeled: str | int, num_train: int) -> int:
     fraction = re.fullmatch(r"(\d+)_([1-9]\d*)", str(labeled))
     if fraction:
         count = -(-int(fraction[1]) * num_train // int(fraction[2]))
+        count = ROUNDED_DOWN.get(num_train, {}).get(count, count)
     elif re.fullmatch(r"full|-?\d+", str(labeled)):
         count = num_train if labeled == "full" else int(labeled)
     else:
@@ -98,7 +99,7 @@ def make_split(
     Args:
         source: the data set.
         labeled: a fraction ("1_8"), a count, "full", or a file of names, of which those that are held out are left out.
-        family: "u2pl" (the paper's lists), "cps" (UniMatch's), or "drawn".
+        family: "u2pl" (the paper's lists), "cps" (UniMatch's), "unimatch_v2" (ADE20K and COCO), or "drawn".
         seed: of a draw.
         lists: folder of published lists, which are downloaded into it (`published.fetch`), and of own ones.
 
@@ -107,7 +108,7 @@ def make_split(
         ValueError: an impossible count, a list that does not fit the data set or cannot be had.
     """
     if family not in FAMILIES:
-        raise ValueError(f"split_family={family}: choose u2pl (the paper's), cps (UniMatch's) or drawn")
+        raise ValueError(f"split_family={family}: choose u2pl (the paper's), cps (UniMatch's), unimatch_v2 or drawn")
     if not source.train:
         raise ValueError(f"{source.name}: {NO_TRAINING_IMAGES}")
     if str(labeled).endswith(".txt"):

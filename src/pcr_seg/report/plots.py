@@ -71,7 +71,7 @@ def only_backbone(lines: pd.DataFrame) -> list[str]:
 
 def draw_published(axes: Axes, lines: pd.DataFrame) -> None:
     """Draw the published figures at the counts that were run, as hollow markers."""
-    for (name, label), marker in zip(PUBLISHED_MEASURES.items(), "os", strict=True):
+    for (name, label), marker in zip(PUBLISHED_MEASURES.items(), "osD", strict=True):
         points = lines[["num_labeled", name]].dropna().drop_duplicates()
         if len(points):
             axes.plot(*points.to_numpy().T, marker, markersize=9, fillstyle="none", color="0.25", label=label)

@@ -38,13 +38,23 @@ OTHERS = ["num_unlabeled", "git_commit", "iou"]
 PUBLISHED_MEASURES = {
     "published_paper": "PCR paper (ResNet-101)",
     "published_checkpoint": "PCR checkpoint (ResNet-101)",
+    "published_unimatch_v2": "UniMatch V2 (DINOv2-B), best epoch",
 }
 U2PL = {
     "voc": {92: (70.06, 70.78), 183: (74.71, 74.65), 366: (77.16, 76.77), 732: (78.49, 78.70), 1464: (80.65, 80.18)},
     "cityscapes": {186: (73.41, 73.99), 372: (76.31, 77.10), 744: (78.40, 78.58), 1488: (79.11, 79.55)},
 }
+# The README of github.com/LiheYoung/UniMatch-V2 @12469da (Yang et al., 2024); the best epoch on the validation images.
+UNIMATCH_V2 = {
+    ("voc", "cps"): {92: 86.3, 183: 87.9, 366: 88.9, 732: 90.0, 1464: 90.8},
+    ("cityscapes", "cps"): {186: 83.6, 372: 84.3, 744: 84.5, 1488: 85.1},
+    ("ade20k", "unimatch_v2"): {316: 38.7, 631: 45.0, 1263: 46.7, 2526: 49.8},
+    ("coco", "unimatch_v2"): {232: 47.9, 463: 55.8, 925: 58.7, 1849: 60.4, 3697: 63.3},
+}
+NONE = float("nan")
 PUBLISHED = pd.DataFrame(
-    [(dataset, "u2pl", count, *pair) for dataset, pairs in U2PL.items() for count, pair in pairs.items()],
+    [(dataset, "u2pl", count, *pair, NONE) for dataset, pairs in U2PL.items() for count, pair in pairs.items()]
+    + [(*key, count, NONE, NONE, figure) for key, figures in UNIMATCH_V2.items() for count, figure in figures.items()],
     columns=["dataset", "split_family", "num_labeled", *PUBLISHED_MEASURES],
 )
 
