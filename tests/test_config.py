@@ -67,7 +67,7 @@ def test_every_recipe_builds_its_real_network(tmp_path: Path, dataset: str) -> N
     config = composed(f"dataset={dataset}", f"output={tmp_path}", "dataset.root=somewhere", "backbone.weights=null")
     module = build_module(OmegaConf.to_container(config, resolve=True), ["a", "b", "c"])
     assert isinstance(module, Segmentation)
-    assert module.method.bank.prototypes.shape == (3, config.method.num_prototypes, 2 * config.model.channels)
+    assert module.method.bank.prototypes.shape == (3, config.method.num_prototypes, module.student.feature_dim)
     assert "trainer" in config and config.trainer.max_epochs > 0 and config.data.crop_size >= config.method.grid_cells
 
 
@@ -309,7 +309,8 @@ def test_every_published_row_has_the_papers_batch_and_totals(dataset: str, count
 def test_every_experiment_composes_and_says_its_command(experiment: str) -> None:
     config = composed(f"experiment={experiment}", "output=x", "backbone.weights=null")
     OmegaConf.resolve(config)
-    assert experiment in ("cpu", "laptop") or config.backbone.name == "resnet101s", "the published rows' network"
+    wanted = "vit_small_patch14_dinov2" if experiment.startswith(("ade20k", "coco")) else "resnet101s"
+    assert experiment in ("cpu", "laptop") or config.backbone.name == wanted, "the published rows' network"
     header = (CONF / "experiment" / f"{experiment}.yaml").read_text()
     assert f"experiment={experiment}" in header
 
