@@ -1,6 +1,6 @@
 """PCR for few labels, not the paper's: objects of labeled images in the mix, dropped features, names for regions.
 
-What each part is worth: docs/results.md. `region_names.py` has the last.
+What each part is worth: docs/results_small_networks.md. `region_names.py` has the last.
 """
 
 from collections.abc import Iterable
