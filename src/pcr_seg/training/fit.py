@@ -287,9 +287,9 @@ def open_run_folder(
     """
     if stage != "fit":
         return
-    position = [checkpoint.epoch, checkpoint.steps] if checkpoint else [-1, -1]
-    positions = trainer.strategy.all_gather(torch.tensor(position, device=trainer.strategy.root_device))
-    if len(positions.view(-1, 2).unique(dim=0)) > 1:
+    position = (checkpoint.epoch, checkpoint.steps) if checkpoint else None
+    same = position == trainer.strategy.broadcast(position)
+    if not trainer.strategy.reduce_boolean_decision(same):
         raise ValueError(
             f"output={module.metadata['config']['output']}: not every process sees the same checkpoint there; the run"
             " folder has to lie on a disk that all nodes share"

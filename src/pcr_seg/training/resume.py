@@ -21,7 +21,8 @@ TRUSTED_RUN = TRUSTED + (
 PLACES = ("data.num_workers", "data.cache", "dataset.root", "dataset.unlabeled")  # where it runs, not what
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm", "enable_progress_bar")
 CHANGING = {  # in a run that goes on, with what follows from it
-    "resume", "trust", *PLACES, *(f"trainer.{key}" for key in (*HARDWARE, "accumulate_grad_batches")), "data.batch_size",
+    "resume", "trust", *PLACES, *(f"trainer.{key}" for key in HARDWARE),
+    "data.batch_size", "trainer.accumulate_grad_batches",
 }  # fmt: skip
 
 
