@@ -38,7 +38,7 @@ class Pool(Sequence[Sample]):
             message = f"{file}: not a manifest ({error}); write it with prepare.py manifest"
             raise DataError(message, "manifest") from None
         self.folder = os.path.join(os.path.normpath(folder), "")
-        self.paths, self.sizes = rows["path"][1:], rows["size"][1:]
+        self.rows, self.paths, self.sizes = rows, rows["path"][1:], rows["size"][1:]
 
     def __reduce__(self) -> tuple:
         return Pool, (self.file, self.format, self.before)
@@ -71,7 +71,7 @@ class Pool(Sequence[Sample]):
 
     def line(self) -> str:
         """What a split list says of the manifest: its number of images, place and digest."""
-        digest = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
+        digest = hashlib.sha256(self.rows.view(np.uint8)).hexdigest()
         return f"and the {len(self.paths)} images of {self.file}, sha256 {digest}"
 
 
