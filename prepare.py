@@ -43,9 +43,8 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         if cfg.action not in ACTIONS:
             raise ValueError(f"action={cfg.action}: choose one of {', '.join(ACTIONS)}")
-        runs = {"prepare": run_prepare, "check": run_check, "suggest": run_suggest, "import": run_import}
-        runs |= {"manifest": run_manifest}
-        runs[cfg.action](cfg, dataset)
+        runs = (run_prepare, run_check, run_suggest, run_import, run_manifest)
+        dict(zip(ACTIONS, runs, strict=True))[cfg.action](cfg, dataset)
 
 
 def run_prepare(cfg: DictConfig, dataset: str) -> None:

@@ -112,7 +112,7 @@ ALLOWED = {
     "commands.choose": {"commands.opening", "pictures.panels", "predictor", *FILES},
     "commands.export": {"commands.opening", "pixels", "predictor"},
     "commands.app": {"commands.opening", "pictures.panels", "pictures.visualize", "predictor"},
-    "commands.start": {"config", "data.published"},
+    "commands.start": {"cluster", "config", "data.published"},
     "commands.cli": {"config"},
 }  # fmt: skip
 

@@ -100,7 +100,7 @@ def test_the_folder_of_a_job_stays_when_it_is_queued_again(monkeypatch: pytest.M
         cluster.started.cache_clear()
         return cluster.started()
 
-    monkeypatch.delenv("PCR_SEG_STARTED", raising=False)
+    monkeypatch.delenv(cluster.STARTED, raising=False)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     monkeypatch.setattr("sys.argv", ["train.py", "seed=1"])
     first = name(SLURM_JOB_ID="17")

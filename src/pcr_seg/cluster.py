@@ -11,6 +11,7 @@ from typing import NamedTuple
 from torch.distributed import TCPStore
 
 INTERACTIVE = ("bash", "interactive")  # names of SLURM's jobs in which a person types commands, as Lightning has them
+STARTED = "PCR_SEG_STARTED"  # the variable by which the trainer's own processes learn what `started` says
 HOSTED: list[TCPStore] = []  # by this process: a store lives as long as somebody holds it
 
 
@@ -70,8 +71,8 @@ def started() -> str:
     if "TORCHELASTIC_RUN_ID" in env:
         return _store().compare_set("pcr_seg/started", "", now).decode()
     if "LOCAL_RANK" in env:  # the trainer started this process, and handed its environment on
-        return env.get("PCR_SEG_STARTED", now)
-    return env.setdefault("PCR_SEG_STARTED", now)
+        return env.get(STARTED, now)
+    return env.setdefault(STARTED, now)
 
 
 @functools.cache
