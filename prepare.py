@@ -5,6 +5,7 @@ python prepare.py dataset=cityscapes dataset.root=FOLDER     # unpacks the zip f
 python prepare.py check dataset=folder dataset.root=FOLDER   # decodes your images and masks and reports what is wrong
 python prepare.py suggest dataset=folder dataset.root=FOLDER # settings for them, each with its reason, as a command
 python prepare.py import from=EXPORT dataset.root=NEW        # labels of COCO, CVAT, Labelme, Label Studio, YOLO, ...
+python prepare.py manifest dataset=folder dataset.root=FOLDER # lists very many unlabeled images once, for fast starts
 """
 
 import shlex
@@ -24,10 +25,11 @@ from pcr_seg.commands.start import start
 from pcr_seg.config import build, one_line_errors
 from pcr_seg.data.check import check, num_errors, show, write
 from pcr_seg.data.imports.importing import by_reason, import_export
-from pcr_seg.data.prepare import prepare
+from pcr_seg.data.pool import SUFFIX
+from pcr_seg.data.prepare import manifest, prepare
 from pcr_seg.data.suggest import suggest
 
-ACTIONS = ("prepare", "check", "suggest", "import")
+ACTIONS = ("prepare", "check", "suggest", "import", "manifest")
 IMPORT_KEYS = (
     "format", "rest", "empty", "overlap", "lines", "ignore", "attribute", "own_split", "group", "val", "seed", "links",
 )  # fmt: skip
@@ -41,8 +43,8 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         if cfg.action not in ACTIONS:
             raise ValueError(f"action={cfg.action}: choose one of {', '.join(ACTIONS)}")
-        runs = {"prepare": run_prepare, "check": run_check, "suggest": run_suggest, "import": run_import}
-        runs[cfg.action](cfg, dataset)
+        runs = (run_prepare, run_check, run_suggest, run_import, run_manifest)
+        dict(zip(ACTIONS, runs, strict=True))[cfg.action](cfg, dataset)
 
 
 def run_prepare(cfg: DictConfig, dataset: str) -> None:
@@ -96,6 +98,21 @@ def run_import(cfg: DictConfig, dataset: str) -> None:
     if not found.parts["val"]:
         console.print("no image is left to validate on: label some more, and import again")
     console.print(f"next: python prepare.py check dataset=folder {shlex.join([f'dataset.root={root}'])}")
+
+
+def run_manifest(cfg: DictConfig, dataset: str) -> None:
+    """List and look into the unlabeled images once, say what is left out, and how to train with the rest."""
+    console, file = Console(), Path(cfg.manifest)
+    if file.suffix != SUFFIX or str(cfg.dataset.get("unlabeled")).endswith(SUFFIX):
+        raise ValueError(f"manifest={file}: a name that ends in {SUFFIX}, of images that are listed in no other")
+    bad = manifest(build(cfg.dataset), file)
+    for line in bad[:5]:
+        console.print(f"left out: {line}", soft_wrap=True, highlight=False)
+    if len(bad) > 5:
+        console.print(f"left out: {len(bad)} in all", highlight=False)
+    others = [word for word in shlex.split(dataset) if not word.startswith("dataset.unlabeled=")]
+    command = shlex.join([*others, f"dataset.unlabeled={file}"])
+    console.print(f"python train.py {command}", soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,12 @@ def options() -> list[str]:
 
 
 @pytest.mark.parametrize("override", options())
-def test_every_option_composes_and_its_targets_exist(tmp_path: Path, override: str) -> None:
+def test_every_option_composes_and_its_targets_exist(
+    tmp_path: Path, override: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launcher = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in launcher.items() if override.startswith("hardware=cluster") else ():
+        monkeypatch.setenv(name, value)
     config = composed(override, f"output={tmp_path}", "dataset.root=somewhere")
     OmegaConf.resolve(config)
     found = re.findall(r"_target_: (\S+)", OmegaConf.to_yaml(config))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from faults import PLACES, TRAIN, die_at, differences, finish, outcome, start_ranks, tiny, train
+from faults import MOST, PLACES, TRAIN, die_at, differences, finish, outcome, start_ranks, tiny, train
 
 from pcr_seg.data.datamodule import Views
 from pcr_seg.module import Segmentation
@@ -32,11 +32,6 @@ VARIANTS = {
         "trainer.max_steps=8", "trainer.check_val_every_n_epoch=2", "checkpoints.every_n_steps=1",
         "trainer.enable_progress_bar=true",
     ],
-}  # fmt: skip
-MOST = {  # how often each place is passed at least in each of these runs
-    "start of an epoch": 3, "k-means": 5, "collecting features": 8, "validation": 3, "end of validation": 1,
-    "halfway through a checkpoint's write": 4, "before a checkpoint is synced": 4, "before a file gets its name": 5,
-    "writing metrics.csv": 3, "summary": 1,
 }  # fmt: skip
 
 
@@ -153,19 +148,22 @@ def test_sigterm_saves_and_says_so(whole: Whole, tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_slurm_queues_the_job_again(whole: Whole, tmp_path: Path) -> None:
-    folder, bin = tmp_path / "run", tmp_path / "bin"
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_slurm_queues_the_job_again(whole: Whole, tmp_path: Path, number: int) -> None:
+    """The same command in the same job finds its folder again."""
+    bin, log = tmp_path / "bin", tmp_path / "run.log"
     bin.mkdir()
     (bin / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
     (bin / "scontrol").chmod(0o755)
     slurm = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
-             "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "PATH": f"{bin}:{os.environ['PATH']}"}  # fmt: skip
-    arguments = tiny(whole.root, folder)
-    log = tmp_path / "run.log"
-    assert train(arguments, log, die_at, "start of a step", 5, signal.SIGUSR1, **slurm) == EXIT_STOPPED
+             "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_STEP_TASKS_PER_NODE": "1",
+             "PATH": f"{bin}:{os.environ['PATH']}"}  # fmt: skip
+    arguments = tiny(whole.root, tmp_path / "runs" / "${started:}")
+    assert train(arguments, log, die_at, "start of a step", 5, number, **slurm) == EXIT_STOPPED
     assert (tmp_path / "requeued").read_text() == "requeue 17\n"
-    assert not list(folder.glob("hpc_ckpt*"))
-    assert resume(folder, **slurm) == 0
+    [folder] = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("job_17_") and not list(folder.glob("hpc_ckpt*"))
+    assert train(arguments, log, **slurm) == 0 and [folder] == list((tmp_path / "runs").iterdir())
     assert differences(whole["plain"], outcome(folder)) == []
 
 

@@ -18,11 +18,13 @@ import torch
 import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
+from pcr_seg import cluster
 from pcr_seg.checkpoint import LAST_READER
 from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
@@ -161,15 +163,45 @@ def has_wandb_key(host: str) -> bool:
     return False
 
 
+def num_devices(accelerator: str, devices: str | int | list) -> int:
+    """Devices of one node that the trainer's keys mean."""
+    if devices in (-1, "-1", "auto"):
+        devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
+    return max(1, len(devices) if isinstance(devices, list | ListConfig) else int(devices))
+
+
+def check_launch(trainer: DictConfig | dict) -> None:
+    """Raise a ValueError where a launcher has started other processes than the trainer's keys ask for."""
+    cluster.check_launch(trainer["num_nodes"], num_devices(trainer["accelerator"], trainer["devices"]))
+
+
+class BeforeRun(Callback):
+    """Refuses a launch that does not fit before Hydra writes into the run folder."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Look at a run's own hardware; that of one to be resumed is not known yet."""
+        with one_line_errors():
+            if config.resume in (None, "auto"):
+                check_launch(config.trainer)
+
+
+def launched(key: str) -> int:
+    """`nodes`, or `devices` of each, that the launcher started, for `hardware=cluster`."""
+    if found := cluster.launched():
+        return getattr(found, key)
+    raise ValueError(
+        "hardware=cluster: neither torchrun nor srun started this process; put `torchrun --nproc-per-node=GPUS` or"
+        " srun before train.py, or set hardware=ddp"
+    )
+
+
 def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
     """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
 
     Raises:
         ValueError: the devices cannot share the global batch evenly.
     """
-    if devices in (-1, "-1", "auto"):
-        devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
-    world = max(1, len(devices) if isinstance(devices, list | ListConfig) else int(devices)) * nodes
+    world = nodes * num_devices(accelerator, devices)
     if total % world:
         raise ValueError(f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}")
     return max(size for size in range(1, most + 1) if (total // world) % size == 0)
@@ -293,6 +325,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 RESOLVING = "ValueError raised while resolving interpolation: "
 OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
+OmegaConf.register_new_resolver("launched", launched, replace=True)
+OmegaConf.register_new_resolver("started", cluster.started, replace=True)
 OmegaConf.register_new_resolver("accumulation", accumulation, replace=True)
 OmegaConf.register_new_resolver("scaled_lr", lambda lr, total: lr * total / 16, replace=True)
 OmegaConf.register_new_resolver("set_name", set_name, replace=True)

@@ -137,6 +137,8 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "val name": lambda root: (root / "images/val").rename(root / "images/validation"),
     "no training images": lambda root: shutil.rmtree(root / "images/train"),
     "no unlabeled images": lambda root: {"unlabeled": str(root / "nothing/*.png")},
+    "manifest": lambda root: [(root / "x.manifest").write_text("a.png"), {"unlabeled": str(root / "x.manifest")}][1],
+    "tar": lambda root: [(root / "x.tar").write_text("a.png" * 200), {"unlabeled": str(root / "x.tar")}][1],
     "no classes": lambda root: (root / "classes.txt").unlink(),
     "classes": lambda root: (root / "classes.txt").write_text("0 ground 0 0 0\n1 cat\n"),
     "class ids": lambda root: (root / "classes.txt").write_text("0 ground 0 0 0\n2 cat 1 1 1\n"),

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from pcr_seg import cluster
 from pcr_seg.config import CONF, QUOTES, command_line, one_line_errors, suggestion
 from pcr_seg.data.published import MIRROR
 
@@ -41,7 +42,7 @@ def refuse_environment(environment: Mapping[str, str]) -> None:
         if variable.startswith("PL_TRAINER_"):
             key = variable.removeprefix("PL_TRAINER_").lower()
             raise ValueError(f"{variable}={value}: is not read here; unset it and give ++trainer.{key}={value}")
-        if variable.startswith("PCR_SEG_") and variable != MIRROR:
+        if variable.startswith("PCR_SEG_") and variable not in (MIRROR, cluster.STARTED):
             raise ValueError(f"{variable}={value}: no such variable{suggestion(variable, [MIRROR])}")
 
 

@@ -16,7 +16,16 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pcr_seg.data.features import FeatureViews, FrozenFeatures, WholeFeatures
-from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, read_image, read_mask, read_pair
+from pcr_seg.data.files import (
+    IGNORE_INDEX,
+    DataError,
+    Sample,
+    check_sizes,
+    place_of,
+    read_image,
+    read_mask,
+    read_pair,
+)
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown, make_split, split_of_run
 from pcr_seg.data.transforms import geometric, photometric, recolor, reseed
@@ -160,7 +169,7 @@ class SegmentationData(L.LightningDataModule):
         full_pass = len(self.split.unlabeled) or len(self.split.labeled)
         return self.steps_per_epoch or max(1, round(full_pass / (self.batch_size * batches_per_step * world)))
 
-    def _train_loader(self, samples: tuple[Sample, ...], stream: int) -> DataLoader:
+    def _train_loader(self, samples: Sequence[Sample], stream: int) -> DataLoader:
         rank, world = self._rank()
         batches_per_step = self.trainer.accumulate_grad_batches if self.trainer else 1
         length = self.steps_in_epoch(batches_per_step, world) * batches_per_step * self.batch_size
@@ -173,7 +182,7 @@ class SegmentationData(L.LightningDataModule):
         sampler.resume(epoch, done * batches_per_step * self.batch_size)
         return self._loader(self.views(samples), sampler, drop_last=True)
 
-    def views(self, samples: tuple[Sample, ...]) -> "Views | FeatureViews":
+    def views(self, samples: Sequence[Sample]) -> "Views | FeatureViews":
         """Random training views of these images, or of their features."""
         if self.features is not None:
             mask_of = functools.partial(cached_mask, cache=self.cache)
@@ -206,7 +215,7 @@ class SegmentationData(L.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
 
-def eval_loader(samples: tuple[Sample, ...], num_workers: int, features: FrozenFeatures | None = None) -> DataLoader:
+def eval_loader(samples: Sequence[Sample], num_workers: int, features: FrozenFeatures | None = None) -> DataLoader:
     """Whole images, or their features, with their masks, one at a time, in order."""
     whole = WholeImages(samples) if features is None else WholeFeatures(samples, features)
     return DataLoader(whole, batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())
@@ -298,7 +307,7 @@ class Views(Dataset):
 
     def __init__(
         self,
-        samples: tuple[Sample, ...],
+        samples: Sequence[Sample],
         crop_size: int,
         scale: tuple[float, float],
         pad_label: int,
@@ -370,7 +379,7 @@ class Views(Dataset):
 class WholeImages(Dataset):
     """Images (C, H, W) of any size with their masks (H, W), all in bytes, and names."""
 
-    def __init__(self, samples: tuple[Sample, ...]) -> None:
+    def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
 
     def __len__(self) -> int:
@@ -395,7 +404,7 @@ def memory_mapped(path: str, read: Callable[[], np.ndarray], cache: Path | None,
     """
     if cache is None:
         return read()
-    stat, label_map = os.stat(path), sample.label_map
+    stat, label_map = os.stat(place_of(path)[0]), sample.label_map
     way = (sample.format, None if label_map is None else label_map.tolist())
     key = hashlib.sha256(repr((os.path.realpath(path), stat.st_mtime_ns, stat.st_size, way)).encode()).hexdigest()
     file = cache / f"{key}.npy"

@@ -28,6 +28,7 @@ READ_BANDS = (
 )
 DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}  # Pillow's modes of one channel with more than 8 bits
 DARK = 32  # of 255: an eighth of 16 bits; the values of 12 bits end at 16
+MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)/")  # SHARD.tar@OFFSET+SIZE/NAME: a file in a tar, in bytes
 MISSING_IMAGE, MISSING_MASK = "no such image; correct the path", "no such mask; correct the path"
 
 
@@ -67,6 +68,37 @@ class Sample(NamedTuple):
     mask: str | None = None
     label_map: np.ndarray | None = None
     format: Format = Format()
+
+
+def place_of(path: Path | str) -> tuple[str, int, int]:
+    """File, offset and number of bytes of an image, which may lie in a tar; of a whole file 0 and -1."""
+    member = MEMBER.match(str(path))
+    return (member[1], int(member[2]), int(member[3])) if member else (str(path), 0, -1)
+
+
+def read_bytes(path: Path | str) -> bytes:
+    """The content of an image's file, or of its place in a tar."""
+    file, offset, size = place_of(path)
+    with open(file, "rb") as content:
+        content.seek(offset)
+        return content.read(size)
+
+
+def num_bytes(path: Path | str) -> int:
+    """Size of an image's file, or of its place in a tar."""
+    file, _, size = place_of(path)
+    return os.stat(file).st_size if size < 0 else size
+
+
+def member_free(path: str) -> str:
+    """An image's path as if it lay in a folder and not in a tar."""
+    return MEMBER.sub(lambda member: member[1].removesuffix(".tar") + "/", path, count=1) if ".tar@" in path else path
+
+
+def name_of(path: str) -> str:
+    """Name of an image by its path in a data set."""
+    path = member_free(path)
+    return path[: path.rindex(".")].replace(os.sep, "/")
 
 
 @contextmanager
@@ -151,6 +183,8 @@ def _of_bands(path: Path | str, odd: str) -> DataError:
 
 def _open(path: Path | str, content: bytes | None = None) -> Image.Image:
     """Open a file, or its content, unless Pillow would leave some of its bands out unnoticed."""
+    if content is None and MEMBER.match(str(path)):
+        content = read_bytes(path)
     image = Image.open(str(path) if content is None else io.BytesIO(content), formats=FORMATS)
     if image.format == "TIFF" and (odd := _odd_bands(image.tag_v2, image)):
         image.close()
@@ -160,7 +194,7 @@ def _open(path: Path | str, content: bytes | None = None) -> Image.Image:
 
 def _decode(path: Path | str) -> Image.Image:
     """Return the decoded image, upright; `format` and `n_frames` are the file's."""
-    content = Path(path).read_bytes()
+    content = read_bytes(path)
     _verify(content)
     image = _open(path, content)
     upright = _orientation(image) == 1

@@ -26,10 +26,11 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from pcr_seg.data import sources
 from pcr_seg.data.coco import draw_masks
-from pcr_seg.data.files import Sample, read_mask
+from pcr_seg.data.files import DataError, Sample, image_size, num_bytes, read_mask
+from pcr_seg.data.pool import write_manifest
 from pcr_seg.data.published import NUM_TRAIN, fetch_all, one_line, quiet, write_file, write_png
 from pcr_seg.data.sources import Source
-from pcr_seg.data.splits import check_samples
+from pcr_seg.data.splits import check_samples, in_threads
 
 
 class Archive(NamedTuple):
@@ -353,3 +354,32 @@ def members(file: zipfile.ZipFile | tarfile.TarFile) -> list[tuple[str, int, Cal
 def track(items: Sequence[Any], description: str) -> Iterable[Any]:
     """Iterate with a progress bar."""
     return rich.progress.track(items, description, transient=True, disable=quiet())
+
+
+# ----------------------------------------------------------------------------------------- manifest
+
+
+def manifest(source: Source, file: Path) -> list[str]:
+    """Look into the header of each unlabeled image, and write the manifest of those that can be read.
+
+    Returns:
+        What is wrong with the others, which are left out.
+
+    Raises:
+        ValueError: there are none, or all are bad.
+    """
+
+    def look(sample: Sample) -> int | str:
+        try:
+            image_size(sample.image, sample.format)
+            return num_bytes(sample.image)
+        except (DataError, OSError) as error:
+            return str(error)
+
+    found = in_threads(look, source.unlabeled, "Reading headers")
+    bad = [result for result in found if isinstance(result, str)]
+    if len(bad) == len(found):
+        raise ValueError(bad[0] if bad else f"{source.name}: no images without masks; set dataset.unlabeled")
+    good = [(sample, size) for sample, size in zip(source.unlabeled, found, strict=True) if isinstance(size, int)]
+    write_manifest(file, *zip(*good, strict=True))
+    return bad

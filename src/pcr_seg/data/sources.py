@@ -6,6 +6,7 @@ raised as one line with file and remedy: FileNotFoundError if something is missi
 
 import os
 import re
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -14,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from pcr_seg.data.classes import ADE20K_CLASSES, COCO_THINGS, Color, colormap
-from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, DataError, Format, Sample
+from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, DataError, Format, Sample, name_of
+from pcr_seg.data.pool import SUFFIX as MANIFEST
+from pcr_seg.data.pool import Pool
 
 MOVE = "put its files there, or start with dataset=NAME and the right dataset.root"
 VOC_CLASSES = (
@@ -55,7 +58,7 @@ class Source:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     train: tuple[Sample, ...]
-    unlabeled: tuple[Sample, ...]
+    unlabeled: Sequence[Sample]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     held_out: str = ""
@@ -108,7 +111,10 @@ def read_lines(path: Path | str) -> list[str]:
 
 
 def find_images(place: Path | str) -> tuple[str, list[str]]:
-    """Images below a folder, of a glob, or one file, and where they start: their names are relative to that."""
+    """Images below a folder, of a glob, or one file, and where they start: their names are relative to that.
+
+    A glob or file that ends in .tar means the images in these tars, as they lie there (`files.MEMBER`).
+    """
     if os.path.isfile(place):  # whatever brackets its name has
         start, found = os.path.dirname(place), [str(place)]
     elif os.path.isdir(place):
@@ -116,6 +122,8 @@ def find_images(place: Path | str) -> tuple[str, list[str]]:
     else:
         start = os.path.dirname(re.split(r"[*?\[]", str(place))[0] + "x")
         found = (file for file in glob(str(place), recursive=True) if not re.search(r"/\.", file.removeprefix(start)))
+    if str(place).endswith(".tar"):
+        found = (member for file in found for member in _members(file))
     return start, [file for file in sorted(found) if file.lower().endswith(IMAGE_SUFFIXES)]
 
 
@@ -124,6 +132,18 @@ def _below(folder: str) -> Iterator[str]:
         folders[:] = [name for name in folders if not name.startswith(".")]  # .thumbnails/
         inside = os.path.join(top, "")
         yield from (inside + name for name in files if not name.startswith("."))  # ._a.jpg
+
+
+def _members(file: str) -> Iterator[str]:
+    """The files in an uncompressed tar, by their places."""
+    try:
+        with tarfile.open(file, "r:") as tar:
+            for member in tar:
+                if member.isreg() and not member.issparse():
+                    yield f"{file}@{member.offset_data}+{member.size}/{os.path.normpath(member.name)}"
+    except tarfile.TarError as error:
+        message = f"{file}: not read as a tar ({error}); pack it without compression, as images have their own"
+        raise DataError(message, "tar") from None
 
 
 def _named(paths: Iterable[str], start: str) -> dict[str, str]:
@@ -143,7 +163,7 @@ def _named(paths: Iterable[str], start: str) -> dict[str, str]:
 
 
 def _name(path: str, length: int) -> str:
-    return path[length : path.rindex(".")].replace(os.sep, "/")  # images have a suffix: `find_images`
+    return name_of(path[length:])  # images have a suffix: `find_images`
 
 
 def nothing_found(place: Path | str) -> str:
@@ -245,7 +265,8 @@ def folder(
         root: the folder. `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include
             sub-folders.
         name: of the data set; by default the folder's, so that results of two folders never mix.
-        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`.
+        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`; or the manifest of
+            such images, FILE.manifest (`prepare.py manifest`).
         channels: of the images: 1 (grey), 3 (RGB) or 4 (the file's own four).
         max_value: what becomes 255 in images with more than 8 bits; by default 65535.
         masks: "ids", where pixels are class ids (masks of three channels are looked up in the classes' colors), or
@@ -265,19 +286,27 @@ def folder(
     format = Format(channels, max_value, len(classes), colors, masks)
     pairs = {part: _pairs(place, labels / part, format) for part, place in there.items()}
     train, val, test = (pairs.get(part, ()) for part in ("train", "val", "test"))
-    if unlabeled is not None:
-        further = _gather([unlabeled] if isinstance(unlabeled, str | Path) else list(unlabeled))
-    else:
-        further = _images(Path(root, "unlabeled")) if Path(root, "unlabeled").is_dir() else {}
-    if twice := [sample for sample in train if sample.name in further]:  # lists hold names only
+    samples = _further(Path(root), unlabeled, format)
+    find = samples.find if isinstance(samples, Pool) else {sample.name: sample for sample in samples}.get
+    if twice := [(found, sample) for sample in train if (found := find(sample.name))]:  # lists hold names only
         message = (
-            f"{further[twice[0].name]}: same name as {twice[0].image}; rename it, or move it into a sub-folder, which"
+            f"{twice[0][0].image}: same name as {twice[0][1].image}; rename it, or move it into a sub-folder, which"
             " becomes part of its name"
         )
         raise DataError(message, "name of train")
-    samples = tuple(Sample(key, path, format=format) for key, path in further.items())
     name = name or Path(root).resolve().name
     return Source(name, tuple(classes), tuple(classes.values()), train, samples, val, test)
+
+
+def _further(root: Path, unlabeled: str | list[str] | None, format: Format) -> Sequence[Sample]:
+    """Images without masks: of a manifest, of other places, or of the data set's own folder."""
+    if str(unlabeled).endswith(MANIFEST):
+        return Pool(unlabeled, format)
+    if unlabeled is not None:
+        found = _gather([unlabeled] if isinstance(unlabeled, str | Path) else list(unlabeled))
+    else:
+        found = _images(root / "unlabeled") if (root / "unlabeled").is_dir() else {}
+    return tuple(Sample(key, path, format=format) for key, path in found.items())
 
 
 def _gather(places: list[str]) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """Which training images are labeled: published lists, seeded draws, and the check before a run."""
 
 import hashlib
-import os
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +22,19 @@ from pcr_seg.data.files import (
     check_sizes,
     image_size,
     nearly_black,
+    num_bytes,
+    read_bytes,
     read_header,
     read_image,
     read_mask,
     read_pair,
 )
+from pcr_seg.data.pool import Pool
 from pcr_seg.data.published import ROUNDED_DOWN, fetch
 from pcr_seg.data.sources import Source, list_line, read_lines, read_list
 
 MOST_DARK = 50  # of unlabeled images are decoded where the labeled ones are nearly black
+MOST_OF_POOL = 100  # images of a manifest are looked into: they were all when it was written
 MOST_HEADERS = 5_000  # of unlabeled images are looked into before a training; `prepare.py check` reads all of them
 FAMILIES = ("u2pl", "cps", "unimatch_v2", "drawn")
 ONE_CLASS = (
@@ -62,7 +65,7 @@ class Split:
     """
 
     labeled: tuple[Sample, ...]
-    unlabeled: tuple[Sample, ...]
+    unlabeled: Sequence[Sample]
     origin: str
     family: str = "drawn"
     complete: bool = True
@@ -111,6 +114,9 @@ def make_split(
         raise ValueError(f"split_family={family}: choose u2pl (the paper's), cps (UniMatch's), unimatch_v2 or drawn")
     if not source.train:
         raise ValueError(f"{source.name}: {NO_TRAINING_IMAGES}")
+    if isinstance(source.unlabeled, Pool):
+        split = make_split(replace(source, unlabeled=()), labeled, family=family, seed=seed, lists=lists)
+        return replace(split, unlabeled=source.unlabeled.after(split.unlabeled))
     if str(labeled).endswith(".txt"):
         return _from_list(source, Path(labeled), f"list {labeled}", "own")
     count = num_labeled(labeled, len(source.train))
@@ -138,8 +144,10 @@ def split_of_run(source: Source, folder: Path | str, family: str = "u2pl") -> Sp
 
     Raises:
         FileNotFoundError: a list is missing, or an image of one, which is named.
-        ValueError: a name stands there twice.
+        ValueError: a name stands there twice, or the manifest of unlabeled images is not the run's.
     """
+    pool = _pool_of_run(source, folder)
+    source = replace(source, unlabeled=()) if pool else source
     everything, parts = (*source.train, *source.unlabeled), []
     for part, samples in (("labeled", source.train), ("unlabeled", everything)):
         path = Path(folder, f"{part}.txt")
@@ -155,7 +163,20 @@ def split_of_run(source: Source, folder: Path | str, family: str = "u2pl") -> Sp
     origin = origin_of(Path(folder, "labeled.txt"))
     kinds = {"published list ": family, "list ": "own"}
     used = next((name for start, name in kinds.items() if origin.startswith(start)), "drawn")
-    return Split(parts[0], _unmasked(parts[1]), origin, used, complete=False)
+    unlabeled = _unmasked(parts[1])
+    return Split(parts[0], pool.after(unlabeled) if pool else unlabeled, origin, used, complete=False)
+
+
+def _pool_of_run(source: Source, folder: Path | str) -> Pool | None:
+    """The manifest of which the unlabeled list of a run speaks, if it does; raises a ValueError if that is gone."""
+    path = Path(folder, "unlabeled.txt")
+    lines = read_lines(path) if path.is_file() else []
+    said = next((line[2:] for line in lines if re.match(r"# and the .* sha256 \w{64}$", line)), None)
+    pool = source.unlabeled if isinstance(source.unlabeled, Pool) else None
+    if said and (pool is None or said[-64:] != pool.line()[-64:]):
+        place = pool.file if pool else source.name
+        raise ValueError(f"{place}: is not what the run has, {said}; put that back, or start a new run")
+    return pool if said else None
 
 
 def _unmasked(samples: Sequence[Sample]) -> tuple[Sample, ...]:
@@ -194,9 +215,12 @@ def _find(names: list[str], samples: Sequence[Sample], path: Path) -> tuple[Samp
 def in_threads(function: Callable[[Sample], Any], samples: Sequence[Sample], description: str) -> list[Any]:
     """Call a function on each sample, several at a time, with a progress bar where there are many."""
     quiet = len(samples) <= 200 or not get_console().is_terminal  # a log would get blank lines from it
+    size = max(1, min(256, len(samples) // 64))  # to hand one sample to a thread costs more than to look at a file
+    parts = [samples[start : start + size] for start in range(0, len(samples), size)]
     with ThreadPoolExecutor(8) as pool:
-        results = pool.map(function, samples)
-        return list(track(results, description, total=len(samples), transient=True, disable=quiet))
+        results = pool.map(lambda part: [function(sample) for sample in part], parts)
+        done = track(results, description, total=len(parts), transient=True, disable=quiet)
+        return [result for part in done for result in part]
 
 
 def tolerant(
@@ -298,6 +322,13 @@ def check(source: Source, split: Split, subset: str = "val", max_skipped: float 
     if subset not in ("val", "test"):
         raise ValueError(f"subset {subset!r}: choose val or test")
     held_out = getattr(source, subset)
+    if isinstance(split.unlabeled, Pool):
+        pool, split = split.unlabeled, replace(split, unlabeled=split.unlabeled.before)
+        check(replace(source, unlabeled=()), split, subset, max_skipped)
+        some = pool[len(pool.before) :: max(1, len(pool) // MOST_OF_POOL)]
+        tolerant(lambda s: image_size(s.image, s.format), some, "Checking unlabeled images", max_skipped)
+        _check_overlap(pool.of_sizes(num_bytes(sample.image) for sample in held_out), held_out, subset)
+        return
     for title, samples in (("labeled", split.labeled), (subset, held_out)):
         if not samples and not (title == "val" and source.held_out):
             raise ValueError(f"{source.name}: the list of {title} images is empty; add images with masks")
@@ -387,10 +418,10 @@ def _check_complete(source: Source, split: Split) -> None:
 
 def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: str) -> None:
     def size(sample: Sample) -> int:
-        return os.stat(sample.image).st_size
+        return num_bytes(sample.image)
 
     def digest(sample: Sample) -> bytes:
-        return hashlib.sha256(Path(sample.image).read_bytes()).digest()
+        return hashlib.sha256(read_bytes(sample.image)).digest()
 
     for key in (size, digest):  # equal files have equal sizes, so few have to be read
         left, right = (in_threads(key, samples, "Comparing files") for samples in (train, held_out))
@@ -404,9 +435,16 @@ def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: 
 
 
 def write(split: Split, folder: Path) -> None:
-    """Write `labeled.txt` and `unlabeled.txt`: a comment line with the origin, then one name per line."""
-    for name, samples in (("labeled", split.labeled), ("unlabeled", split.unlabeled)):
-        write_list(Path(folder, f"{name}.txt"), split.origin, samples)
+    """Write `labeled.txt` and `unlabeled.txt`: a comment line with the origin, then one name per line.
+
+    Of a manifest's images there is one line in place of their names.
+    """
+    pool = split.unlabeled if isinstance(split.unlabeled, Pool) else None
+    write_list(Path(folder, "labeled.txt"), split.origin, split.labeled)
+    write_list(Path(folder, "unlabeled.txt"), split.origin, pool.before if pool else split.unlabeled)
+    if pool:
+        with Path(folder, "unlabeled.txt").open("a", encoding="utf-8") as file:
+            file.write(f"# {pool.line()}\n")
 
 
 def write_list(path: Path, origin: str, samples: Sequence[Sample]) -> None:

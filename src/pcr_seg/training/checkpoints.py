@@ -16,6 +16,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from pcr_seg.checkpoint import BACKBONES, LAST, read_checkpoint
 
 PREVIOUS, BEST = "previous.ckpt", "best.ckpt"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the later one wins: it asks for more
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal after saving, to be resumed
 
 
@@ -30,9 +31,9 @@ class Checkpoints(Checkpoint):
     A step is saved when the next one starts. Only then are its teacher, its rows in the log and its loops complete:
     Lightning's `ModelCheckpoint` writes before all three, and ties its state to the folder's path.
 
-    On SIGTERM, SIGUSR1 or Ctrl-C the training saves before its next step and exits with `EXIT_STOPPED`, after Ctrl-C
-    with 130 as shells do; a second Ctrl-C ends it at once. On SIGUSR1, which SLURM sends when told to
-    (`--signal=USR1@120`), the job is also queued again.
+    On SIGTERM, SIGUSR1, SIGUSR2 or Ctrl-C the training saves before its next step and exits with `EXIT_STOPPED`, after
+    Ctrl-C with 130 as shells do; a second Ctrl-C ends it at once. On SIGUSR1 and SIGUSR2, which SLURM sends when told
+    to (`--signal=USR1@120`), the job is also queued again, by whoever listened before (submitit does) or here.
 
     Args:
         folder: where the files are written.
@@ -44,7 +45,8 @@ class Checkpoints(Checkpoint):
     def __init__(self, folder: str, every_n_steps: int = 500, backbone: bool = True) -> None:
         self.folder, self.every_n_steps, self.backbone = Path(folder), every_n_steps, backbone
         self.best_score, self.saved_step = float("-inf"), 0
-        self.received: signal.Signals | None = None
+        self.received = 0  # the last of SIGNALS so far, counted from 1
+        self.before: dict[int, object] = {}  # who listened for each signal
 
     def state_dict(self) -> dict:
         """The score of best.ckpt."""
@@ -57,14 +59,13 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Listen for signals; the trainer restores its own handlers in the end."""
         self.saved_step = trainer.global_step
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self.note)
+        self.before = {number: signal.signal(number, self.note) for number in SIGNALS}
 
     def note(self, number: int, frame: object) -> None:
         """Remember the signal until the step is over: its collectives and files must not be cut."""
-        if number == signal.SIGINT == self.received:
+        if number == signal.SIGINT and self.received == 1 + SIGNALS.index(number):
             raise KeyboardInterrupt
-        self.received = signal.Signals(number)
+        self.received = max(self.received, 1 + SIGNALS.index(number))
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
         """Save what the steps before this one have made, when it is time."""
@@ -73,25 +74,32 @@ class Checkpoints(Checkpoint):
         trainer.fit_loop.epoch_loop._batches_that_stepped = step
         if batch_idx % trainer.accumulate_grad_batches:
             return  # gradients of a half-done step are in no checkpoint
-        stop = self.received is not None
+        stop = self.received
         if trainer.world_size > 1:  # all ranks or none; asking them makes each wait for its device
-            asked = step % trainer.log_every_n_steps == 0
-            stop = asked and trainer.strategy.reduce_boolean_decision(stop, all=False)
+            stop = self.received_anywhere(trainer) if step % trainer.log_every_n_steps == 0 else 0
         if step > self.saved_step and (stop or batch_idx == 0 or step - self.saved_step >= self.every_n_steps):
             self.save(trainer, LAST)
             self.saved_step = step
         if stop:
-            self.leave(trainer)
+            self.leave(trainer, SIGNALS[stop - 1])
 
-    def leave(self, trainer: L.Trainer) -> None:
+    def received_anywhere(self, trainer: L.Trainer) -> int:
+        """The last of SIGNALS that any rank has received."""
+        received = torch.tensor(self.received, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))
+
+    def leave(self, trainer: L.Trainer, received: signal.Signals) -> None:
         """End this process; a job whose time is up is queued again."""
         if trainer.is_global_zero:
             command = f"python train.py resume={shlex.quote(str(whole_run(self.folder.parent)))}"
-            print(f"stopped by a signal at step {trainer.global_step}, saved: {command}")
-            if self.received == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+            print(f"stopped by a signal at step {trainer.global_step}, saved: {command}", flush=True)
+        if received in (signal.SIGUSR1, signal.SIGUSR2):
+            if callable(self.before[received]):
+                self.before[received](received, None)
+            elif trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         # Another code than 0 in a child would have the launcher kill the first process before it has left.
-        code = 130 if self.received == signal.SIGINT else EXIT_STOPPED
+        code = 130 if received == signal.SIGINT else EXIT_STOPPED
         raise SystemExit(code if trainer.is_global_zero else 0)
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -1,5 +1,6 @@
 """A training from its configuration to a complete run folder."""
 
+import functools
 import json
 import logging
 import os
@@ -12,14 +13,17 @@ import lightning.pytorch as L
 import torch
 import wandb
 from hydra.utils import get_class, instantiate
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
+from pcr_seg import cluster
 from pcr_seg.checkpoint import LAST, constructor_parameters, described, load
-from pcr_seg.config import CONF, GROUPS, build
+from pcr_seg.config import CONF, GROUPS, build, check_launch
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.sources import Source
@@ -35,7 +39,7 @@ from pcr_seg.training.diagnosis import Diagnosis
 from pcr_seg.training.folds import over_folds, pictures_of_folds, with_val
 from pcr_seg.training.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.training.model_card import model_card
-from pcr_seg.training.resume import keep_metrics, moved, resumed
+from pcr_seg.training.resume import keep_metrics, lasting, moved, resumed
 from pcr_seg.training.summary import print_summary, summarize
 from pcr_seg.training.timer import TrainTimer
 from pcr_seg.training.values import check_values
@@ -86,19 +90,21 @@ def build_method(node: DictConfig, student: nn.Module, class_names: list[str]) -
 def fit(cfg: DictConfig) -> dict:
     """Train, and leave a complete run folder behind; return what its summary.json holds."""
     started = time.time()
-    goes_on, trust = bool(cfg.resume), cfg.trust
+    named, trust = cfg.resume not in (None, "auto"), cfg.trust
     cfg, checkpoint = resumed(cfg)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     output = Path(cfg.output)
     check_values(config, KEYS)
-    if not goes_on and (summary := finished(config)):
+    check_launch(config["trainer"])
+    cluster.meet_anew()
+    if not named and (summary := finished(config)):
         return summary
-    if not goes_on:
+    if not named:
         checkpoint = interrupted(config)
     source, folds = with_val(
         build(cfg.dataset), output, checkpoint is not None, val=cfg.val, folds=cfg.folds, seed=cfg.seed
     )
-    scores = fit_folds(cfg, config, source, folds, goes_on) if folds else {}
+    scores = fit_folds(cfg, config, source, folds) if folds else {}
     L.seed_everything(cfg.seed, verbose=False)
 
     module = build_module(config, list(source.classes), list(source.palette))
@@ -125,13 +131,11 @@ def fit(cfg: DictConfig) -> dict:
     if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
         module.student = convert_sync_batchnorm(module.student)
         module.teacher.network = convert_sync_batchnorm(module.teacher.network)
-    trainer = make_trainer(cfg, data)
+    trainer = make_trainer(cfg, data, checkpoint)
     check_length(trainer, module, data)
     check_batch(cfg, module, data)
     if trainer.strategy.root_device.type == "cpu" and torch.get_num_threads() == 1:
         pointwise_by_onednn(module)
-    if trainer.is_global_zero:
-        open_run_folder(trainer, module, data, checkpoint)
     try:
         trainer.fit(module, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     except RuntimeError as error:
@@ -160,7 +164,7 @@ def fit(cfg: DictConfig) -> dict:
     wandb.finish()  # the next job of a sweep gets a run of its own
     if cfg.get("baseline"):
         alone = OmegaConf.load(CONF / "method/supervised.yaml")
-        baseline = fit_part(cfg, "baseline", goes_on, baseline=False, method=alone)
+        baseline = fit_part(cfg, "baseline", baseline=False, method=alone)
         if trainer.is_global_zero:
             gain = 100 * (summary["miou_last"] - baseline["miou_last"])
             print(f"{module.name} over supervised: {gain:+.1f} mIoU; both in one page: python report.py runs={output}")
@@ -195,28 +199,24 @@ def streams(method: nn.Module) -> dict:
     return {"strong_views": method.views.strong, "strong_color": method.views.color, "other": method.views.other}
 
 
-def fit_part(cfg: DictConfig, name: str, goes_on: bool, **changes: object) -> dict:
+def fit_part(cfg: DictConfig, name: str, **changes: object) -> dict:
     """Train a part of a run with other settings, in a folder of its own inside the run's; return its summary.
 
-    Where the run goes on, a part that ended is not repeated, and one that was stopped goes on.
+    A part that ended is not repeated, and one that was stopped goes on.
     """
-    folder = Path(cfg.output) / name
-    if goes_on and (folder / "summary.json").is_file():
-        return json.loads((folder / "summary.json").read_text())
-    begun = goes_on and newest_checkpoint(folder / "checkpoints")
     run = cfg.copy()
-    run.update({**changes, "resume": str(folder) if begun else None})
-    return fit(moved(run, folder))
+    run.update({**changes, "resume": "auto"})
+    return fit(moved(run, Path(cfg.output) / name))
 
 
-def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path], goes_on: bool) -> dict:
+def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path]) -> dict:
     """Train once without the masks of each fold, scored on them, in RUN/fold_1 ...; return the scores together."""
-    write_config(config)  # whatever is done by then, resume=RUN goes on with it
-    print(
+    rank_zero_only(write_config)(config)  # whatever is done by then, resume=RUN goes on with it
+    rank_zero_only(print)(
         f"{source.name}: no val images, so {len(folds)} trainings, each without another part of the masks, give the"
         " score, and a last one takes all (folds=0: hold a fifth out instead)"
     )
-    return over_folds([fit_part(cfg, path.stem, goes_on, val=str(path), folds=0, baseline=False) for path in folds])
+    return over_folds([fit_part(cfg, path.stem, val=str(path), folds=0, baseline=False) for path in folds])
 
 
 def finished(config: dict) -> dict | None:
@@ -225,7 +225,7 @@ def finished(config: dict) -> dict | None:
     if not (output / "summary.json").is_file():
         return None
     check_same(config, "a finished run")
-    print(f"{output}: finished already, see summary.json")
+    rank_zero_only(print)(f"{output}: finished already, see summary.json")
     return json.loads((output / "summary.json").read_text())
 
 
@@ -237,22 +237,23 @@ def interrupted(config: dict) -> Resumed | None:
     checkpoint = newest_checkpoint(output / "checkpoints")
     if checkpoint:
         check_same(config, f"an unfinished run (resume={output} goes on with it)")
-        print(f"{output}: going on after epoch {checkpoint.epoch}")
+        rank_zero_only(print)(f"{output}: going on after epoch {checkpoint.epoch}")
     return checkpoint
 
 
 def check_same(config: dict, what: str) -> None:
     """Raise a ValueError where the run in a configuration's folder had another."""
     output = Path(config["output"])
-    if OmegaConf.to_container(OmegaConf.load(output / "config.yaml")) != config:
+    if lasting(OmegaConf.to_container(OmegaConf.load(output / "config.yaml"))) != lasting(config):
         raise ValueError(f"output={output}: holds {what} of another configuration; choose another folder")
 
 
-def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
-    """The trainer with its loggers, checkpoints, panels, diagnosis and progress."""
+def make_trainer(cfg: DictConfig, data: SegmentationData, checkpoint: Resumed | None = None) -> L.Trainer:
+    """The trainer with its loggers, checkpoints, panels, diagnosis and progress; it opens the run folder."""
     for key in {"callbacks", "logger", "plugins"} & set(cfg.trainer):
         raise ValueError(f"trainer.{key}: is made here; early_stopping.patience and logger=... choose among them")
-    callbacks = [build(cfg.checkpoints), build(cfg.watch), TrainTimer(), LogPanels(data.source)]
+    opens = LambdaCallback(setup=functools.partial(open_run_folder, data=data, checkpoint=checkpoint))
+    callbacks = [opens, build(cfg.checkpoints), build(cfg.watch), TrainTimer(), LogPanels(data.source)]
     if cfg.early_stopping.patience is not None and data.source.val:
         callbacks.append(build(cfg.early_stopping))
     if cfg.diagnosis:
@@ -260,17 +261,41 @@ def make_trainer(cfg: DictConfig, data: SegmentationData) -> L.Trainer:
     if cfg.trainer.enable_progress_bar:
         callbacks.append(ProgressBar())
     loggers = list(instantiate(cfg.logger).values())
-    plugins = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # it would save in the middle of a step
+    plugins = [AtomicCheckpointIO(), *environment()]
     validated = {} if data.source.val else {"limit_val_batches": 0}  # the last of a run in folds
     return build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False, **validated)
 
 
+def environment() -> list[ClusterEnvironment]:
+    """Where the trainer reads its rank, if that is not what it would choose itself."""
+    found = cluster.launched()
+    if found and found.by == "srun":
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(found.devices))  # the trainer insists on it
+        return [SLURMEnvironment(auto_requeue=False)]  # it would save in the middle of a step
+    if not found and "SLURM_NTASKS" in os.environ:  # of a job, in which srun has not started this process
+        return [LightningEnvironment()]
+    return []
+
+
 def open_run_folder(
-    trainer: L.Trainer, module: Segmentation, data: SegmentationData, checkpoint: Resumed | None
+    trainer: L.Trainer, module: Segmentation, stage: str, data: SegmentationData, checkpoint: Resumed | None
 ) -> None:
-    """Write the configuration and the split as used, and tell the loggers."""
+    """Write the configuration and the split as used, and tell the loggers, once all ranks have read what was there.
+
+    Raises:
+        ValueError: they have not read the same.
+    """
+    if stage != "fit":
+        return
+    position = (checkpoint.epoch, checkpoint.steps) if checkpoint else None
+    same = position == trainer.strategy.broadcast(position)
+    if not trainer.strategy.reduce_boolean_decision(same):
+        raise ValueError(
+            f"output={module.metadata['config']['output']}: not every process sees the same checkpoint there; the run"
+            " folder has to lie on a disk that all nodes share"
+        )
+    if not trainer.is_global_zero:
+        return
     config, split = module.metadata["config"], data.split
     output = Path(config["output"])
     write_config(config)

@@ -20,6 +20,10 @@ TRUSTED_RUN = TRUSTED + (
 )
 PLACES = ("data.num_workers", "data.cache", "dataset.root", "dataset.unlabeled")  # where it runs, not what
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm", "enable_progress_bar")
+CHANGING = {  # in a run that goes on, with what follows from it
+    "resume", "trust", *PLACES, *(f"trainer.{key}" for key in HARDWARE),
+    "data.batch_size", "trainer.accumulate_grad_batches",
+}  # fmt: skip
 
 
 def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
@@ -32,7 +36,7 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
         FileNotFoundError: `resume` is no run folder.
         ValueError: its checkpoints are damaged, its configuration names foreign code, or an override may not change.
     """
-    if not cfg.resume:
+    if cfg.resume in (None, "auto"):
         return cfg, None
     folder = Path(cfg.resume)
     if not (folder / "config.yaml").is_file():
@@ -51,6 +55,15 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
     if checkpoint is None and not any(folder.glob("fold_*")):
         print(f"resume={folder}: no checkpoint yet, starting again")
     return run, checkpoint
+
+
+def lasting(config: dict, path: str = "") -> dict:
+    """What does not change in a run, of a resolved configuration."""
+    return {
+        key: lasting(value, f"{path}{key}.") if isinstance(value, dict) else value
+        for key, value in config.items()
+        if path + key not in CHANGING
+    }
 
 
 def moved(run: DictConfig, folder: Path) -> DictConfig:

@@ -1,0 +1,99 @@
+"""Who started this process as one of several, torchrun or SLURM's srun, and what all of them have to agree on."""
+
+import functools
+import hashlib
+import os
+import re
+import sys
+import time
+from typing import NamedTuple
+
+from torch.distributed import TCPStore
+
+INTERACTIVE = ("bash", "interactive")  # names of SLURM's jobs in which a person types commands, as Lightning has them
+STARTED = "PCR_SEG_STARTED"  # the variable by which the trainer's own processes learn what `started` says
+HOSTED: list[TCPStore] = []  # by this process: a store lives as long as somebody holds it
+
+
+class Launch(NamedTuple):
+    """The launcher, and the processes it started: one for each device of each node."""
+
+    by: str
+    nodes: int
+    devices: int
+
+
+def launched() -> Launch | None:
+    """Who started this process, by the environment; None where it was nobody but a person, or the trainer.
+
+    Raises:
+        ValueError: nodes have different numbers of processes, or the launcher is one that is not read.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        nodes, world = int(env["GROUP_WORLD_SIZE"]), int(env["WORLD_SIZE"])
+        if int(env["LOCAL_WORLD_SIZE"]) * nodes != world:
+            raise ValueError(f"torchrun: {world} processes on {nodes} nodes; give each node the same --nproc-per-node")
+        return Launch("torchrun", nodes, world // nodes)
+    if (tasks := env.get("SLURM_STEP_TASKS_PER_NODE")) and env.get("SLURM_JOB_NAME") not in INTERACTIVE:
+        even = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", tasks)  # 4(x2): four on each of two
+        if not even:
+            raise ValueError(f"srun: {tasks} tasks on its nodes; set --ntasks-per-node, so that each has as many")
+        return Launch("srun", int(even[2] or 1), int(even[1]))
+    if int(env.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:
+        raise ValueError("mpirun: is not read, so each process would train alone; use torchrun or srun")
+    return None
+
+
+def check_launch(nodes: int, devices: int) -> None:
+    """Raise a ValueError where a launcher has started other processes than the hardware asks for."""
+    found = launched()
+    if found and found[1:] != (nodes, devices):
+        raise ValueError(
+            f"trainer.num_nodes={nodes}, trainer.devices={devices}: but {found.by} started {found.nodes} x"
+            f" {found.devices} processes; set hardware=cluster, which follows it (on CPUs hardware=cluster_cpu)"
+        )
+
+
+@functools.cache
+def started() -> str:
+    """When this command was started, as all of its processes say it, for the name of a folder.
+
+    In a job of SLURM's queue the job's number, which it keeps when it is queued again, and a digest of the command.
+    Restarts by torchrun keep the time of the first start.
+    """
+    env = os.environ
+    if "SLURM_JOB_ID" in env and env.get("SLURM_JOB_NAME") not in INTERACTIVE:
+        number = "_".join(env[key] for key in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if key in env)
+        command = hashlib.sha256(" ".join(sys.argv[1:]).encode()).hexdigest()[:6]
+        return f"job_{number or env['SLURM_JOB_ID']}_{command}"
+    now = time.strftime("%Y-%m-%d_%H-%M-%S")
+    if "TORCHELASTIC_RUN_ID" in env:
+        return _store().compare_set("pcr_seg/started", "", now).decode()
+    if "LOCAL_RANK" in env:  # the trainer started this process, and handed its environment on
+        return env.get(STARTED, now)
+    return env.setdefault(STARTED, now)
+
+
+@functools.cache
+def _store() -> TCPStore:
+    """What torchrun's processes share: its own store, or one of rank 0's."""
+    env = os.environ
+    hosts = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    return TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, hosts, multi_tenant=True)
+
+
+def meet_anew() -> None:
+    """After a restart by torchrun let the processes meet at another port, once.
+
+    Its store still holds the addresses of those that are gone, and who reads them first waits for these (torch 2.14).
+    """
+    env = os.environ
+    attempt = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if not attempt or HOSTED or env["TORCHELASTIC_USE_AGENT_STORE"] != "True":
+        return
+    old, key = _store(), f"pcr_seg/port_{attempt}"
+    if env["RANK"] == "0":
+        HOSTED.append(TCPStore(env["MASTER_ADDR"], 0, None, True, wait_for_workers=False, multi_tenant=True))
+        old.set(key, str(HOSTED[0].port))
+    env["MASTER_PORT"], env["TORCHELASTIC_USE_AGENT_STORE"] = old.get(key).decode(), "False"
