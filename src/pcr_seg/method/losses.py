@@ -29,7 +29,7 @@ def cross_entropy(
     return loss.sum() / (labels != IGNORE_INDEX).sum().clamp(min=1)
 
 
-def balance(labels: Int[Tensor, "B *S"], num_classes: int, power: float = 1.0) -> Float[Tensor, "B *S"]:
+def balance(labels: Int[Tensor, "B *S"], num_classes: int, power: float | int = 1.0) -> Float[Tensor, "B *S"]:
     """Weights of mean 1 that fall with a class's frequency to this power; 0 where ignored.
 
     With power 1 every class among the labels has the same share of the sum, with 0 every pixel.
@@ -42,7 +42,7 @@ def balance(labels: Int[Tensor, "B *S"], num_classes: int, power: float = 1.0) -
 
 
 def balanced_cross_entropy(
-    logits: Float[Tensor, "B C *S"], labels: Int[Tensor, "B *S"], *, power: float = 0.5
+    logits: Float[Tensor, "B C *S"], labels: Int[Tensor, "B *S"], *, power: float | int = 0.5
 ) -> Float[Tensor, ""]:
     """Cross-entropy in which a class weighs by its frequency among the batch's labels to minus `power` (`balance`).
 
