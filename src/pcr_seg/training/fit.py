@@ -244,7 +244,10 @@ def interrupted(config: dict) -> Resumed | None:
 def check_same(config: dict, what: str) -> None:
     """Raise a ValueError where the run in a configuration's folder had another."""
     output = Path(config["output"])
-    if lasting(OmegaConf.to_container(OmegaConf.load(output / "config.yaml"))) != lasting(config):
+    before, now = (moved(OmegaConf.create(each), output) for each in (OmegaConf.load(output / "config.yaml"), config))
+    for each in (before, now):
+        each.val = each.val and Path(each.val).name  # a fold's list moves with the run
+    if lasting(OmegaConf.to_container(before)) != lasting(OmegaConf.to_container(now)):
         raise ValueError(f"output={output}: holds {what} of another configuration; choose another folder")
 
 
