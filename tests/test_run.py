@@ -40,10 +40,10 @@ def test_baseline_trains_the_labeled_images_alone_beside_the_run(tmp_path: Path,
     gain = 100 * (summary["miou_last"] - baseline["miou_last"])
     assert f"pcr over supervised: {gain:+.1f} mIoU" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "run/baseline/checkpoints")
-    (tmp_path / "run/baseline/summary.json").unlink()
-    again = run.fit(small_config(tmp_path, f"resume={tmp_path / 'run'}"))
-    assert again["miou_last"] == summary["miou_last"]
-    assert json.loads((tmp_path / "run/baseline/summary.json").read_text())["miou_last"] == baseline["miou_last"]
+    for again in (f"resume={tmp_path / 'run'}", "baseline=true"):
+        (tmp_path / "run/baseline/summary.json").unlink(missing_ok=True)
+        assert run.fit(small_config(tmp_path, again))["miou_last"] == summary["miou_last"]
+        assert json.loads((tmp_path / "run/baseline/summary.json").read_text())["miou_last"] == baseline["miou_last"]
 
 
 def test_run_folder_is_complete(trained: Path) -> None:

@@ -98,13 +98,15 @@ def fit(cfg: DictConfig) -> dict:
     check_launch(config["trainer"])
     cluster.meet_anew()
     if not named and (summary := finished(config)):
+        if cfg.get("baseline"):
+            fit_baseline(cfg, summary, named)
         return summary
     if not named:
         checkpoint = interrupted(config)
     source, folds = with_val(
         build(cfg.dataset), output, checkpoint is not None, val=cfg.val, folds=cfg.folds, seed=cfg.seed
     )
-    scores = fit_folds(cfg, config, source, folds) if folds else {}
+    scores = fit_folds(cfg, config, source, folds, named) if folds else {}
     L.seed_everything(cfg.seed, verbose=False)
 
     module = build_module(config, list(source.classes), list(source.palette))
@@ -163,11 +165,7 @@ def fit(cfg: DictConfig) -> dict:
         print_summary(summary, output)
     wandb.finish()  # the next job of a sweep gets a run of its own
     if cfg.get("baseline"):
-        alone = OmegaConf.load(CONF / "method/supervised.yaml")
-        baseline = fit_part(cfg, "baseline", baseline=False, method=alone)
-        if trainer.is_global_zero:
-            gain = 100 * (summary["miou_last"] - baseline["miou_last"])
-            print(f"{module.name} over supervised: {gain:+.1f} mIoU; both in one page: python report.py runs={output}")
+        fit_baseline(cfg, summary, named)
     return summary
 
 
@@ -199,24 +197,39 @@ def streams(method: nn.Module) -> dict:
     return {"strong_views": method.views.strong, "strong_color": method.views.color, "other": method.views.other}
 
 
-def fit_part(cfg: DictConfig, name: str, **changes: object) -> dict:
+def fit_part(cfg: DictConfig, name: str, named: bool, **changes: object) -> dict:
     """Train a part of a run with other settings, in a folder of its own inside the run's; return its summary.
 
-    A part that ended is not repeated, and one that was stopped goes on.
+    A part that ended is not repeated, and one that was stopped goes on: of a run that was named to be resumed, and
+    may have been moved, with the configuration that it has.
     """
+    folder = Path(cfg.output) / name
+    if named and (folder / "summary.json").is_file():
+        return json.loads((folder / "summary.json").read_text())
+    begun = named and newest_checkpoint(folder / "checkpoints")
     run = cfg.copy()
-    run.update({**changes, "resume": "auto"})
-    return fit(moved(run, Path(cfg.output) / name))
+    run.update({**changes, "resume": str(folder) if begun else "auto"})
+    return fit(moved(run, folder))
 
 
-def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path]) -> dict:
+def fit_baseline(cfg: DictConfig, summary: dict, named: bool) -> None:
+    """Train on the labels alone, in the run's baseline/, and show what unlabeled images add."""
+    alone = OmegaConf.load(CONF / "method/supervised.yaml")
+    baseline = fit_part(cfg, "baseline", named, baseline=False, method=alone)
+    gain = 100 * (summary["miou_last"] - baseline["miou_last"])
+    rank_zero_only(print)(
+        f"{summary['method']} over supervised: {gain:+.1f} mIoU; both in one page: python report.py runs={cfg.output}"
+    )
+
+
+def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path], named: bool) -> dict:
     """Train once without the masks of each fold, scored on them, in RUN/fold_1 ...; return the scores together."""
     rank_zero_only(write_config)(config)  # whatever is done by then, resume=RUN goes on with it
     rank_zero_only(print)(
         f"{source.name}: no val images, so {len(folds)} trainings, each without another part of the masks, give the"
         " score, and a last one takes all (folds=0: hold a fifth out instead)"
     )
-    return over_folds([fit_part(cfg, path.stem, val=str(path), folds=0, baseline=False) for path in folds])
+    return over_folds([fit_part(cfg, path.stem, named, val=str(path), folds=0, baseline=False) for path in folds])
 
 
 def finished(config: dict) -> dict | None:
