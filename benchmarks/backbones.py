@@ -77,9 +77,9 @@ def row(family: str, model: str, folder: Path) -> dict[str, str]:
 
 def table(rows: list[dict[str, str]]) -> str:
     """The rows as Markdown, failures cut to what a cell holds."""
-    lines = [COLUMNS, ("---",) * len(COLUMNS)]
-    lines += [[each[column].replace("|", "/")[:160] for column in COLUMNS] for each in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    cells = [COLUMNS, *([each[column].replace("|", "/")[:160] for column in COLUMNS] for each in rows)]
+    head, *body = (f"| {' | '.join(line)} |" for line in cells)
+    return "\n".join([head, "|" + "---|" * len(COLUMNS), *body])
 
 
 def write(rows: dict[str, dict[str, str]]) -> None:
