@@ -126,6 +126,7 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, weights: Path) -> Non
         ("backbone.freeze=[]", r"features: needs backbone\.freeze=all and model=mlp or linear"),
         ("model=deeplab_small", r"features: needs backbone\.freeze=all and model=mlp or linear"),
         ("data.crop_size=40", r"data\.crop_size=40: kept features lie 16 pixels apart; use 33"),
+        ("method=pcr_named", r"method\.region_names=true: looks at images, .*; use features=none"),
         ("protocol=sliding", r"protocol: kept features are scored whole; use protocol=whole"),
     ],
 )

@@ -115,6 +115,8 @@ def fit(cfg: DictConfig) -> dict:
     features = build(cfg.features, module.student) if cfg.features else None
     if features and described(module.protocol)["_target_"] != described(whole_image)["_target_"]:
         raise ValueError("protocol: kept features are scored whole; use protocol=whole, or features=none")
+    if features and getattr(module.method, "region_names", False):
+        raise ValueError("method.region_names=true: looks at images, which kept features replace; use features=none")
     data = build(cfg.data, source, **streams(module.method), pad_color=mean, features=features, split_from=split_from)
     splits.check(source, data.split, max_skipped=data.max_skipped if data.on_error == "skip" else 0.0)
     if checkpoint:
