@@ -68,7 +68,7 @@ def cells_of(plan: dict) -> Iterator[tuple]:
                 chosen = plan["sets"][name]
                 for labels in group.get("labels", {}).get(name, chosen["labels"]):
                     for method, overrides in group["methods"].items():
-                        every = [*plan["overrides"], *chosen["overrides"], *overrides]
+                        every = [*group.get("overrides", plan["overrides"]), *chosen["overrides"], *overrides]
                         yield name, str(labels), method, seed, [*every, f"split={labels}", f"seed={seed}"]
 
 
@@ -85,7 +85,7 @@ def append(table: Path, names: list, overrides: list[str], found: list[dict]) ->
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     new = not table.is_file()
     with table.open("a") as file:
-        writer = csv.DictWriter(file, HEADER)
+        writer = csv.DictWriter(file, HEADER, lineterminator="\n")
         if new:
             writer.writeheader()
         for row in found:
