@@ -21,7 +21,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from pcr_seg import method
-from pcr_seg.data.datamodule import memory_mapped
+from pcr_seg.data.cache import memory_mapped
 from pcr_seg.data.files import Sample, read_image
 from pcr_seg.data.transforms import View, show
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank

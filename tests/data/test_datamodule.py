@@ -20,20 +20,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pcr_seg.data import sources, splits
-from pcr_seg.data.datamodule import (
-    EVERY,
-    LABELED,
-    UNLABELED,
-    SegmentationData,
-    StreamSampler,
-    Views,
-    indices_by_class,
-    memory_mapped,
-    view_seed,
-)
+from pcr_seg.data.cache import memory_mapped
+from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import classes_shown
+from pcr_seg.data.streams import EVERY, LABELED, UNLABELED, StreamSampler, Views, indices_by_class, view_seed
 from pcr_seg.pixels import normalize
 
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

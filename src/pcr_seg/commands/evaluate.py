@@ -12,7 +12,7 @@ from rich.progress import track
 
 from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, writing
 from pcr_seg.data import splits
-from pcr_seg.data.datamodule import eval_loader
+from pcr_seg.data.whole import eval_loader
 from pcr_seg.pixels import as_floats
 from pcr_seg.predictor import Predictor
 from pcr_seg.scores import Scores, iou_of_heads, score_table

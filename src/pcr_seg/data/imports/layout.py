@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pcr_seg.data.classes import distinct_colors
 from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES
 from pcr_seg.data.imports.dividing import divide, grouped
 from pcr_seg.data.imports.drawing import Item, Staged
 from pcr_seg.data.imports.images import plain, subset_of
 from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 from pcr_seg.data.prepare import track
-from pcr_seg.pixels import distinct_colors
 
 DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "upload", "datasets", "obj_train_data"}
 
