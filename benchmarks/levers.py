@@ -69,11 +69,6 @@ def losses(side: int) -> dict[str, Lever]:
         "pseudo-labels without all probabilities": Lever(
             lambda: plain.pseudo_label(logits), lambda: method.pseudo_label(logits), 1e-5
         ),
-        "consistency loss without one-hots": Lever(
-            lambda: with_gradient(lambda x: plain.consistency_loss(x, labels, confidence, 0.8)),
-            lambda: with_gradient(lambda x: method.consistency_loss(x, labels, confidence, 0.8)),
-            1e-5,
-        ),
         "OHEM by k-th value, no sorting": Lever(
             lambda: with_gradient(lambda x: plain.ohem_cross_entropy(x, ignored, **hard)),
             lambda: with_gradient(lambda x: method.ohem_cross_entropy(x, ignored, **hard)),

@@ -1,7 +1,7 @@
-"""What the project does, done the usual or the literal way: what its figures are compared with.
+"""What the project does, done the usual way: what its figures are compared with.
 
-Each function states in plain operations what the paper or common training code describes. They are slow on purpose
-and share nothing with `pcr_seg`.
+Each function does in plain operations what published training code does, in that code's order, as a competent author
+writes it; the docstrings name whose it is. They share nothing with `pcr_seg`.
 """
 
 from collections.abc import Callable
@@ -23,25 +23,27 @@ MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12
 def prototype_step(
     features: Tensor, labels: Tensor, points: Tensor, prototypes: Tensor, temperature: float, momentum: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The prototype head as the paper words it: loss, gradient of the features, and the moved prototypes.
+    """The prototype head as the released code has it: loss, gradient of the features, and the moved prototypes.
 
-    Features (B, D, h, w) are upsampled to the size of the labels (B, H, W), normalised, and picked at points (N, 2);
-    logits and update go class by class.
+    Features (B, D, h, w) are upsampled to the size of the labels (B, H, W) and picked at points (N, 2); those are
+    normalised. Logits and update go class by class. Channels-first features suit it best.
     """
     upsampled = F.interpolate(features, labels.shape[-2:], mode="bilinear", align_corners=True)
-    unit = F.normalize(upsampled, dim=1)
     rows, columns = points.unbind(1)
-    picked, labels = unit[:, :, rows, columns].transpose(1, 2).flatten(0, 1), labels[:, rows, columns].flatten()
-    similarities = [picked @ F.normalize(of_class, dim=1).T for of_class in prototypes]
+    picked, labels = upsampled[:, :, rows, columns].transpose(1, 2).flatten(0, 1), labels[:, rows, columns].flatten()
+    unit = F.normalize(picked, dim=1)
+    similarities = [unit @ F.normalize(of_class, dim=1).T for of_class in prototypes]
     logits = torch.stack([of_class.max(dim=1).values for of_class in similarities], dim=1) / temperature
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
     [gradient] = torch.autograd.grad(loss, features)
-    raw = upsampled.detach()[:, :, rows, columns].transpose(1, 2).flatten(0, 1)
-    return loss.detach(), gradient, bank_update(prototypes, raw, labels, momentum)
+    return loss.detach(), gradient, bank_update(prototypes, picked.detach(), labels, momentum)
 
 
 def bank_update(prototypes: Tensor, features: Tensor, labels: Tensor, momentum: float) -> Tensor:
-    """Prototypes (C, K, D), moved one by one to the mean of the features (N, D) of their class that are nearest."""
+    """Prototypes (C, K, D), moved one by one to the mean of the features (N, D) of their class that are nearest.
+
+    As in the released code's `update_proto`.
+    """
     moved, unit = prototypes.clone(), F.normalize(features, dim=1)
     for c, of_class in enumerate(prototypes):
         members = labels == c
@@ -62,20 +64,13 @@ def dense_logits(prototypes: Tensor, features: Tensor, size: tuple[int, int], te
 
 
 def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Class and probability of the best class, out of all probabilities."""
+    """Class and probability of the best class, out of all probabilities (UniMatch)."""
     confidence, labels = logits.softmax(dim=1).max(dim=1)
     return labels, confidence
 
 
-def consistency_loss(logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:
-    """Cross-entropy of the confident pixels over all, by one-hot targets."""
-    targets = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)
-    loss = -(targets * logits.softmax(dim=1).log()).sum(dim=1)
-    return (loss * (confidence >= threshold)).sum() / labels.numel()
-
-
 def ohem_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, min_kept: int) -> Tensor:
-    """Hard pixels by sorting the probabilities of the true class."""
+    """Hard pixels by sorting the probabilities of the true class (U2PL)."""
     probability = logits.softmax(dim=1).gather(1, labels.masked_fill(labels == IGNORE_INDEX, 0)[:, None])[:, 0]
     probability = probability.detach().masked_fill(labels == IGNORE_INDEX, 1.0)
     limit = max(threshold, probability.flatten().sort().values[min_kept - 1].item())
@@ -84,7 +79,7 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, min_kep
 
 
 def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """Average tensor by tensor."""
+    """Average tensor by tensor (U2PL)."""
     with torch.no_grad():
         for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
             ours.mul_(decay).add_((1 - decay) * theirs)
@@ -96,7 +91,7 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
 
 
 def training_view(image: Image.Image, mask: Image.Image, crop_size: int, generator: np.random.Generator) -> tuple:
-    """Resize the whole image, mirror, pad, crop, convert: the transform of most published training code."""
+    """Resize the whole image, mirror, pad, crop, convert (U2PL, ST++, UniMatch)."""
     factor = generator.uniform(0.5, 1) if generator.random() < 0.5 else generator.uniform(1, 2)
     size = tuple(int(side * factor) for side in image.size)
     image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
@@ -130,19 +125,22 @@ def normalize(image: np.ndarray) -> Tensor:
 
 
 def sliding_window(predict: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int) -> Tensor:
-    """One window of the image (1, 3, H, W) at a time, logits averaged where windows overlap."""
+    """One window of the image (1, 3, H, W) at a time, logits averaged where windows overlap (UniMatch)."""
     height, width = image.shape[-2:]
-    total, count = torch.zeros(1), torch.zeros(height, width)
+    total, count = None, torch.zeros(height, width)
     for row in [*range(0, height - window, stride), height - window]:
         for column in [*range(0, width - window, stride), width - window]:
-            logits = predict(image[..., row : row + window, column : column + window])
-            total = total + F.pad(logits, (column, width - window - column, row, height - window - row))
-            count[row : row + window, column : column + window] += 1
+            place = (..., slice(row, row + window), slice(column, column + window))
+            logits = predict(image[place])
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[place] += logits
+            count[place] += 1
     return total / count
 
 
 def confusion_matrix(logits: Tensor, truth: Tensor) -> Tensor:
-    """(C, C) counts [truth, prediction]: the ignored pixels are dropped first."""
+    """(C, C) counts [truth, prediction]: the ignored pixels are dropped first, as everywhere."""
     predicted, num_classes = logits.argmax(dim=1), logits.shape[1]
     known = truth != IGNORE_INDEX
     pairs = truth[known] * num_classes + predicted[known]
