@@ -87,6 +87,65 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
             ours.copy_(theirs)
 
 
+def unimatch_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, boxes: list[Tensor], threshold: float
+) -> dict[str, float]:
+    """One step of UniMatch in its own order: losses and the confident share, as numbers.
+
+    Args:
+        network: has `encode(images)` -> maps, `decode(maps)` -> output with logits; labels and learns.
+        optimizer: of the network.
+        batch: streams `labeled` (image, mask), `unlabeled` and `other` (weak, strong of two views, valid).
+        boxes: of each strong view, (B, H, W) bool, where it shows the other batch.
+        threshold: least confidence of a pseudo-label that trains.
+    """
+
+    def logits_of(maps: list[Tensor]) -> Tensor:
+        return F.interpolate(network.decode(maps).logits, size, mode="bilinear", align_corners=True)
+
+    image, mask = batch["labeled"]["image"], batch["labeled"]["mask"]
+    weak, valid, other = batch["unlabeled"]["weak"], batch["unlabeled"]["valid"], batch["other"]
+    size, strong = mask.shape[-2:], [view.clone() for view in batch["unlabeled"]["strong"].unbind(1)]
+    network.eval()
+    with torch.no_grad():
+        taught = logits_of(network.encode(other["weak"]))
+        taught_confidence, taught_labels = taught.softmax(dim=1).max(dim=1)[0], taught.argmax(dim=1)
+    for view, box, inside in zip(strong, boxes, other["strong"].unbind(1), strict=True):
+        where = box[:, None].expand(view.shape)
+        view[where] = inside[where]
+
+    network.train()
+    maps = network.encode(torch.cat([image, weak]))
+    dropped = [nn.functional.dropout2d(x, 0.5) for x in maps]
+    clean, perturbed = logits_of([torch.cat(pair) for pair in zip(maps, dropped, strict=True)]).chunk(2)
+    of_labeled, of_weak = clean.split([len(image), len(weak)])
+    of_strong = logits_of(network.encode(torch.cat(strong))).chunk(2)
+    of_weak = of_weak.detach()
+    confidence, labels = of_weak.softmax(dim=1).max(dim=1)[0], of_weak.argmax(dim=1)
+    ignored = torch.where(valid, 0, IGNORE_INDEX)
+
+    def unlabeled_loss(logits: Tensor, labels: Tensor, confidence: Tensor, ignored: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        loss = loss * ((confidence >= threshold) & (ignored != IGNORE_INDEX))
+        return loss.sum() / (ignored != IGNORE_INDEX).sum().item()
+
+    losses = {"supervised": F.cross_entropy(of_labeled, mask, ignore_index=IGNORE_INDEX), "strong": 0.0}
+    for logits, box in zip(of_strong, boxes, strict=True):
+        mixed = [confidence.clone(), labels.clone(), ignored.clone()]
+        insides = (taught_confidence, taught_labels, torch.where(other["valid"], 0, IGNORE_INDEX))
+        for values, inside in zip(mixed, insides, strict=True):
+            values[box] = inside[box]
+        losses["strong"] += unlabeled_loss(logits, mixed[1], mixed[0], mixed[2])
+    losses["features"] = unlabeled_loss(perturbed[len(image) :], labels, confidence, ignored)
+    loss = (losses["supervised"] + 0.25 * losses["strong"] + 0.5 * losses["features"]) / 2
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    confident = ((confidence >= threshold) & (ignored != IGNORE_INDEX)).sum().item()
+    found = {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
+    return found | {"confident": confident / (ignored != IGNORE_INDEX).sum().item()}
+
+
 # --- data ---
 
 
