@@ -135,6 +135,8 @@ def fit(cfg: DictConfig) -> dict:
     if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
         module.student = convert_sync_batchnorm(module.student)
         module.teacher.network = convert_sync_batchnorm(module.teacher.network)
+    if cfg.get("compile"):  # the whole step, up to the optimizer's; sizes of crops never change
+        module.method.compile(mode=None if cfg.compile is True else cfg.compile, dynamic=False)
     trainer = make_trainer(cfg, data, checkpoint)
     check_length(trainer, module, data)
     check_batch(cfg, module, data)

@@ -22,7 +22,8 @@ RANGES = {
     "temperature": (1e-6, None),
 }
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-WHOLE = ("seed", "global_batch", "most_per_device")  # at the top, where no constructor says their type
+COMPILE = Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+TOP = {"seed": int, "global_batch": int, "most_per_device": int, "compile": COMPILE}  # which no constructor takes
 
 
 def check_values(config: dict, known: Sequence[str]) -> None:
@@ -35,8 +36,8 @@ def check_values(config: dict, known: Sequence[str]) -> None:
     for key in config:
         if key not in known:
             raise ValueError(f"{key}: no such key{suggestion(key, known)}")
-    for key in WHOLE:
-        check_type(key, config[key], int)
+    for key in TOP.keys() & config.keys():
+        check_type(key, config[key], TOP[key])
     unused = {"early_stopping"} if config["early_stopping"]["patience"] is None else set()
     for key in sorted(config.keys() - unused, key=lambda key: key == "module"):  # whose values repeat others'
         check_node("", {key: config[key]})
