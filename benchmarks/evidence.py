@@ -55,7 +55,8 @@ def main(file: str, *arguments: str) -> None:
         if place % parts == part and cell[:4] not in rows_of(table):
             *names, overrides = cell
             print(f"{place + 1}/{len(cells)}: {' '.join(map(str, names))}", flush=True)
-            append(table, names, overrides, run([*overrides, *kept, f"dataset.root={options['data']}/{names[0]}"]))
+            folders = kept if "experiment=laptop" in overrides else []  # others keep no features
+            append(table, names, overrides, run([*overrides, *folders, f"dataset.root={options['data']}/{names[0]}"]))
 
 
 def cells_of(plan: dict) -> Iterator[tuple]:
