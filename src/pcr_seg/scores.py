@@ -1,13 +1,21 @@
-"""IoU of each head over a whole set, counted image by image on the device, over all processes."""
+"""IoU of each head over a whole set, counted image by image on the device, over all processes; and of each image."""
 
+import functools
 import math
+from typing import NamedTuple
 
+import cv2
+import numpy as np
+import torch
+import torch.distributed as dist
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcr_seg.inference import center_pad, iou_per_class
+from pcr_seg.method.losses import IGNORE_INDEX
 
 HEADS = ("linear", "prototype")  # whose scores summary.json and eval's JSON have
 
@@ -17,28 +25,70 @@ def suffix(head: str) -> str:
     return "" if head == "linear" else f"_{head}"
 
 
+class ByImage(NamedTuple):
+    """What the linear head does on each image."""
+
+    names: list[str]  # of N images
+    counts: np.ndarray  # (N, 3, C) pixels of each class: hit, true, and predicted
+    most: np.ndarray  # (C, C) of [truth, prediction], the most pixels on one image
+    where: np.ndarray  # (C, C) and the number of that image
+
+
 class Scores(nn.Module):
-    """A confusion matrix for each head that there is."""
+    """A confusion matrix for each head that there is, and what single images add to the linear one's."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes, self.matrices = num_classes, nn.ModuleDict()
+        self.reset()
 
     def reset(self) -> None:
         """Count from zero."""
         self.matrices.clear()
+        self.names: list[str] = []
+        self.images: list[Tensor] = []  # (3, C) of each batch
+        self.most = self.where = None
 
-    def update(self, heads: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """Count images: logits (B, C, H, W) of each head, and the mask (B, H, W); return the mask as it was scored."""
+    def update(self, heads: dict[str, Tensor], mask: Tensor, name: str | None = None) -> Tensor:
+        """Count images: logits (B, C, H, W) of each head, and the mask (B, H, W); return the mask as it was scored.
+
+        A batch of one image may have a `name`.
+        """
         truth = center_pad(mask, heads["linear"].shape[-2:])
         for head, logits in heads.items():
             if head not in self.matrices:
                 # Ignored pixels are counted as one class more and left out at the end: dropping them takes longer.
                 matrix = MulticlassConfusionMatrix(self.num_classes + 1, validate_args=False)
                 self.matrices[head] = matrix.to(logits.device)
+            before = self.matrices[head].confmat.clone()
             predicted = logits.max(dim=1).indices  # argmax takes several times longer over channels
             self.matrices[head].update(predicted, truth.clamp(max=self.num_classes))
+            if head == "linear":
+                self.add_image((self.matrices[head].confmat - before)[:-1, :-1], name)
         return truth
+
+    def add_image(self, matrix: Tensor, name: str | None) -> None:
+        """Keep what an image (C, C) adds; nothing here waits for the device."""
+        self.images.append(torch.stack([matrix.diagonal(), matrix.sum(dim=1), matrix.sum(dim=0)]))
+        if self.most is None:
+            self.most, self.where = matrix, torch.zeros_like(matrix)
+        else:
+            self.where = torch.where(matrix > self.most, len(self.names), self.where)
+            self.most = torch.maximum(matrix, self.most)
+        self.names.append(name or f"image {len(self.names) + 1}")
+
+    def by_image(self) -> ByImage | None:
+        """What was counted of each image, over all processes; every one has to call this. None without images."""
+        own = None
+        if self.images:
+            arrays = (torch.stack(self.images), self.most, self.where)
+            own = ByImage(self.names, *(array.cpu().numpy() for array in arrays))
+        parts = [own]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, own)
+        parts = [part for part in parts if part]
+        return functools.reduce(together, parts) if parts else None
 
     def counts(self) -> dict[str, Tensor]:
         """Pixels (C, C) of [truth, prediction] since the reset, over all processes, for each head."""
@@ -53,6 +103,58 @@ class Scores(nn.Module):
             names = [f"val/iou{suffix(head)}/{name}" for name in class_names]
             classes |= dict(zip(names, iou, strict=True))
         return means, classes
+
+
+def together(one: ByImage, other: ByImage) -> ByImage:
+    """The images of two processes."""
+    where = np.where(other.most > one.most, other.where + len(one.names), one.where)
+    counts = np.concatenate([one.counts, other.counts])
+    return ByImage([*one.names, *other.names], counts, np.maximum(one.most, other.most), where)
+
+
+def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """IoU, Dice, precision and recall (..., C) from pixels (..., 3, C) hit, true and predicted; NaN of 0 / 0."""
+    hit, true, predicted = np.moveaxis(counts.astype(float), -2, 0)
+    with np.errstate(invalid="ignore"):
+        return {
+            "iou": hit / (true + predicted - hit),
+            "dice": 2 * hit / (true + predicted),
+            "precision": hit / predicted,
+            "recall": hit / true,
+        }
+
+
+def boundary_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels (2, C) in the intersection and the union of the boundaries of a true and a predicted mask (H, W).
+
+    A boundary is what lies within a class and within 2 % of the image's diagonal from its border. Ignored pixels (255)
+    belong to no class in either mask. Source: Cheng et al., "Boundary IoU", CVPR 2021, and its code, whose erosions by
+    3 x 3 pixels, as many as that distance has, are one by a larger square here.
+    """
+    predicted = np.where(truth == IGNORE_INDEX, IGNORE_INDEX, predicted)
+    distance = max(1, round(0.02 * math.hypot(*truth.shape)))
+    square = np.ones((2 * distance + 1, 2 * distance + 1), np.uint8)
+    counts = np.zeros((2, num_classes), np.int64)
+    for label in np.union1d(np.unique(truth), np.unique(predicted)).tolist():
+        if label >= num_classes:
+            continue
+        edges = []
+        for mask in (truth == label, predicted == label):
+            inner = cv2.erode(mask.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+            edges.append(mask & (inner == 0))
+        counts[:, label] = (edges[0] & edges[1]).sum(), (edges[0] | edges[1]).sum()
+    return counts
+
+
+def never_predicted(counts: Tensor, class_names: list[str]) -> list[str]:
+    """Classes that occur and are never predicted, from pixels (C, C) of [truth, prediction]."""
+    never = (counts.sum(dim=0) == 0) & (counts.sum(dim=1) > 0)
+    return [name for name, is_so in zip(class_names, never.tolist(), strict=True) if is_so]
+
+
+def warning_of(never: list[str]) -> Text:
+    """The line in the terminal on classes that are never predicted."""
+    return Text(f"NEVER PREDICTED: {', '.join(never)}. All of it becomes something else.", style="bold red")
 
 
 def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages, one for a run and one for a comparison: no network, no script, light and dark."""
+"""Self-contained HTML pages of a run, of a comparison, of images to label: no network, no script, light and dark."""
 
 import base64
 import json
@@ -86,6 +86,14 @@ def sweep_page(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
     )  # fmt: skip
 
 
+def choice_page(
+    title: str, about: str, figures: Sequence[tuple[str, bytes, bytes]], legend: Sequence[tuple[str, Sequence[int]]]
+) -> str:
+    """The page of images to label next: caption, photo and predictions (JPEG files) of each, and colors of classes."""
+    shown = [(caption, *(data_uri(file, "jpeg") for file in files)) for caption, *files in figures]
+    return TEMPLATES.get_template("choice.html").render(title=title, about=about, figures=shown, legend=legend)
+
+
 def diagnosis(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The last value of everything that says why a method works, in words; losses and scores stand elsewhere."""
     last = []
@@ -166,7 +174,9 @@ def svg(figure: Figure, title: str) -> Markup:
 
 def picture(file: Path) -> str | None:
     """An image file as a data URI."""
-    if not file.is_file():
-        return None
-    kind = "png" if file.suffix == ".png" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return data_uri(file.read_bytes(), "png" if file.suffix == ".png" else "jpeg") if file.is_file() else None
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """An image file's content, png or jpeg, as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
