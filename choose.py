@@ -2,7 +2,7 @@
 
 python choose.py checkpoint=RUN/checkpoints/last.ckpt budget=50
 python choose.py checkpoint=... budget=50 dataset=folder dataset.root=FOLDER dataset.unlabeled=PHOTOS
-python choose.py checkpoint=... budget=50 format=labelme "group=^(p\\d+)_"
+python choose.py checkpoint=... budget=50 format=labelme group=places.csv
 
 Not select.py: Python looks for modules beside the script first, and a file of that name would replace the standard
 library's `select`, which subprocess and asyncio need, for every command here.

@@ -2,10 +2,12 @@
 
     python benchmarks/active.py data=FOLDER [features=FOLDER] [seeds=0:10] [sets=voc_animals,camvid] [part=0/2]
 
-For each data set and seed: a supervised training in laptop mode on 28 drawn images chooses 27 more of the rest, by each of
-WAYS, and a new training on the 55 is scored as in evidence.py. "drawn" are drawn with the seed; "doubt and apart" is the
-default of `choose.py`. Rows are appended to docs/results/active.csv when a training ends, and those that are there are not
-made again. `python benchmarks/evidence_table.py docs/results/active.csv seeds=0:10 over=drawn` makes the table.
+For each data set and seed: a supervised training in laptop mode on 28 drawn images chooses 27 more of the rest, by
+each of WAYS, and a new training on the 55 is scored as in evidence.py. "drawn" are drawn with the seed; "doubt and
+apart" is the default of `choose.py`. Rows are appended to docs/results/active.csv when a training ends, and those that
+are there are not made again. The table:
+
+    python benchmarks/evidence_table.py docs/results/active.csv seeds=0:10 over=drawn
 """
 
 import sys
@@ -37,9 +39,8 @@ def main(*arguments: str) -> None:
     first, last = map(int, options.get("seeds", "0:10").split(":"))
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    cells = [
-        (name, seed) for seed in range(first, last) for name in options.get("sets", "voc_animals,camvid").split(",")
-    ]
+    sets = options.get("sets", "voc_animals,camvid").split(",")
+    cells = [(name, seed) for seed in range(first, last) for name in sets]
     for name, seed in cells[part::parts]:
         kept = [f"{key}={options['features']}" for key in ("features.folder", "data.cache") if "features" in options]
         run(table, name, seed, [*OVERRIDES, f"seed={seed}"], [*kept, f"dataset.root={options['data']}/{name}"])

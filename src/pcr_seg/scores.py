@@ -154,7 +154,9 @@ def never_predicted(counts: Tensor, class_names: list[str]) -> list[str]:
 
 def warning_of(never: list[str]) -> Text:
     """The line in the terminal on classes that are never predicted."""
-    return Text(f"NEVER PREDICTED: {', '.join(never)}. All of it becomes something else.", style="bold red")
+    return Text(
+        f"NEVER PREDICTED by the linear head: {', '.join(never)}. All of it becomes something else.", style="bold red"
+    )
 
 
 def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:

@@ -77,13 +77,12 @@ def choose(cfg: DictConfig) -> list[str]:
     order = spread(scores, cfg.budget, places=places, known=known, groups=groups)
     chosen = [(unlabeled[i], scores[i].item(), groups[i]) for i in order]
 
+    title = f"{len(chosen)} of {len(unlabeled)} images to label next"
     with writing(output, REMEDY):
         write(output, names, chosen, f"{len(names)} of {run.name} and {len(chosen)} chosen by {cfg.score}", cfg.score)
-        show(
-            predictor, output, chosen, cfg.format, f"{len(chosen)} of {len(unlabeled)} images to label next", cfg.score
-        )
+        show(predictor, output, chosen, cfg.format, title, cfg.score)
 
-    table = Table("rank", "image", cfg.score, title=f"{len(chosen)} of {len(unlabeled)} images to label next")
+    table = Table("rank", "image", cfg.score, title=title)
     for rank, (sample, score, _) in enumerate(chosen[:10], 1):
         table.add_row(str(rank), sample.name, f"{score:.3f}")
     console = Console(highlight=False, markup=False, soft_wrap=True)

@@ -76,9 +76,8 @@ def evaluate(cfg: DictConfig) -> dict:
     }
     name = "_".join(["eval", source.name, cfg.subset, result["protocol"], result["network"]]) + ".json"
     output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / name)
-    title = (
-        f"{source.name} {cfg.subset}, {len(samples)} {'image' if len(samples) == 1 else 'images'}, {result['network']}"
-    )
+    number = "1 image, which says little" if len(samples) == 1 else f"{len(samples)} images"
+    title = f"{source.name} {cfg.subset}, {number}, {result['network']}"
     console = Console()
     console.print(score_table(title, result, result["miou"], result["miou_prototype"]))
     if found.never:
@@ -141,7 +140,7 @@ def measured(found: Found) -> dict[str, np.ndarray]:
 
 
 def image_rows(found: Found, class_names: list[str]) -> list[dict]:
-    """Rows of the CSV: for each image its mean over the classes that it shows or is said to show, then each of these."""
+    """Rows of the CSV: for each image the mean over the classes in its mask or prediction, then each of these."""
     values, rows = measured(found), []
     for i, image in enumerate(found.by_image.names):
         there = np.flatnonzero(~np.isnan(values["iou"][i]))
@@ -174,6 +173,7 @@ def mean_of(values: np.ndarray) -> float | None:
 
 def best_threshold(precision: Tensor, recall: Tensor, thresholds: Tensor) -> dict:
     """The threshold of largest Dice, and the curve; the class is the second of two."""
+    precision, recall = precision.nan_to_num(1.0), recall.nan_to_num(0.0)  # where nothing is found, or nothing is there
     dice = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     best = int(dice[:-1].argmax())
     points = zip(thresholds.tolist(), precision.tolist(), recall.tolist(), strict=False)

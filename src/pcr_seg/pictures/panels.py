@@ -53,9 +53,8 @@ def save_pictures(
         view.crops.save(output / f"prototypes/{view.label}_{view.number}.jpg", quality=85)
     shown, confused = chosen_examples(by_image, [sample.name for sample in examples(source)])
     samples = {sample.name: sample for sample in source.val}
-    shown = [
-        one | {"pictures": save_example(predictor, samples[one["name"]], i, output)} for i, one in enumerate(shown)
-    ]
+    for number, one in enumerate(shown):
+        one["pictures"] = save_example(predictor, samples[one["name"]], number, output)
     details = {
         "classes": source.classes,
         "palette": source.palette,
@@ -85,14 +84,14 @@ def chosen_examples(by_image: ByImage | None, fixed: Sequence[str]) -> tuple[lis
         for place in places:
             if place not in why:
                 why[place] = [word]
-    for name in fixed:
-        if name in by_image.names:
-            why.setdefault(by_image.names.index(name), []).append("fixed")
     cells = [(i, j) for i, j in np.argwhere(by_image.most > 0).tolist() if i != j]
     share = by_image.most / np.maximum(by_image.counts[:, 1].sum(axis=0), 1)[:, None]  # of the class's pixels
     cells = sorted(cells, key=lambda cell: -share[cell])[:NUM_CONFUSED]
     for cell in cells:
         why.setdefault(int(by_image.where[cell]), []).append("confused")
+    for name in fixed:
+        if name in by_image.names:
+            why.setdefault(by_image.names.index(name), []).append("fixed")
     numbers = {place: number for number, place in enumerate(why)}
     shown = [{"name": by_image.names[i], "iou": round(means[i].item(), 4), "why": words} for i, words in why.items()]
     confused = [
