@@ -118,7 +118,10 @@ ALLOWED = {
         "pixels", "predictor", "report.pages", *FILES,
     },
     "commands.export": {"commands.opening", "pixels", "predictor"},
-    "commands.app": {"commands.opening", "pictures.panels", "pictures.visualize", "predictor"},
+    "commands.app": {
+        "commands.opening", "data.annotations", "data.files", "data.tiles", "pictures.panels", "pictures.visualize",
+        "predictor",
+    },
     "commands.start": {"cluster", "config", "data.published"},
     "commands.cli": {"config"},
 }  # fmt: skip
