@@ -117,7 +117,7 @@ ALLOWED = {
         "commands.opening", "data.annotations", "data.groups", "inference", "pictures.panels", "pictures.visualize",
         "pixels", "predictor", "report.pages", *FILES,
     },
-    "commands.export": {"commands.opening", "pixels", "predictor"},
+    "commands.export": {"checkpoint", "commands.opening", "pixels", "predictor", "training.model_card"},
     "commands.app": {
         "commands.opening", "data.annotations", "data.files", "data.tiles", "pictures.panels", "pictures.visualize",
         "predictor",

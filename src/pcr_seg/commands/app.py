@@ -12,7 +12,7 @@ import numpy as np
 from omegaconf import DictConfig
 from PIL import Image
 
-from pcr_seg.commands.opening import open_checkpoint
+from pcr_seg.commands.opening import open_checkpoint, run_folder
 from pcr_seg.data import annotations, tiles
 from pcr_seg.data.files import DataError, read_image
 from pcr_seg.pictures import visualize
@@ -243,7 +243,7 @@ def make_page(predictor: Predictor, run: Path):
 def serve(cfg: DictConfig) -> None:
     """Open the page of a checkpoint on this machine alone, unless `host` says otherwise, until it is interrupted."""
     predictor = open_checkpoint(cfg)
-    page = make_page(predictor, Path(cfg.checkpoint).resolve().parents[1])
+    page = make_page(predictor, run_folder(cfg))
     print(f"{launch(page, cfg.host, cfg.port)} shows {cfg.checkpoint}; Ctrl-C ends it", flush=True)
     page.block_thread()
 

@@ -21,6 +21,7 @@ from pcr_seg.commands.opening import (
     open_checkpoint,
     open_source,
     output_folder,
+    run_folder,
     whole_number,
     writing,
 )
@@ -54,7 +55,7 @@ def choose(cfg: DictConfig) -> list[str]:
     """
     predictor = open_checkpoint(cfg)
     check_keys(cfg, predictor)
-    run = Path(cfg.checkpoint).absolute().parents[1]
+    run = run_folder(cfg)
     source, names = open_source(cfg, predictor), read_list(run / "splits/labeled.txt")
     samples = {sample.name: sample for sample in (*source.train, *source.unlabeled)}
     if strange := [name for name in names if name not in samples]:

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 from torchmetrics.classification import BinaryPrecisionRecallCurve
 
-from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, writing
+from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, run_folder, writing
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import eval_loader
 from pcr_seg.data.files import IGNORE_INDEX
@@ -75,7 +75,7 @@ def evaluate(cfg: DictConfig) -> dict:
         "images": {row["image"]: {key: row[key] for key in MEASURES} for row in rows if row["class"] == MEAN},
     }
     name = "_".join(["eval", source.name, cfg.subset, result["protocol"], result["network"]]) + ".json"
-    output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / name)
+    output = Path(cfg.output or run_folder(cfg) / name)
     number = "1 image, which says little" if len(samples) == 1 else f"{len(samples)} images"
     title = f"{source.name} {cfg.subset}, {number}, {result['network']}"
     console = Console()
