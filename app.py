@@ -7,7 +7,6 @@ python app.py checkpoint=... port=8000
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.commands.app import serve
 from pcr_seg.commands.start import start
 from pcr_seg.config import one_line_errors
 
@@ -16,9 +15,11 @@ from pcr_seg.config import one_line_errors
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
     with one_line_errors():
+        from pcr_seg.commands.app import serve  # seconds, which --help need not wait for
+
         serve(cfg)
 
 
 if __name__ == "__main__":
-    start()
+    start(__doc__)
     main()

@@ -8,7 +8,6 @@ python eval.py checkpoint=... protocol=sliding protocol.window=513 protocol.stri
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.commands.evaluate import evaluate
 from pcr_seg.commands.start import start
 from pcr_seg.config import one_line_errors
 
@@ -17,9 +16,11 @@ from pcr_seg.config import one_line_errors
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
     with one_line_errors():
+        from pcr_seg.commands.evaluate import evaluate  # seconds, which --help need not wait for
+
         evaluate(cfg)
 
 
 if __name__ == "__main__":
-    start()
+    start(__doc__)
     main()

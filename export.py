@@ -8,7 +8,6 @@ python export.py checkpoint=RUN/checkpoints/last.ckpt format=hub repo=USER/NAME
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.commands.export import export
 from pcr_seg.commands.start import start
 from pcr_seg.config import one_line_errors
 
@@ -17,9 +16,11 @@ from pcr_seg.config import one_line_errors
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
     with one_line_errors():
+        from pcr_seg.commands.export import export  # seconds, which --help need not wait for
+
         export(cfg)
 
 
 if __name__ == "__main__":
-    start()
+    start(__doc__)
     main()

@@ -11,7 +11,6 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from pcr_seg.commands.predict import predict
 from pcr_seg.commands.start import start
 from pcr_seg.config import one_line_errors
 
@@ -20,11 +19,13 @@ from pcr_seg.config import one_line_errors
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line; 130 after Ctrl-C, 1 where images were left out."""
     with one_line_errors():
+        from pcr_seg.commands.predict import predict  # seconds, which --help need not wait for
+
         failed = predict(cfg)["failed"]
     if failed:
         sys.exit(f"error: {len(failed)} images could not be read; they are named above and in {cfg.output}/areas.json")
 
 
 if __name__ == "__main__":
-    start()
+    start(__doc__)
     main()

@@ -13,16 +13,17 @@ from omegaconf import DictConfig
 
 from pcr_seg.commands.start import start
 from pcr_seg.config import one_line_errors
-from pcr_seg.report.write import report
 
 
 @hydra.main(config_path="conf", config_name="report", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Run with the config of conf/report.yaml; a user's mistake ends in one line."""
     with one_line_errors():
+        from pcr_seg.report.write import report  # seconds, which --help need not wait for
+
         report(str(cfg.runs), cfg.output, list(cfg.baselines))
 
 
 if __name__ == "__main__":
-    start()
+    start(__doc__)
     main()

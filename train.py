@@ -6,7 +6,8 @@
     python train.py resume=RUN_FOLDER                          # finish a run that was stopped
     python train.py dataset=cityscapes split=1_8 --cfg job     # what would run
 
-Groups: dataset, split, method, backbone, model, optimizer, protocol, hardware, logger, experiment (see conf/).
+Most often set beside: dataset.root=FOLDER, data.crop_size, data.num_workers, optimizer.lr, recipe.threshold,
+trainer.max_epochs, trainer.max_steps, and the keys of the method (conf/method/).
 """
 
 import hydra
@@ -14,18 +15,19 @@ from omegaconf import DictConfig
 
 from pcr_seg.commands.start import start
 from pcr_seg.config import going_on, one_line_errors, report_failures
-from pcr_seg.training.fit import fit
 
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float:
     """Return the last epoch's mIoU, for sweepers; in a sweep a cell that fails is noted, and the others go on."""
     with going_on(), one_line_errors():
+        from pcr_seg.training.fit import fit  # seconds, which --help need not wait for
+
         return fit(cfg)["miou_last"]
     return float("nan")
 
 
 if __name__ == "__main__":
-    start()
+    start(__doc__)
     main()
     report_failures()

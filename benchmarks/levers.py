@@ -21,7 +21,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from pcr_seg import method
-from pcr_seg.data.datamodule import memory_mapped
+from pcr_seg.data.cache import memory_mapped
 from pcr_seg.data.files import Sample, read_image
 from pcr_seg.data.transforms import View, show
 from pcr_seg.method import IGNORE_INDEX, PrototypeBank
@@ -68,11 +68,6 @@ def losses(side: int) -> dict[str, Lever]:
     return {
         "pseudo-labels without all probabilities": Lever(
             lambda: plain.pseudo_label(logits), lambda: method.pseudo_label(logits), 1e-5
-        ),
-        "consistency loss without one-hots": Lever(
-            lambda: with_gradient(lambda x: plain.consistency_loss(x, labels, confidence, 0.8)),
-            lambda: with_gradient(lambda x: method.consistency_loss(x, labels, confidence, 0.8)),
-            1e-5,
         ),
         "OHEM by k-th value, no sorting": Lever(
             lambda: with_gradient(lambda x: plain.ohem_cross_entropy(x, ignored, **hard)),

@@ -19,9 +19,10 @@ from step import CLASSES, make_module
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pcr_seg.data.datamodule import SegmentationData, Views
+from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.files import Sample
 from pcr_seg.data.sources import Source
+from pcr_seg.data.streams import Views
 
 # name, height, width, image suffix, options to save it, crop, files, images in a round
 KINDS = (

@@ -1,7 +1,7 @@
-"""What the project does, done the usual or the literal way: what its figures are compared with.
+"""What the project does, done the usual way: what its figures are compared with.
 
-Each function states in plain operations what the paper or common training code describes. They are slow on purpose
-and share nothing with `pcr_seg`.
+Each function does in plain operations what published training code does, in that code's order, as a competent author
+writes it; the docstrings name whose it is. They share nothing with `pcr_seg`.
 """
 
 from collections.abc import Callable
@@ -23,25 +23,27 @@ MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12
 def prototype_step(
     features: Tensor, labels: Tensor, points: Tensor, prototypes: Tensor, temperature: float, momentum: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The prototype head as the paper words it: loss, gradient of the features, and the moved prototypes.
+    """The prototype head as the released code has it: loss, gradient of the features, and the moved prototypes.
 
-    Features (B, D, h, w) are upsampled to the size of the labels (B, H, W), normalised, and picked at points (N, 2);
-    logits and update go class by class.
+    Features (B, D, h, w) are upsampled to the size of the labels (B, H, W) and picked at points (N, 2); those are
+    normalised. Logits and update go class by class. Channels-first features suit it best.
     """
     upsampled = F.interpolate(features, labels.shape[-2:], mode="bilinear", align_corners=True)
-    unit = F.normalize(upsampled, dim=1)
     rows, columns = points.unbind(1)
-    picked, labels = unit[:, :, rows, columns].transpose(1, 2).flatten(0, 1), labels[:, rows, columns].flatten()
-    similarities = [picked @ F.normalize(of_class, dim=1).T for of_class in prototypes]
+    picked, labels = upsampled[:, :, rows, columns].transpose(1, 2).flatten(0, 1), labels[:, rows, columns].flatten()
+    unit = F.normalize(picked, dim=1)
+    similarities = [unit @ F.normalize(of_class, dim=1).T for of_class in prototypes]
     logits = torch.stack([of_class.max(dim=1).values for of_class in similarities], dim=1) / temperature
     loss = F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX)
     [gradient] = torch.autograd.grad(loss, features)
-    raw = upsampled.detach()[:, :, rows, columns].transpose(1, 2).flatten(0, 1)
-    return loss.detach(), gradient, bank_update(prototypes, raw, labels, momentum)
+    return loss.detach(), gradient, bank_update(prototypes, picked.detach(), labels, momentum)
 
 
 def bank_update(prototypes: Tensor, features: Tensor, labels: Tensor, momentum: float) -> Tensor:
-    """Prototypes (C, K, D), moved one by one to the mean of the features (N, D) of their class that are nearest."""
+    """Prototypes (C, K, D), moved one by one to the mean of the features (N, D) of their class that are nearest.
+
+    As in the released code's `update_proto`.
+    """
     moved, unit = prototypes.clone(), F.normalize(features, dim=1)
     for c, of_class in enumerate(prototypes):
         members = labels == c
@@ -62,20 +64,13 @@ def dense_logits(prototypes: Tensor, features: Tensor, size: tuple[int, int], te
 
 
 def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Class and probability of the best class, out of all probabilities."""
+    """Class and probability of the best class, out of all probabilities (UniMatch)."""
     confidence, labels = logits.softmax(dim=1).max(dim=1)
     return labels, confidence
 
 
-def consistency_loss(logits: Tensor, labels: Tensor, confidence: Tensor, threshold: float) -> Tensor:
-    """Cross-entropy of the confident pixels over all, by one-hot targets."""
-    targets = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)
-    loss = -(targets * logits.softmax(dim=1).log()).sum(dim=1)
-    return (loss * (confidence >= threshold)).sum() / labels.numel()
-
-
 def ohem_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, min_kept: int) -> Tensor:
-    """Hard pixels by sorting the probabilities of the true class."""
+    """Hard pixels by sorting the probabilities of the true class (U2PL)."""
     probability = logits.softmax(dim=1).gather(1, labels.masked_fill(labels == IGNORE_INDEX, 0)[:, None])[:, 0]
     probability = probability.detach().masked_fill(labels == IGNORE_INDEX, 1.0)
     limit = max(threshold, probability.flatten().sort().values[min_kept - 1].item())
@@ -84,7 +79,7 @@ def ohem_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, min_kep
 
 
 def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
-    """Average tensor by tensor."""
+    """Average tensor by tensor (U2PL)."""
     with torch.no_grad():
         for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
             ours.mul_(decay).add_((1 - decay) * theirs)
@@ -92,11 +87,70 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
             ours.copy_(theirs)
 
 
+def unimatch_step(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, boxes: list[Tensor], threshold: float
+) -> dict[str, float]:
+    """One step of UniMatch in its own order: losses and the confident share, as numbers.
+
+    Args:
+        network: has `encode(images)` -> maps, `decode(maps)` -> output with logits; labels and learns.
+        optimizer: of the network.
+        batch: streams `labeled` (image, mask), `unlabeled` and `other` (weak, strong of two views, valid).
+        boxes: of each strong view, (B, H, W) bool, where it shows the other batch.
+        threshold: least confidence of a pseudo-label that trains.
+    """
+
+    def logits_of(maps: list[Tensor]) -> Tensor:
+        return F.interpolate(network.decode(maps).logits, size, mode="bilinear", align_corners=True)
+
+    image, mask = batch["labeled"]["image"], batch["labeled"]["mask"]
+    weak, valid, other = batch["unlabeled"]["weak"], batch["unlabeled"]["valid"], batch["other"]
+    size, strong = mask.shape[-2:], [view.clone() for view in batch["unlabeled"]["strong"].unbind(1)]
+    network.eval()
+    with torch.no_grad():
+        taught = logits_of(network.encode(other["weak"]))
+        taught_confidence, taught_labels = taught.softmax(dim=1).max(dim=1)[0], taught.argmax(dim=1)
+    for view, box, inside in zip(strong, boxes, other["strong"].unbind(1), strict=True):
+        where = box[:, None].expand(view.shape)
+        view[where] = inside[where]
+
+    network.train()
+    maps = network.encode(torch.cat([image, weak]))
+    dropped = [nn.functional.dropout2d(x, 0.5) for x in maps]
+    clean, perturbed = logits_of([torch.cat(pair) for pair in zip(maps, dropped, strict=True)]).chunk(2)
+    of_labeled, of_weak = clean.split([len(image), len(weak)])
+    of_strong = logits_of(network.encode(torch.cat(strong))).chunk(2)
+    of_weak = of_weak.detach()
+    confidence, labels = of_weak.softmax(dim=1).max(dim=1)[0], of_weak.argmax(dim=1)
+    ignored = torch.where(valid, 0, IGNORE_INDEX)
+
+    def unlabeled_loss(logits: Tensor, labels: Tensor, confidence: Tensor, ignored: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        loss = loss * ((confidence >= threshold) & (ignored != IGNORE_INDEX))
+        return loss.sum() / (ignored != IGNORE_INDEX).sum().item()
+
+    losses = {"supervised": F.cross_entropy(of_labeled, mask, ignore_index=IGNORE_INDEX), "strong": 0.0}
+    for logits, box in zip(of_strong, boxes, strict=True):
+        mixed = [confidence.clone(), labels.clone(), ignored.clone()]
+        insides = (taught_confidence, taught_labels, torch.where(other["valid"], 0, IGNORE_INDEX))
+        for values, inside in zip(mixed, insides, strict=True):
+            values[box] = inside[box]
+        losses["strong"] += unlabeled_loss(logits, mixed[1], mixed[0], mixed[2])
+    losses["features"] = unlabeled_loss(perturbed[len(image) :], labels, confidence, ignored)
+    loss = (losses["supervised"] + 0.25 * losses["strong"] + 0.5 * losses["features"]) / 2
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    confident = ((confidence >= threshold) & (ignored != IGNORE_INDEX)).sum().item()
+    found = {"loss": loss.item(), **{name: value.item() for name, value in losses.items()}}
+    return found | {"confident": confident / (ignored != IGNORE_INDEX).sum().item()}
+
+
 # --- data ---
 
 
 def training_view(image: Image.Image, mask: Image.Image, crop_size: int, generator: np.random.Generator) -> tuple:
-    """Resize the whole image, mirror, pad, crop, convert: the transform of most published training code."""
+    """Resize the whole image, mirror, pad, crop, convert (U2PL, ST++, UniMatch)."""
     factor = generator.uniform(0.5, 1) if generator.random() < 0.5 else generator.uniform(1, 2)
     size = tuple(int(side * factor) for side in image.size)
     image, mask = image.resize(size, Image.Resampling.BILINEAR), mask.resize(size, Image.Resampling.NEAREST)
@@ -130,19 +184,22 @@ def normalize(image: np.ndarray) -> Tensor:
 
 
 def sliding_window(predict: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int) -> Tensor:
-    """One window of the image (1, 3, H, W) at a time, logits averaged where windows overlap."""
+    """One window of the image (1, 3, H, W) at a time, logits averaged where windows overlap (UniMatch)."""
     height, width = image.shape[-2:]
-    total, count = torch.zeros(1), torch.zeros(height, width)
+    total, count = None, torch.zeros(height, width)
     for row in [*range(0, height - window, stride), height - window]:
         for column in [*range(0, width - window, stride), width - window]:
-            logits = predict(image[..., row : row + window, column : column + window])
-            total = total + F.pad(logits, (column, width - window - column, row, height - window - row))
-            count[row : row + window, column : column + window] += 1
+            place = (..., slice(row, row + window), slice(column, column + window))
+            logits = predict(image[place])
+            if total is None:
+                total = logits.new_zeros(*logits.shape[:2], height, width)
+            total[place] += logits
+            count[place] += 1
     return total / count
 
 
 def confusion_matrix(logits: Tensor, truth: Tensor) -> Tensor:
-    """(C, C) counts [truth, prediction]: the ignored pixels are dropped first."""
+    """(C, C) counts [truth, prediction]: the ignored pixels are dropped first, as everywhere."""
     predicted, num_classes = logits.argmax(dim=1), logits.shape[1]
     known = truth != IGNORE_INDEX
     pairs = truth[known] * num_classes + predicted[known]

@@ -61,7 +61,7 @@ ALLOWED = {
     "data.imports.drawing": {"data.files", "data.imports.shapes", "data.prepare"},
     "data.imports.dividing": {"data.splits"},
     "data.imports.layout": {
-        "data.files", "data.groups", "data.imports.dividing", "data.imports.drawing", "data.prepare", "pixels",
+        "data.classes", "data.files", "data.groups", "data.imports.dividing", "data.imports.drawing", "data.prepare",
         *SHAPES,
     },
     "data.imports.importing": {
@@ -73,30 +73,40 @@ ALLOWED = {
     "data.tiles": {"data.files"},
     "data.transforms": {"data.files", "pixels"},
     "data.features": {"data.files", "pixels"},
-    "data.datamodule": {"data.features", "data.files", "data.sources", "data.splits", "data.transforms", "pixels"},
+    "data.cache": {"data.files"},
+    "data.streams": {"data.cache", "data.files", "data.transforms", "pixels"},
+    "data.whole": {"data.features", "data.files", "pixels"},
+    "data.datamodule": {
+        "data.cache", "data.features", "data.files", "data.sources", "data.splits", "data.streams", "data.whole",
+        "pixels",
+    },
     "report.tables": set(),
     "report.plots": {"report.tables"},
     "report.pages": {"report.plots", "report.tables"},
     "report.write": {"report.pages", "report.plots", "report.tables"},
     "inference": {"method.sampling"},
     "predictor": {"data.files", "inference", "method.prototypes", "method.sampling", "pixels"},
-    "checkpoint": {"inference", "predictor"},
+    "moved": set(),
+    "checkpoint": {"inference", "moved", "predictor"},
     "scores": {"inference", "method.losses"},
-    "module": {"checkpoint", "inference", "method.losses", "method.teacher", "pixels", "predictor", "scores"},
+    "module": {
+        "checkpoint", "data.classes", "inference", "method.losses", "method.teacher", "pixels", "predictor", "scores",
+    },
     "cluster": set(),
-    "config": {"checkpoint", "cluster", "data.published", "data.splits"},
+    "config": {"cluster", "data.published", "data.splits", "moved"},
     "pictures.visualize": set(),
-    "pictures.panels": {"inference", "pictures.visualize", "pixels", "predictor", "scores", *FILES},
+    "pictures.panels": {"data.classes", "inference", "pictures.visualize", "pixels", "predictor", "scores", *FILES},
     "training.checkpoints": {"checkpoint"},
     "training.watch": set(),
     "training.values": {"checkpoint", "config"},
     "training.model_card": set(),
     "training.timer": {"data.datamodule", "module"},
     "training.summary": {"config", "data.datamodule", "module", "scores", "training.checkpoints", "training.timer"},
-    "training.resume": {"checkpoint", "config", "training.checkpoints"},
+    "training.resume": {"checkpoint", "config", "moved", "training.checkpoints"},
     "training.folds": {"data.held_out", "data.sources", "data.splits"},
     "training.diagnosis": {
-        "data.datamodule", "method.losses", "method.sampling", "method.teacher", "module", "pixels", "predictor",
+        "data.datamodule", "data.whole", "method.losses", "method.sampling", "method.teacher", "module", "pixels",
+        "predictor",
     },
     "training.loggers": {"inference", "module", "pictures.panels", "pictures.visualize", *FILES},
     "training.fit": {
@@ -107,10 +117,10 @@ ALLOWED = {
     },
     "commands.opening": {"checkpoint", "config", "data.held_out", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {
-        "commands.opening", "data.datamodule", "data.files", "data.splits", "pixels", "predictor", "scores",
+        "commands.opening", "data.files", "data.splits", "data.whole", "pixels", "predictor", "scores",
     },
     "commands.predict": {
-        "commands.opening", "data.annotations", "data.tiles", "pictures.panels", "pictures.visualize", "pixels",
+        "commands.opening", "data.annotations", "data.classes", "data.tiles", "pictures.panels", "pictures.visualize",
         "predictor", *FILES,
     },
     "commands.choose": {
@@ -122,7 +132,11 @@ ALLOWED = {
         "commands.opening", "data.annotations", "data.files", "data.tiles", "pictures.panels", "pictures.visualize",
         "predictor",
     },
-    "commands.start": {"cluster", "config", "data.published"},
+    "commands.prepare": {
+        "config", "data.check", "data.imports.importing", "data.pool", "data.prepare", "data.suggest",
+    },
+    "commands.help": {"config"},
+    "commands.start": {"cluster", "commands.help", "config", "data.published"},
     "commands.cli": {"config"},
 }  # fmt: skip
 
@@ -211,6 +225,26 @@ assert found.labels.shape == found.confidence.shape == found.heads["prototype"].
 heavy = {"lightning", "hydra", "omegaconf", "albumentations", "matplotlib", "torchmetrics"} & set(sys.modules)
 assert not heavy, heavy
 """
+
+
+PREDICTING = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+heavy = {"lightning", "albumentations", "matplotlib", "torchmetrics", "scipy", "pandas"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_the_predict_command_needs_nothing_of_training(trained: Path, tmp_path: Path) -> None:
+    """But for wandb, which timm imports where it is installed."""
+    image = next((trained.parent / "data").rglob("val_00001.png"))
+    checkpoint = trained / "checkpoints/last.ckpt"
+    arguments = [f"checkpoint={checkpoint}", f"images={image}", f"output={tmp_path}", "format=coco"]
+    command = [sys.executable, "-c", PREDICTING, str(SRC.parents[1] / "predict.py"), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "areas.json").is_file()
 
 
 def test_loading_and_predicting_need_the_networks_own_libraries_alone(trained: Path) -> None:

@@ -59,7 +59,11 @@ def test_no_page_is_missing(site: Path, pages: dict[Path, Links]) -> None:
 
 
 def test_every_module_has_its_place_in_the_api(pages: dict[Path, Links]) -> None:
-    helpers = {"pcr_seg.commands.cli", "pcr_seg.training.model_card"}  # behind the commands; nothing to call
+    helpers = {
+        "pcr_seg.commands.cli",
+        "pcr_seg.moved",
+        "pcr_seg.training.model_card",
+    }  # nothing to call
     source = ROOT / "src"
     modules = {".".join(path.relative_to(source).with_suffix("").parts) for path in source.rglob("*.py")}
     described = {anchor for page in pages.values() for anchor in page.anchors}

@@ -17,7 +17,7 @@ import pytest
 import torch
 from faults import MOST, PLACES, TRAIN, die_at, differences, finish, outcome, start_ranks, tiny, train
 
-from pcr_seg.data.datamodule import Views
+from pcr_seg.data.streams import Views
 from pcr_seg.module import Segmentation
 from pcr_seg.training.checkpoints import EXIT_STOPPED, read_checkpoint
 
@@ -172,7 +172,8 @@ def test_slurm_queues_the_job_again(whole: Whole, tmp_path: Path, number: int) -
 def test_a_killed_rank_ends_the_run_which_goes_on(tmp_path: Path, victim: int, counts: dict) -> None:
     """Through the launcher: both ranks are gone soon, and one rank goes on alone, at the same place."""
     folder, log = tmp_path / "run", tmp_path / "run.log"
-    arguments = tiny(tmp_path, folder, "global_batch=4", "hardware=ddp_cpu", "trainer.max_epochs=200")
+    arguments = tiny(tmp_path, folder, "global_batch=4", "hardware=ddp_cpu", "trainer.max_epochs=200",
+                     "recipe.burn_in_epochs=1")  # fmt: skip
     with log.open("w") as file:
         process = subprocess.Popen([sys.executable, str(TRAIN), *arguments], stdout=file, stderr=file)
         wait_for(lambda: (folder / "checkpoints/last.ckpt").is_file(), seconds=200)

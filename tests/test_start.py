@@ -1,6 +1,8 @@
 """Command lines: what names nothing is one line with the name that was meant; what is right goes to Hydra as typed."""
 
+import ast
 import runpy
+import subprocess
 import sys
 
 import pytest
@@ -13,7 +15,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
     """The arguments that Hydra gets to read."""
     command, *arguments = line.split()
     monkeypatch.setattr(sys, "argv", [f"somewhere/{command}.py", *arguments])
-    start()
+    start(ast.get_docstring(ast.parse(CONF.with_name(f"{command}.py").read_text())))
     return sys.argv[1:]
 
 
@@ -59,6 +61,13 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("app prt=3", "prt=3: no such key; did you mean port?"),
         ("report run=x", "run=x: no such key; did you mean runs?"),
         ("prepare dataset=camvd", "dataset=camvd: no such choice; did you mean camvid?"),
+        ("train dataset=folder", "dataset.root: is missing; give dataset.root=..."),
+        ("eval", "checkpoint: is missing; type python eval.py checkpoint=RUN/checkpoints/last.ckpt"),
+        ("report", "runs: is missing; type python report.py runs=runs/FOLDER"),
+        (
+            "choose checkpoint=x",
+            "budget: is missing; type python choose.py checkpoint=RUN/checkpoints/last.ckpt budget=50",
+        ),
     ],
 )
 def test_what_names_nothing_is_one_line(monkeypatch: pytest.MonkeyPatch, line: str, answer: str) -> None:
@@ -75,12 +84,12 @@ def test_what_names_nothing_is_one_line(monkeypatch: pytest.MonkeyPatch, line: s
         "train -m method=supervised,pcr seed=range(0,3) dataset=glob(c*) hydra.sweep.dir=x hydra/launcher=basic",
         "train -m trainer.devices=[0,1],[2] seed=choice(0,1) optimizer.lr=interval(0,1)",
         "train hydra.mode=MULTIRUN seed=0,1",
-        "train ~trainer.max_steps dataset=folder dataset.unlabeled=[a,b] +hydra.job.env_set.A=1",
+        "train ~trainer.max_steps dataset=folder dataset.root=a dataset.unlabeled=[a,b] +hydra.job.env_set.A=1",
         "train --config-dir=mine dataset=mine my.key=3",
         "train -cd mine dataset=mine",
         "train -p data resume=x trust=[a]",
-        "eval protocol=sliding protocol.window=513 eval.student=true subset=test",
-        "predict maps=[index,disagreement] images=photos/*.jpg",
+        "eval checkpoint=x protocol=sliding protocol.window=513 eval.student=true subset=test",
+        "predict checkpoint=x maps=[index,disagreement] images=photos/*.jpg",
     ],
 )
 def test_what_hydra_can_read_stays(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
@@ -92,7 +101,32 @@ def test_no_choice_where_that_is_the_default(monkeypatch: pytest.MonkeyPatch) ->
     assert typed(monkeypatch, "train experiment=null --cfg job") == ["--cfg", "job", "--resolve"]
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "no_run_folder"))
+COMMANDS = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "no_run_folder")
+SHOW_HELP = """
+import runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"torch", "torchvision", "timm", "lightning", "wandb", "albumentations", "cv2", "matplotlib", "torchmetrics"}
+print("brought:", *sorted(heavy & {*sys.modules}))
+"""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_examples_choices_and_keys_at_once(name: str) -> None:
+    command = [sys.executable, "-c", SHOW_HELP, str(CONF.with_name(f"{name}.py"))]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.count(f"python {name}.py") >= 1 and "--help=all" in shown and shown.endswith("brought:\n")
+    keys = {line.partition(":")[0] for line in (CONF / f"{name}.yaml").read_text().splitlines() if line[:1].islower()}
+    nested = {key for key in keys if f"\n{key}:\n" in (CONF / f"{name}.yaml").read_text()} | {"recipe", "defaults"}
+    assert all(f"\n{key}=" in shown for key in keys - nested)
+    if name == "train":
+        assert "method=pcr " in shown and "unimatch_v2" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_starts_so(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "nothing=3"])
     with pytest.raises(SystemExit, match=r"^error: nothing=3: no such key; "):

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 import pytest
 
+from pcr_seg.data.classes import distinct_colors
 from pcr_seg.pictures.visualize import IGNORE_COLOR, colorize, heat, overlay, panel
-from pcr_seg.pixels import distinct_colors
 
 COLORS = [(0, 0, 0), (200, 0, 0), (0, 100, 50)]
 

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 
 from pcr_seg.inference import Protocol
+from pcr_seg.moved import LAST_READER
 from pcr_seg.predictor import Predictor
 
 FORMAT = 2
-LAST_READER = "3bc4437"  # the last commit that reads format 1, from before one file held one method
 LAST = "last.ckpt"
 HUB, HUB_FILE = "hf://", "model.ckpt"  # of a repository on the Hugging Face Hub
 BACKBONES = ("student.backbone.", "teacher.network.backbone.")  # a frozen one may be left out

@@ -6,13 +6,14 @@ import os
 import re
 import sys
 import time
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch.distributed import TCPStore
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 INTERACTIVE = ("bash", "interactive")  # names of SLURM's jobs in which a person types commands, as Lightning has them
 STARTED = "PCR_SEG_STARTED"  # the variable by which the trainer's own processes learn what `started` says
-HOSTED: list[TCPStore] = []  # by this process: a store lives as long as somebody holds it
+HOSTED: list["TCPStore"] = []  # by this process: a store lives as long as somebody holds it
 
 
 class Launch(NamedTuple):
@@ -76,8 +77,10 @@ def started() -> str:
 
 
 @functools.cache
-def _store() -> TCPStore:
+def _store() -> "TCPStore":
     """What torchrun's processes share: its own store, or one of rank 0's."""
+    from torch.distributed import TCPStore  # seconds, which a command without a launcher need not wait for
+
     env = os.environ
     hosts = env["RANK"] == "0" and env.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     return TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), None, hosts, multi_tenant=True)
@@ -92,6 +95,8 @@ def meet_anew() -> None:
     attempt = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))
     if not attempt or HOSTED or env["TORCHELASTIC_USE_AGENT_STORE"] != "True":
         return
+    from torch.distributed import TCPStore
+
     old, key = _store(), f"pcr_seg/port_{attempt}"
     if env["RANK"] == "0":
         HOSTED.append(TCPStore(env["MASTER_ADDR"], 0, None, True, wait_for_workers=False, multi_tenant=True))

@@ -14,8 +14,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import wandb
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import MissingConfigException
 from hydra.experimental.callback import Callback
@@ -25,33 +23,15 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
 from pcr_seg import cluster
-from pcr_seg.checkpoint import LAST_READER
 from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
+from pcr_seg.moved import GONE, LAST_READER, MOVED
 
 WHEEL = Path(__file__).parent / "scripts"  # where a wheel puts what stands in the root of a checkout
 # Nodes of their files.
 GROUPS = ("dataset", "split", "method", "backbone", "model", "optimizer", "protocol", "features", "logger")
 CONF = (WHEEL if WHEEL.is_dir() else Path(__file__).parents[2]) / "conf"
-
-
-# Keys and choices that stood elsewhere, or that nothing asked for any more (docs/trials.md says what was measured).
-MOVED = {
-    "method.head_lr_multiplier": "model.head_lr_multiplier",
-    "method.poly_power": "module.poly_power",
-    "method.teacher_bn": "module.teacher_bn",
-    "method.seed": "seed",
-    "method.feature_dropout_weight": "method.feature_weight",
-    "method.prototype_on_labeled": "method.prototype_on=pseudo-labels",
-    "method.prototype_on_unlabeled": "method.prototype_on=labels",
-    "method.strong_views": "method=unimatch",
-    "method.supervised_loss._target_": "recipe.supervised_loss._target_",
-}
 QUOTES = "\"'"
-GONE = (
-    "method.gate", "method.drop_percent", "method.class_thresholds", "method.normalizer", "method.bank_init",
-    "method.bank_features", "method.copy_teacher_first_epoch", "method=entropy_gate", "method=random_prototypes",
-)  # fmt: skip
 
 
 def command_line(arguments: list[str]) -> list[str]:
@@ -139,6 +119,8 @@ def wandb_mode() -> str:
         if mode not in ("online", "offline", "disabled", "shared", "run", "dryrun"):  # the last two are W&B's old names
             raise ValueError(f"WANDB_MODE={mode}: choose online, offline or disabled")
         return mode
+    import wandb  # half a second, which no other setting needs
+
     host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
     name, _, port = host.partition(":")
     if not has_wandb_key(name):
@@ -166,6 +148,8 @@ def has_wandb_key(host: str) -> bool:
 def num_devices(accelerator: str, devices: str | int | list) -> int:
     """Devices of one node that the trainer's keys mean."""
     if devices in (-1, "-1", "auto"):
+        import torch  # seconds, which --help and a misspelt key need not wait for
+
         devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
     return max(1, len(devices) if isinstance(devices, list | ListConfig) else int(devices))
 

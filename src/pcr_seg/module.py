@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from pcr_seg.checkpoint import BACKBONES, FORMAT, described
+from pcr_seg.data.classes import distinct_colors
 from pcr_seg.inference import Protocol, whole_image
 from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.teacher import Teacher, pseudo_label
-from pcr_seg.pixels import as_floats, distinct_colors
+from pcr_seg.pixels import as_floats
 from pcr_seg.predictor import Predictor
 from pcr_seg.scores import Scores
 

@@ -1,6 +1,5 @@
-"""From pictures' bytes to the numbers that networks take, and colors for what networks find."""
+"""From pictures' bytes to the numbers that networks take."""
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -55,18 +54,3 @@ def as_floats(batch: dict, network: nn.Module | None = None) -> dict:
         elif key == "mask":
             result[key] = value.long()
     return result
-
-
-def distinct_colors(num_colors: int) -> list[tuple[int, int, int]]:
-    """Choose distinct colors for classes or prototypes that bring none of their own: no grey, black or white.
-
-    Steps of the golden ratio spread any number of hues evenly, so the first colors do not depend on how many
-    follow. Hues come close again after 5, 8, 13 ... steps: there the cycles of 2 in saturation and 3 in value
-    keep the colors apart, until all three fall together after 144.
-    """
-    golden = (5**0.5 - 1) / 2
-    colors = []
-    for i in range(num_colors):
-        rgb = colorsys.hsv_to_rgb((0.58 + i * golden) % 1, (0.80, 0.55)[i % 2], (0.85, 1.0, 0.60)[i % 3])
-        colors.append(tuple(round(channel * 255) for channel in rgb))
-    return colors

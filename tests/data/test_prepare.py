@@ -96,6 +96,13 @@ def sbd_mask(name: str) -> np.ndarray:
     return np.full(SIZE, int(name[-1]) + 11, np.uint8)
 
 
+def test_addresses_are_those_of_torchvision() -> None:
+    from torchvision.datasets import SBDataset
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+    assert (*VOC, *SBD) == (*(DATASET_YEAR_DICT["2012"][key] for key in ("url", "md5")), SBDataset.url, SBDataset.md5)
+
+
 def voc_files() -> dict[str, bytes]:
     base = "VOCdevkit/VOC2012"
     files = {f"{base}/JPEGImages/{name}.jpg": jpg(i) for i, name in enumerate([*TRAIN, *VAL, *AUG, SPARE])}

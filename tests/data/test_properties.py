@@ -10,9 +10,11 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pcr_seg.data.datamodule import SegmentationData, Views, WholeImages
+from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.files import Format, Sample
 from pcr_seg.data.sources import Source
+from pcr_seg.data.streams import Views
+from pcr_seg.data.whole import WholeImages
 from pcr_seg.method import cross_entropy, ohem_cross_entropy
 from pcr_seg.training.fit import fit
 

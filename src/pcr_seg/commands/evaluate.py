@@ -19,8 +19,8 @@ from torchmetrics.classification import BinaryPrecisionRecallCurve
 
 from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, run_folder, writing
 from pcr_seg.data import splits
-from pcr_seg.data.datamodule import eval_loader
 from pcr_seg.data.files import IGNORE_INDEX
+from pcr_seg.data.whole import eval_loader
 from pcr_seg.pixels import as_floats
 from pcr_seg.predictor import Predictor
 from pcr_seg.scores import (

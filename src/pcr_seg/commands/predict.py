@@ -17,11 +17,11 @@ from rich.progress import MofNCompleteColumn, Progress
 
 from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, whole_number, writing
 from pcr_seg.data import annotations, tiles
+from pcr_seg.data.classes import distinct_colors
 from pcr_seg.data.files import DataError, Format, nearly_black, read_image
 from pcr_seg.data.sources import find_images
 from pcr_seg.pictures import visualize
 from pcr_seg.pictures.panels import View, head_names, look
-from pcr_seg.pixels import distinct_colors
 from pcr_seg.predictor import Predictor
 
 MAPS = ("index", "color", "overlay", "confidence", "disagreement", "prototype")

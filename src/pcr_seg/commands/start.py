@@ -15,16 +15,25 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from pcr_seg import cluster
+from pcr_seg.commands.help import show_help
 from pcr_seg.config import CONF, QUOTES, command_line, one_line_errors, suggestion
 from pcr_seg.data.published import MIRROR
 
 OWN_CONF = r"-(cd|cp|cn)$|--config-|hydra\.searchpath"  # configurations of the user's own, which Hydra judges
-TAKE_A_WORD = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--shell-completion", "-sc")
+SHOWING = ("--cfg", "-c", "--info", "-i")  # which run nothing
+TAKE_A_WORD = (*SHOWING, "--package", "-p", "--shell-completion", "-sc")
 
 
-def start() -> None:
-    """Make the process's command line what Hydra shall read; end the command in one line where it cannot be used."""
+def start(text: str) -> None:
+    """Make the process's command line what Hydra shall read; end the command in one line where it cannot be used.
+
+    Args:
+        text: the script's docstring, which `--help` shows.
+    """
     name, arguments = Path(sys.argv[0]).stem, command_line(sys.argv[1:])
+    if {"-h", "--help"} & {*arguments}:
+        sys.exit(show_help(name, text, composed(name).hydra.runtime.choices))
+    arguments = ["--help" if argument == "--help=all" else argument for argument in arguments]
     with one_line_errors():
         refuse_environment(os.environ)
         if not any(re.match(OWN_CONF, argument) for argument in arguments):
@@ -33,6 +42,8 @@ def start() -> None:
             sweeps = {"-m", "--multirun"} & {*arguments} or any(word.startswith("hydra.mode=") for word in words)
             for cell in cells(words, bool(sweeps)):
                 check(name, cell)
+                if not {*SHOWING} & {*arguments}:
+                    refuse_missing(composed(name, *cell), text)
     sys.argv[1:] = arguments
 
 
@@ -82,10 +93,19 @@ def check(name: str, words: list[str]) -> None:
     for word in words:
         check_choice(name, word, groups)
     base = OmegaConf.to_container(composed(name, *(word for word in words if key_of(word) in groups)))
-    known = {*paths(base), *groups}
+    known = {*dict(items(base)), *groups}
     for word in words:
         check_key(word, base, known)
     composed(name, *words)  # whatever else Hydra refuses
+
+
+def refuse_missing(cfg: DictConfig, text: str) -> None:
+    """Raise a ValueError for the first key that has no value, with the docstring's first example that gives one."""
+    values = OmegaConf.to_container(cfg)
+    del values["hydra"]
+    for key in (path for path, value in items(values) if value == "???"):
+        examples = re.findall(rf"python \w+\.py (?:\S+ )*?{key}=\S+(?: \S+)*", text)
+        raise ValueError(f"{key}: is missing; {f'type {examples[0]}' if examples else f'give {key}=...'}")
 
 
 def check_key(word: str, base: dict, known: set[str]) -> None:
@@ -130,12 +150,12 @@ def composed(name: str, *words: str) -> DictConfig:
         return compose(name, list(words), return_hydra_config=True)
 
 
-def paths(node: dict) -> Iterator[str]:
-    """The dotted keys of a configuration: of its nodes and of their values."""
+def items(node: dict) -> Iterator[tuple[str, object]]:
+    """The dotted keys of a configuration, of its nodes and of their values, with what they hold."""
     for key, value in node.items():
-        yield key
+        yield key, value
         if isinstance(value, dict):
-            yield from (f"{key}.{inner}" for inner in paths(value))
+            yield from ((f"{key}.{inner}", held) for inner, held in items(value))
 
 
 def listed(key: str, known: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 """Names of the classes of the larger data sets, and colors for as many as there are."""
 
+import colorsys
+
 Color = tuple[int, int, int]
 
 ADE20K_CLASSES = (  # objectInfo150.txt, the first of each line's names
@@ -39,3 +41,18 @@ def colormap(count: int, first: int = 0) -> tuple[Color, ...]:
         tuple(sum(((i >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
         for i in range(first, first + count)
     )
+
+
+def distinct_colors(num_colors: int) -> list[Color]:
+    """Choose distinct colors for classes or prototypes that bring none of their own: no grey, black or white.
+
+    Steps of the golden ratio spread any number of hues evenly, so the first colors do not depend on how many
+    follow. Hues come close again after 5, 8, 13 ... steps: there the cycles of 2 in saturation and 3 in value
+    keep the colors apart, until all three fall together after 144.
+    """
+    golden = (5**0.5 - 1) / 2
+    colors = []
+    for i in range(num_colors):
+        rgb = colorsys.hsv_to_rgb((0.58 + i * golden) % 1, (0.80, 0.55)[i % 2], (0.85, 1.0, 0.60)[i % 3])
+        colors.append(tuple(round(channel * 255) for channel in rgb))
+    return colors

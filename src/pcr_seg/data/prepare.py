@@ -20,9 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import rich.progress
-from torchvision.datasets import SBDataset
-from torchvision.datasets.utils import check_integrity, download_url
-from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from pcr_seg.data import sources
 from pcr_seg.data.coco import draw_masks
@@ -49,10 +46,17 @@ class Counts(NamedTuple):
     train_aug: int = NUM_TRAIN["voc_aug"]  # VOC's train, and SBD's images that are not in VOC's val
 
 
-VOC = Archive(DATASET_YEAR_DICT["2012"]["url"], DATASET_YEAR_DICT["2012"]["md5"])
+# Addresses and checksums are torchvision's.
+VOC = Archive(
+    "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar",
+    "6cd6e144f989b92b3379bac3b3de84fd",
+)
 VOC_FILES = r"VOCdevkit/VOC2012/(JPEGImages/\w+\.jpg|SegmentationClass/\w+\.png|ImageSets/Segmentation/\w+\.txt)"
 VOC_COUNTS = Counts()
-SBD = Archive(SBDataset.url, SBDataset.md5)  # Hariharan et al., Semantic contours from inverse detectors, ICCV 2011
+SBD = Archive(  # Hariharan et al., Semantic contours from inverse detectors, ICCV 2011
+    "https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
+    "82b4d87ceb2ed10f6038a1cba92111cb",
+)
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads/"
 CITYSCAPES_FILES = {  # instances, polygons and colors are not read, nor is test, whose masks are empty
     "leftImg8bit_trainvaltest.zip": r"leftImg8bit/(train|val)/\w+/\w+_leftImg8bit\.png",
@@ -297,6 +301,8 @@ def download(archive: Archive, folder: Path, *, timeout: float = 20) -> Path:
     Raises:
         ValueError: it cannot be had, or is not the one that the checksum stands for.
     """
+    from torchvision.datasets.utils import check_integrity, download_url  # brings torch, which nothing else here needs
+
     path = folder / archive.url.rpartition("/")[2]
     if check_integrity(path, archive.md5):
         return path

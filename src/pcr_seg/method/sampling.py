@@ -57,14 +57,15 @@ def sample_features(
     (batch, _, h, w), (rows, columns) = features.shape, points.unbind(1)
     y0, y1, v = neighbours(rows, h, size[0])
     x0, x1, u = neighbours(columns, w, size[1])
-    corners = torch.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1])
+    corners = torch.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1], dim=1)
+    shares = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=1)
     of_image = h * w * torch.arange(batch, device=features.device)[:, None, None]
-    # One look-up of all corners in a table of pixels, which channels-last features are in memory: its backward makes
-    # one map of gradients and adds whole pixels to it.
+    # Bags of four rows of a table of pixels, which channels-last features are in memory: its backward makes one map of
+    # gradients and adds whole pixels to it.
     table = features.permute(0, 2, 3, 1).flatten(0, 2)
-    a, b, c, d = F.embedding(of_image + corners, table).float().unbind(1)
-    u, v = u[:, None], v[:, None]
-    return torch.lerp(torch.lerp(a, b, u), torch.lerp(c, d, u), v)
+    shares = shares.to(table.dtype).repeat(batch, 1)
+    sampled = F.embedding_bag((of_image + corners).flatten(0, 1), table, mode="sum", per_sample_weights=shares)
+    return sampled.float().unflatten(0, (batch, -1))
 
 
 def neighbours(index: Int[Tensor, " N"], small: int, large: int) -> tuple[Tensor, Tensor, Float[Tensor, " N"]]:

@@ -10,11 +10,12 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from pcr_seg.data.classes import distinct_colors
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.inference import disagreement
 from pcr_seg.pictures import visualize
-from pcr_seg.pixels import as_tensor, distinct_colors, normalize
+from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.predictor import Predictor, predict_heads
 from pcr_seg.scores import ByImage, measures
 

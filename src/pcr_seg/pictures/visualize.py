@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import ceil
 from pathlib import Path
 
-import matplotlib
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -13,7 +13,6 @@ Color = tuple[int, int, int]
 IGNORE_INDEX = 255  # the same number as in method.py, which would bring torch along
 IGNORE_COLOR: Color = (224, 224, 224)
 INK, PAPER, EDGE = (32, 32, 32), (255, 255, 255), (150, 150, 150)
-FONT = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # everywhere the same picture
 
 
 def colorize(mask: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
@@ -68,10 +67,10 @@ def errors(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, palette:
 
 def heat(values: np.ndarray) -> np.ndarray:
     """Paint (H, W) numbers in 0..1 with viridis, from dark blue to yellow; NaN is the grey of ignored pixels."""
-    values = np.asarray(values, dtype=np.float32)  # a color map reads integers as rows of its table
-    colors = matplotlib.colormaps["viridis"](np.clip(values, 0, 1), bytes=True)[..., :3]
-    colors[np.isnan(values)] = IGNORE_COLOR
-    return colors
+    values = np.asarray(values, dtype=np.float32)
+    levels = (255 * np.nan_to_num(np.clip(values, 0, 1))).round().astype(np.uint8)
+    colors = cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+    return np.where(np.isnan(values)[..., None], np.uint8(IGNORE_COLOR), colors)
 
 
 def panel(
@@ -89,7 +88,9 @@ def panel(
         cell: the longer side of every picture in the figure, in pixels. Small pictures are enlarged without
             smoothing, so that one pixel stays one square.
     """
-    font = ImageFont.truetype(str(FONT), max(11, cell // 15))
+    import matplotlib  # for its font: everywhere the same picture
+
+    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), max(11, cell // 15))
     pictures = [[fit(picture, cell) for picture in row] for row in rows]
     widths = [max(picture.width for picture in column) for column in zip(*pictures, strict=True)]
     heads = [write(title, font, width) for title, width in zip(titles, widths, strict=True)]

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pcr_seg.data.datamodule import SegmentationData, WholeImages
+from pcr_seg.data.datamodule import SegmentationData
+from pcr_seg.data.whole import WholeImages
 from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.sampling import at_points, jittered_grid, sample_features, upsample
 from pcr_seg.method.teacher import pseudo_label

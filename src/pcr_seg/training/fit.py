@@ -329,7 +329,8 @@ def open_run_folder(
     labeled, unlabeled = f"{len(split.labeled)} labeled ({split.origin})", f"{len(split.unlabeled)} unlabeled"
     burn_in = getattr(module.method, "burn_in_epochs", 0)
     alone = f"burn-in {burn_in} of {trainer.max_epochs} epochs" if module.uses_unlabeled else "labels alone"
-    print(f"{data.source.name}: {labeled}, {unlabeled}, {val}; {alone}; run folder {output}")
+    kept = f"decoded pixels kept in {data.cache}; " if data.cache and not data.features else ""
+    print(f"{data.source.name}: {labeled}, {unlabeled}, {val}; {alone}; {kept}run folder {output}")
     for logger in trainer.loggers:
         if checkpoint and isinstance(logger, CSVLogger):
             keep_metrics(logger, checkpoint.metrics)

@@ -8,8 +8,9 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import DictConfig, OmegaConf
 
-from pcr_seg.checkpoint import LAST_READER, TRUSTED, TRUSTED_DATA, refuse_strangers
+from pcr_seg.checkpoint import TRUSTED, TRUSTED_DATA, refuse_strangers
 from pcr_seg.config import accumulation, device_batch
+from pcr_seg.moved import LAST_READER
 from pcr_seg.training.checkpoints import Resumed, newest_checkpoint
 
 # What a run folder's configuration may make when the run goes on: a stranger's must not name anything else.

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pcr_seg.data.classes import distinct_colors
 from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, plain
 from pcr_seg.data.groups import grouped
 from pcr_seg.data.imports.dividing import divide
@@ -17,7 +18,6 @@ from pcr_seg.data.imports.drawing import Item, Staged
 from pcr_seg.data.imports.images import subset_of
 from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 from pcr_seg.data.prepare import track
-from pcr_seg.pixels import distinct_colors
 
 DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "upload", "datasets", "obj_train_data"}
 
