@@ -116,6 +116,8 @@ def test_a_wrong_value_of_a_command_is_one_line(command: str, typed: str, answer
 def test_an_unknown_subset_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"subset=foo: choose train, val or test"):
         evaluate(composed("checkpoint=x", "subset=foo", name="eval"))
+    with pytest.raises(ValueError, match=r"output=a\.csv: names the JSON"):
+        evaluate(composed("checkpoint=x", "output=a.csv", name="eval"))
 
 
 def test_scores_are_shown_before_a_file_that_cannot_be_written(trained: Path, tmp_path: Path, capsys) -> None:

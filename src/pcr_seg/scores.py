@@ -60,11 +60,12 @@ class Scores(nn.Module):
                 # Ignored pixels are counted as one class more and left out at the end: dropping them takes longer.
                 matrix = MulticlassConfusionMatrix(self.num_classes + 1, validate_args=False)
                 self.matrices[head] = matrix.to(logits.device)
-            before = self.matrices[head].confmat.clone()
+            matrix = self.matrices[head]
+            before = matrix.confmat.clone()
             predicted = logits.max(dim=1).indices  # argmax takes several times longer over channels
-            self.matrices[head].update(predicted, truth.clamp(max=self.num_classes))
+            matrix.update(predicted, truth.clamp(max=self.num_classes))
             if head == "linear":
-                self.add_image((self.matrices[head].confmat - before)[:-1, :-1], name)
+                self.add_image((matrix.confmat - before)[:-1, :-1], name)
         return truth
 
     def add_image(self, matrix: Tensor, name: str | None) -> None:

@@ -50,6 +50,10 @@ def evaluate(cfg: DictConfig) -> dict:
     """
     if cfg.subset not in SUBSETS:
         raise ValueError(f"subset={cfg.subset}: choose {', '.join(SUBSETS[:-1])} or {SUBSETS[-1]}")
+    if str(cfg.output).endswith(".csv"):
+        raise ValueError(
+            f"output={cfg.output}: names the JSON file, and the CSV lies beside it; choose a name in .json"
+        )
     predictor = open_checkpoint(cfg)
     source = open_source(cfg, predictor)
     samples = getattr(source, cfg.subset)
@@ -78,18 +82,18 @@ def evaluate(cfg: DictConfig) -> dict:
     output = Path(cfg.output or run_folder(cfg) / name)
     number = "1 image, which says little" if len(samples) == 1 else f"{len(samples)} images"
     title = f"{source.name} {cfg.subset}, {number}, {result['network']}"
-    console = Console()
+    console = Console(highlight=False)
     console.print(score_table(title, result, result["miou"], result["miou_prototype"]))
     if found.never:
         console.print(warning_of(found.never))
     console.print(measure_table(result))
     if best := result["threshold"]:
         console.print(
-            f"{best['class']} where its probability is over {best['threshold']:.2f} (chosen on these images): Dice"
-            f" {percent(best['dice'])}; over 0.50: {percent(best['dice_at_half'])}"
+            f"{escape(best['class'])} where its probability is over {best['threshold']:.2f} (chosen on these images):"
+            f" Dice {percent(best['dice'])}; over 0.50: {percent(best['dice_at_half'])}"
         )
-    ranked = sorted((row for row in rows if row["class"] == MEAN), key=lambda row: row["iou"] or 0)
-    console.print(f"worst images: {', '.join(row['image'] for row in ranked[:3])}", highlight=False, markup=False)
+    means = {image: scores["iou"] for image, scores in result["images"].items() if scores["iou"] is not None}
+    console.print(f"worst images: {', '.join(sorted(means, key=means.get)[:3])}", markup=False)
     with writing(output, "the scores are above; name another file with output=FILE"):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
