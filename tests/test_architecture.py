@@ -88,14 +88,15 @@ ALLOWED = {
     "predictor": {"data.files", "inference", "method.prototypes", "method.sampling", "pixels"},
     "moved": set(),
     "checkpoint": {"inference", "moved", "predictor"},
-    "scores": {"inference", "method.losses"},
+    "measures": {"data.files"},
+    "scores": {"inference", "measures"},
     "module": {
         "checkpoint", "data.classes", "inference", "method.losses", "method.teacher", "pixels", "predictor", "scores",
     },
     "cluster": set(),
     "config": {"cluster", "data.published", "data.splits", "moved"},
     "pictures.visualize": set(),
-    "pictures.panels": {"data.classes", "inference", "pictures.visualize", "pixels", "predictor", "scores", *FILES},
+    "pictures.panels": {"data.classes", "inference", "measures", "pictures.visualize", "pixels", "predictor", *FILES},
     "training.checkpoints": {"checkpoint"},
     "training.watch": set(),
     "training.values": {"checkpoint", "config"},
@@ -117,7 +118,7 @@ ALLOWED = {
     },
     "commands.opening": {"checkpoint", "config", "data.held_out", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {
-        "commands.opening", "data.files", "data.splits", "data.whole", "pixels", "predictor", "scores",
+        "commands.opening", "data.files", "data.splits", "data.whole", "measures", "pixels", "predictor", "scores",
     },
     "commands.predict": {
         "commands.opening", "data.annotations", "data.classes", "data.tiles", "pictures.panels", "pictures.visualize",

@@ -11,7 +11,8 @@ from torchmetrics.functional.classification import (
 )
 
 from pcr_seg.commands.evaluate import best_threshold
-from pcr_seg.scores import Scores, boundary_counts, measures, never_predicted, together
+from pcr_seg.measures import boundary_counts, measures, together
+from pcr_seg.scores import Scores, never_predicted
 
 CLASSES = 4
 

@@ -49,9 +49,7 @@ def test_a_run_leaves_all_that_its_page_shows(trained: Path) -> None:
     page = run_page(trained)
     pictures = sum(len(example["pictures"]) for example in details["examples"] if example["why"] != ["fixed"])
     assert len(re.findall('src="data:image/(?:jpeg|png)', page)) == len(details["prototypes"]) + pictures
-    assert all(
-        word in page for word in ("prototype head", "stripes", "threshold: 0.2", "share of these that are right")
-    )
+    assert all(word in page for word in ("prototype head", "stripes", "threshold: 0.2", "share of these that is right"))
     assert page.index("IoU of each class") < page.index("<h2>Training")
     for cell in details["confused"]:
         assert cell["pixels"] > 0 and f'href="#example-{cell["example"]}"' in page

@@ -21,19 +21,10 @@ from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source
 from pcr_seg.data import splits
 from pcr_seg.data.files import IGNORE_INDEX
 from pcr_seg.data.whole import eval_loader
+from pcr_seg.measures import ByImage, boundary_counts, measures
 from pcr_seg.pixels import as_floats
 from pcr_seg.predictor import Predictor
-from pcr_seg.scores import (
-    ByImage,
-    Scores,
-    boundary_counts,
-    iou_of_heads,
-    measures,
-    never_predicted,
-    percent,
-    score_table,
-    warning_of,
-)
+from pcr_seg.scores import Scores, iou_of_heads, never_predicted, percent, score_table, warning_of
 
 SUBSETS = ("train", "val", "test")
 MEASURES = ("iou", "dice", "precision", "recall", "boundary_iou")

@@ -14,10 +14,10 @@ from pcr_seg.data.classes import distinct_colors
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.inference import disagreement
+from pcr_seg.measures import ByImage, measures
 from pcr_seg.pictures import visualize
 from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.predictor import Predictor, predict_heads
-from pcr_seg.scores import ByImage, measures
 
 NUM_IMAGES = 4  # in a panel
 NUM_CROPS = 4  # of a prototype

@@ -52,7 +52,7 @@ def run_page(folder: Path) -> str:
         summary=read(folder),
         command=command(folder),
         charts={
-            plots.title_of(title): chart({plots.title_of(key): curves[key] for key in keys}, title)
+            plots.title_of(title): chart({plots.title_of(key).rpartition(": ")[2]: curves[key] for key in keys}, title)
             for title, keys in plots.charts(curves).items()
         },
         last=last,
@@ -194,7 +194,8 @@ def chart(curves: dict[str, pd.Series | None], title: str) -> Markup:
     if title == "mIoU" or title.startswith("val/miou"):
         axes.set_ylabel("%")
     if len(curves) > 1:
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize="small", handlelength=1.2)
+        columns = 3 if max(map(len, curves)) < 16 else 1
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize="small", handlelength=1.2)
     return svg(figure, title)
 
 

@@ -77,7 +77,7 @@ def over_folds(summaries: Sequence[dict]) -> dict:
         "iou": by_class("iou"),
         "iou_prototype": by_class("iou_prototype"),
         "never_predicted": [
-            name for name in summaries[0]["never_predicted"] if all(name in one["never_predicted"] for one in summaries)
+            name for name in summaries[0]["iou"] if all(name in one.get("never_predicted", ()) for one in summaries)
         ],
     }
 
