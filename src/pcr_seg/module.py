@@ -262,7 +262,7 @@ class Segmentation(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # scores are fp32's, whatever training computes in
             kept = getattr(self.student, "width", None) == batch["image"].shape[1]  # features
             heads = self.predictor.scored(batch["image"], size=batch["mask"].shape[-2:] if kept else None)
-        truth = self.confusion.update(heads, batch["mask"])
+        truth = self.confusion.update(heads, batch["mask"], *batch.get("name", ()))
         if hasattr(self.method, "threshold"):
             labels, confidence = pseudo_label(heads["linear"])
             known, confident = truth != IGNORE_INDEX, confidence >= self.method.threshold

@@ -237,13 +237,14 @@ def batches(
 def draw_maps(predictor: Predictor, image: np.ndarray, found: View, maps: list[str]) -> dict[str, np.ndarray]:
     """The pictures of a prediction by the folder that they go to, (H, W) or (H, W, 3) uint8."""
     labels, palette = found.labels["linear"], predictor.palette
+    ground = annotations.ground(predictor.class_names)
     pictures = {}
     if "index" in maps:
         pictures["index"] = labels
     if "color" in maps:
         pictures["color"] = visualize.colorize(labels, palette)
     if "overlay" in maps:
-        pictures["overlay"] = visualize.overlay(visualize.rgb(image), labels, palette)
+        pictures["overlay"] = visualize.overlay(visualize.rgb(image), labels, palette, background=ground)
     if "confidence" in maps:
         pictures["confidence"] = to_bytes(found.confidence["linear"])
     if "disagreement" in maps:

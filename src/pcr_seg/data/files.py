@@ -7,6 +7,7 @@ docs/data.md lists every case; `DataError.kind` is its row there.
 import io
 import os
 import re
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -103,6 +104,11 @@ def name_of(path: str) -> str:
     """Name of an image by its path in a data set."""
     path = member_free(path)
     return path[: path.rindex(".")].replace(os.sep, "/")
+
+
+def plain(name: str) -> str:
+    """A file's name as it is compared: one case, one way to write accents."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 @contextmanager

@@ -154,13 +154,14 @@ def fit(cfg: DictConfig) -> dict:
     trainer.save_checkpoint(output / "checkpoints" / LAST)
 
     summary = summarize(trainer, module, data) | scores | {"seconds": round(time.time() - started, 1)}
+    by_image = module.confusion.by_image()
     if trainer.is_global_zero:
         module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
         (output / "checkpoints/MODEL_CARD.md").write_text(model_card(summary, config), encoding="utf-8")
         if folds:
             pictures_of_folds([output / path.stem for path in folds], output)
         else:
-            save_pictures(module.predictor, module.confusion.counts(), source, output)
+            save_pictures(module.predictor, module.confusion.counts(), by_image, source, output)
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
         checkpoints = [file for name in ("best", "last") if (file := output / f"checkpoints/{name}.ckpt").is_file()]
         for logger in trainer.loggers:

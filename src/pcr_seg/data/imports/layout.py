@@ -11,10 +11,11 @@ import numpy as np
 from PIL import Image
 
 from pcr_seg.data.classes import distinct_colors
-from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES
-from pcr_seg.data.imports.dividing import divide, grouped
+from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, plain
+from pcr_seg.data.groups import grouped
+from pcr_seg.data.imports.dividing import divide
 from pcr_seg.data.imports.drawing import Item, Staged
-from pcr_seg.data.imports.images import plain, subset_of
+from pcr_seg.data.imports.images import subset_of
 from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 from pcr_seg.data.prepare import track
 
@@ -30,7 +31,7 @@ def write(
     items = [*staged.labeled, *staged.unlabeled]
     names, labeled = unique_names(items), staged.labeled
     records = [item.record for item in labeled]
-    groups, what = grouped(names[: len(labeled)], [record.columns for record in records], group)
+    groups, what = grouped(names[: len(labeled)], group, [record.columns for record in records])
     subsets = [record.subset if own_split else None for record in records]
     parts, divided = divide(subsets, [item.shown for item in labeled], groups, val=val, seed=seed)
     divided = divided if divided.startswith("as") else f"{divided}, by {what}"
