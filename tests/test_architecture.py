@@ -60,7 +60,7 @@ ALLOWED = {
     "data.imports.drawing": {"data.files", "data.imports.shapes", "data.prepare"},
     "data.imports.dividing": {"data.imports.images", "data.sources", "data.splits"},
     "data.imports.layout": {
-        "data.files", "data.imports.dividing", "data.imports.drawing", "data.prepare", "pixels", *SHAPES,
+        "data.imports.dividing", "data.imports.drawing", "data.prepare", "pixels", *FILES, *SHAPES,
     },
     "data.imports.importing": {
         "data.files", "data.imports.drawing", "data.imports.layout", *SHAPES,
@@ -105,10 +105,13 @@ ALLOWED = {
     },
     "commands.opening": {"checkpoint", "config", "data.held_out", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {"commands.opening", "data.datamodule", "data.splits", "pixels", "predictor", "scores"},
-    "commands.predict": {
-        "commands.opening", "data.annotations", "data.tiles", "pictures.panels", "pictures.visualize", "pixels",
-        "predictor", *FILES,
+    "commands.maps": {
+        "commands.opening", "data.files", "data.tiles", "pictures.panels", "pictures.visualize", "pixels", "predictor",
     },
+    "commands.predict": {
+        "commands.maps", "commands.opening", "data.annotations", "data.tiles", "pictures.panels", "predictor", *FILES,
+    },
+    "commands.autolabel": {"cluster", "commands.maps", "commands.opening", "pictures.panels", "predictor", *FILES},
     "commands.choose": {"commands.opening", "pictures.panels", "predictor", *FILES},
     "commands.export": {"commands.opening", "pixels", "predictor"},
     "commands.app": {"commands.opening", "pictures.panels", "pictures.visualize", "predictor"},

@@ -45,6 +45,16 @@ def test_launchers_are_known_by_their_environment(variables: dict, found: tuple 
     assert cluster.launched() == found
 
 
+def test_a_process_knows_its_place(monkeypatch) -> None:
+    environment(monkeypatch)
+    assert cluster.place() == (0, 1, 0)
+    environment(monkeypatch, SLURM_STEP_TASKS_PER_NODE="4(x2)", SLURM_PROCID="5", SLURM_LOCALID="1")
+    assert cluster.place() == (5, 8, 1)
+    monkeypatch.setenv("RANK", "4"), monkeypatch.setenv("LOCAL_RANK", "1")
+    environment(monkeypatch, **TORCHRUN)
+    assert cluster.place() == (4, 6, 1)
+
+
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
