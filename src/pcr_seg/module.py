@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import lightning.pytorch as L
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -24,6 +23,7 @@ from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.teacher import Teacher, pseudo_label
 from pcr_seg.pixels import as_floats, distinct_colors
 from pcr_seg.predictor import Predictor
+from pcr_seg.processes import Divided, all_reduced, share_buffers
 from pcr_seg.scores import Scores
 
 
@@ -91,6 +91,7 @@ class Segmentation(L.LightningModule):
         self.metadata: dict = {}  # of the run, beside what it takes to predict: travels with every checkpoint
 
         self.latest: dict[str, Tensor] = {}  # losses and figures of the newest step
+        self.divided: Divided | None = None  # the weights, over the devices
         self.unsettled = False  # the teacher's statistics are older than its weights (`settle`)
         self.scores: dict[str, float] = {}  # what the newest validation logged
         self.validated_at = -1  # and its step
@@ -143,6 +144,16 @@ class Segmentation(L.LightningModule):
         if (found := views["strong"].shape[1]) < wanted:
             raise ValueError(f"{self.name}: needs {wanted} strong views (V, 3, H, W); {name} has {found}")
         return views
+
+    def configure_model(self) -> None:
+        """Divide the weights of student and teacher over the devices where the trainer's strategy is to."""
+        if self.device_mesh is not None and self.divided is None:
+            self.divided = Divided(self, self.student, self.teacher.network, self.device_mesh["data_parallel"])
+
+    def gather(self) -> None:
+        """Have the evaluated network whole until the next step, if it is divided; every process has to call this."""
+        if self.divided:
+            self.divided.gather()
 
     def configure_optimizers(self) -> dict:
         """The student's parameter groups, and the poly schedule in steps over the whole training."""
@@ -206,6 +217,8 @@ class Segmentation(L.LightningModule):
         self.log("train/lr", torch.tensor(self.optimizers().param_groups[0]["lr"]))
         torch.manual_seed((self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank)
         self._step_before = self.trainer.global_step
+        if self.divided:
+            self.divided.start_step()
 
     def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
         """Move the teacher after each optimizer step (not after each accumulated batch)."""
@@ -238,17 +251,17 @@ class Segmentation(L.LightningModule):
     @property
     def predictor(self) -> Predictor:
         """The teacher, which is what is evaluated, with the method's heads."""
+        network = self.divided.whole if self.divided else self.teacher.network
         return Predictor(
-            self.teacher.network, self.method, self.class_names, self.palette, self.protocol,
+            network, self.method, self.class_names, self.palette, self.protocol,
             name=self.name, metadata=self.metadata,
         )  # fmt: skip
 
     def on_validation_start(self) -> None:
         """Score right statistics, and on every rank the same: those of its own weak views differ."""
         self.settle()
-        if dist.is_available() and dist.is_initialized():
-            for buffer in self.teacher.buffers():
-                dist.broadcast(buffer, src=0)
+        share_buffers(self.teacher)
+        self.gather()
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero; afterwards the counts stay for whoever wants to show them."""
@@ -329,10 +342,3 @@ class LabeledBatches:
         if isinstance(used, DataLoader) and used.batch_size and not isinstance(used.dataset, IterableDataset):
             return DataLoader(used.dataset, used.batch_size, collate_fn=used.collate_fn)
         return used
-
-
-def all_reduced(counts: Tensor) -> Tensor:
-    """Counts added over all processes."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(counts)
-    return counts
