@@ -195,6 +195,37 @@ def launched(key: str) -> int:
     )
 
 
+def global_batch(batch: int, per_device: int | None, accelerator: str, devices: str | int | list, nodes: int) -> int:
+    """Labeled images of an optimizer step: the recipe's, or so many on each device."""
+    return batch if per_device is None else per_device * nodes * num_devices(accelerator, devices)
+
+
+def growth(total: int, batch: int, per_device: int | None) -> float:
+    """How many times the recipe's batch `per_device` makes; 1 without it."""
+    return 1.0 if per_device is None else total / batch
+
+
+def grown_lr(lr: float, optimizer: str, growth: float) -> float:
+    """The learning rate for a grown batch: SGD's grew alike in conf/optimizer (Goyal et al. 2017); Adam's by the root.
+
+    Source of the root: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022.
+    """
+    return lr if optimizer.endswith(".SGD") else lr * growth**0.5
+
+
+def grown_decay(decay: float, growth: float) -> float:
+    """The decay of an average over steps, of which there are fewer: it forgets as much for each image as before.
+
+    Source: Busbridge et al., "How to Scale Your EMA", NeurIPS 2023.
+    """
+    return decay**growth
+
+
+def warmup(growth: float) -> float:
+    """Share of the steps in which the learning rate rises where it was raised (Goyal et al. 2017), else 0."""
+    return 0.05 if growth > 1 else 0.0
+
+
 def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
     """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
 
@@ -203,7 +234,9 @@ def device_batch(total: int, most: int, accelerator: str, devices: str | int | l
     """
     world = nodes * num_devices(accelerator, devices)
     if total % world:
-        raise ValueError(f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}")
+        raise ValueError(
+            f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}, or per_device=2"
+        )
     return max(size for size in range(1, most + 1) if (total // world) % size == 0)
 
 
@@ -324,6 +357,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 RESOLVING = "ValueError raised while resolving interpolation: "
+OmegaConf.register_new_resolver("global_batch", global_batch, replace=True)
+OmegaConf.register_new_resolver("growth", growth, replace=True)
+OmegaConf.register_new_resolver("grown_lr", grown_lr, replace=True)
+OmegaConf.register_new_resolver("grown_decay", grown_decay, replace=True)
+OmegaConf.register_new_resolver("warmup", warmup, replace=True)
 OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
 OmegaConf.register_new_resolver("launched", launched, replace=True)
 OmegaConf.register_new_resolver("started", cluster.started, replace=True)

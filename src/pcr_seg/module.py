@@ -47,6 +47,7 @@ class Segmentation(L.LightningModule):
         method: by the contract of `pcr_seg.method`.
         class_names: of the C classes, for the IoU of each.
         lr: learning rate, falling to 0 over the training with (1 - step / steps) ** poly_power.
+        warmup: share of the training's steps in which that rises from nothing first, in 0..1.
         optimizer: makes an optimizer from parameter groups and `lr`.
         poly_power: of that fall; 0.9 in U2PL.
         logit_adjustment: of the teacher's pseudo-labels by the classes' frequencies: `method.teacher.Teacher`.
@@ -65,6 +66,7 @@ class Segmentation(L.LightningModule):
         *,
         lr: float = 1e-3,
         optimizer: Callable = torch.optim.AdamW,
+        warmup: float = 0.0,
         poly_power: float = 0.9,
         teacher_bn: str = "copy",
         logit_adjustment: float = 0.0,
@@ -84,7 +86,7 @@ class Segmentation(L.LightningModule):
         if hasattr(method, "attach"):
             method.attach(self.student)
         self.class_names, self.palette = list(class_names), palette or distinct_colors(len(class_names))
-        self.lr, self.optimizer, self.poly_power = lr, optimizer, poly_power
+        self.lr, self.optimizer, self.warmup, self.poly_power = lr, optimizer, warmup, poly_power
         self.protocol, self.seed = protocol, seed
         self.described_protocol = described(protocol)  # fails now, not at the first save
         self.name = name or type(method).__name__
@@ -164,7 +166,10 @@ class Segmentation(L.LightningModule):
         own = [p for p in self.method.parameters() if p.requires_grad]
         optimizer = self.optimizer([*groups, {"params": own}] if own else groups, lr=self.lr)
         steps = self.trainer.estimated_stepping_batches
-        poly = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** self.poly_power)
+        rise = max(1.0, self.warmup * steps)
+        poly = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / rise) * max(0.0, 1 - step / steps) ** self.poly_power
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
 
     def on_fit_start(self) -> None:

@@ -4,6 +4,7 @@ Divided weights are gathered layer by layer where they compute, so every process
 """
 
 import copy
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -74,14 +75,23 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             " a module that it calls, or train with strategy=ddp"
         )
     network.to(memory_format=torch.contiguous_format)
+    for module, weights in units(network):
+        if not any(isinstance(weight, DTensor) for weight in weights):  # of another network, too
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def units(network: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
+    """What is gathered together, with its weights: parts of a network, and large blocks in them, inner ones first."""
+    taken: set[nn.Parameter] = set()
     for part in parts(network):
         lists = [module for module in part.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
         blocks = {block for one in lists for block in one.children() if is_called(block)}
-        for module in reversed(list(part.modules())):  # the inner ones first
-            weights = [p for p in module.parameters() if not isinstance(p, DTensor)]
+        for module in reversed(list(part.modules())):
+            weights = [p for p in module.parameters() if p not in taken]
             large = module in blocks and sum(p.numel() for p in weights) >= LEAST
             if weights and (large or module is part):
-                fully_shard(module, mesh=mesh, reshard_after_forward=True)
+                taken.update(weights)
+                yield module, weights
 
 
 def parts(network: nn.Module) -> list[nn.Module]:

@@ -99,6 +99,8 @@ def fit(cfg: DictConfig) -> dict:
     check_launch(config["trainer"])
     check_numbers(cfg)
     cluster.meet_anew()
+    if not named:
+        check_per_device(cfg)
     if not named and (summary := finished(config)):
         if cfg.get("baseline"):
             fit_baseline(cfg, summary, named)
@@ -305,6 +307,16 @@ def check_numbers(cfg: DictConfig) -> None:
     if divided and cfg.diagnosis:
         raise ValueError(
             "diagnosis=true: predicts in one process alone, which divided weights (fsdp) cannot; leave it out"
+        )
+
+
+def check_per_device(cfg: DictConfig) -> None:
+    """Raise a ValueError where the batch of each device and that of all are both given, and differ."""
+    processes = cfg.trainer.num_nodes * num_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    if cfg.per_device and cfg.global_batch != cfg.per_device * processes:
+        raise ValueError(
+            f"global_batch={cfg.global_batch}: {processes} devices with per_device={cfg.per_device} make"
+            f" {cfg.per_device * processes}; give one of the two"
         )
 
 

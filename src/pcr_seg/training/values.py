@@ -14,9 +14,10 @@ POSITIVE, NOT_NEGATIVE = (1, None), (0, None)
 # Smallest and largest value of keys, wherever they stand.
 RANGES = {
     **dict.fromkeys(("threshold", "ema_decay", "prototype_momentum", "cutmix_probability", "labeled_classmix"), SHARE),
-    "dropout": SHARE,
+    **dict.fromkeys(("dropout", "warmup"), SHARE),
     **dict.fromkeys(("num_prototypes", "grid_cells", "crop_size", "batch_size", "global_batch"), POSITIVE),
-    **dict.fromkeys(("most_per_device", "steps_per_epoch", "channels", "every_n_steps", "log_every_n_steps"), POSITIVE),
+    **dict.fromkeys(("per_device", "most_per_device", "steps_per_epoch", "channels"), POSITIVE),
+    **dict.fromkeys(("every_n_steps", "log_every_n_steps"), POSITIVE),
     **dict.fromkeys(("num_workers", "burn_in_epochs", "lr", "weight_decay", "poly_power", "seed"), NOT_NEGATIVE),
     **dict.fromkeys(("auxiliary_weight", "consistency_weight", "prototype_weight", "feature_weight"), NOT_NEGATIVE),
     "temperature": (1e-6, None),
@@ -37,6 +38,7 @@ def check_values(config: dict, known: Sequence[str]) -> None:
             raise ValueError(f"{key}: no such key{suggestion(key, known)}")
     for key in WHOLE:
         check_type(key, config[key], int)
+    check_type("per_device", config.get("per_device"), int | None)
     unused = {"early_stopping"} if config["early_stopping"]["patience"] is None else set()
     for key in sorted(config.keys() - unused, key=lambda key: key == "module"):  # whose values repeat others'
         check_node("", {key: config[key]})
