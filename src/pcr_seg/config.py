@@ -185,6 +185,19 @@ class BeforeRun(Callback):
                 check_launch(config.trainer)
 
 
+class Failures(Callback):
+    """Reads, when a sweep is over, which of its cells failed, wherever they ran."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Forget those of an earlier start of the same sweep."""
+        shutil.rmtree(Path(config.hydra.sweep.dir, NOTES), ignore_errors=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        """Note them for `report_failures`."""
+        notes = sorted(Path(config.hydra.sweep.dir, NOTES).glob("*"), key=lambda note: int(note.name))
+        FAILED.extend(note.read_text(encoding="utf-8").rstrip() for note in notes)
+
+
 def launched(key: str) -> int:
     """`nodes`, or `devices` of each, that the launcher started, for `hardware=cluster`."""
     if found := cluster.launched():
@@ -297,7 +310,8 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"error: {one_line(error)}")
 
 
-FAILED: list[str] = []  # cells of a sweep, with their reasons
+NOTES = ".failed"  # folder of a sweep's: a file for each cell that failed, by its number; cells may be other processes
+FAILED: list[str] = []  # cells of this command's sweep, with their reasons
 
 
 @contextmanager
@@ -308,10 +322,12 @@ def going_on() -> Iterator[None]:
         yield
     except SystemExit as error:
         remove_empty(Path(config.runtime.output_dir))
-        serial = config.mode == RunMode.MULTIRUN and config.launcher._target_.endswith("BasicLauncher")
-        if not serial or not str(error.code).startswith("error: "):
+        if config.mode != RunMode.MULTIRUN or not str(error.code).startswith("error: "):
             raise
-        FAILED.append(f"{config.job.override_dirname or config.job.num}: {str(error.code).removeprefix('error: ')}")
+        note = Path(config.sweep.dir, NOTES, str(config.job.num))
+        note.parent.mkdir(parents=True, exist_ok=True)
+        cell = config.job.override_dirname or config.job.num
+        note.write_text(f"{cell}: {str(error.code).removeprefix('error: ')}\n", encoding="utf-8")
         print(f"{error.code}\nthe other cells go on", file=sys.stderr)
     else:
         remove_empty(Path(config.runtime.output_dir))
@@ -320,7 +336,11 @@ def going_on() -> Iterator[None]:
 def remove_empty(folder: Path) -> None:
     """Remove a folder in which Hydra alone has written."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
-        logging.shutdown()
+        log = logging.getLogger()
+        for handler in log.handlers[:]:  # a launcher may have something to say yet
+            if isinstance(handler, logging.FileHandler) and folder in Path(handler.baseFilename).parents:
+                log.removeHandler(handler)
+                handler.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 

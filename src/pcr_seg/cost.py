@@ -118,11 +118,12 @@ class Alive(TorchDispatchMode):
 def cost(cfg: DictConfig, images: int) -> Cost:
     """Run a step of `images` labeled images, and as many unlabeled ones, without numbers."""
     classes = CLASSES.get(cfg.dataset._target_.rpartition(".")[2], sources.VOC_CLASSES)
-    module = build_module(OmegaConf.to_container(cfg, resolve=True), [f"class {i}" for i in range(len(classes))])
+    with torch.device("meta"):
+        module = build_module(OmegaConf.to_container(cfg, resolve=True), [f"class {i}" for i in range(len(classes))])
     module.log = module.log_dict = lambda *args, **kwargs: None
     module.trainer = L.Trainer(accelerator="cpu", logger=False, max_epochs=1, enable_model_summary=False)
     if bank := getattr(module.method, "bank", None):
-        bank.is_initialized.fill_(True)
+        bank.is_initialized = torch.tensor(True)
     if hasattr(module.method, "check_begun"):
         module.method.check_begun()
     divided = dict(pair for network in (module.student, module.teacher.network) for pair in units(network))
