@@ -175,7 +175,8 @@ def described(thing: object) -> object:
     if isinstance(thing, Number) and hasattr(thing, "item"):
         return thing.item()  # NumPy's, which `weights_only` refuses
     if isinstance(thing, nn.Module):
-        node = {"_target_": f"{type(thing).__module__}.{type(thing).__qualname__}"}
+        cls = class_of(thing)
+        node = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
         try:
             return node | kept_arguments(thing)
         except TypeError:
@@ -189,10 +190,15 @@ def described(thing: object) -> object:
     raise TypeError(f"{type(thing).__name__} is no plain value")
 
 
+def class_of(module: nn.Module) -> type:
+    """The class that a module was made of; FSDP puts one of its own before it."""
+    return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed.fsdp"))
+
+
 def kept_arguments(module: nn.Module) -> dict:
     """The arguments of a module's constructor, as described; raises a TypeError for one that cannot be known."""
     arguments, assumed = {}, []
-    for name, parameter in constructor_parameters(type(module)).items():
+    for name, parameter in constructor_parameters(class_of(module)).items():
         value, default = getattr(module, name, MISSING), parameter.default
         if is_foreign_loss(value) and default is not inspect.Parameter.empty:
             continue  # a prediction needs none: the default will do

@@ -20,6 +20,7 @@ from pcr_seg.training.values import check_node, check_type
 TYPES = {
     "checkpoint": str, "trust": str | list[str] | None, "eval.student": bool, "device": str, "num_workers": int,
     "prototype_head": bool, "private": bool, "repo": str | None, "port": int | None, "margin": int, "tile": int | None,
+    "threshold": float,
 }  # fmt: skip
 
 
@@ -106,9 +107,13 @@ def output_folder(folder: Path, remedy: str) -> Path:
     return folder
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of this name: auto (a GPU where there is one), cpu, gpu, cuda:1; raises ValueError without it."""
-    meant = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(name, name)
+def choose_device(name: str, number: int = 0) -> torch.device:
+    """The device of this name: auto (a GPU where there is one), cpu, gpu, cuda:1; raises ValueError without it.
+
+    Of several GPUs that auto and gpu may mean, the one of this number, counted round.
+    """
+    gpu = f"cuda:{number % max(1, torch.cuda.device_count())}"
+    meant = {"auto": gpu if torch.cuda.is_available() else "cpu", "gpu": gpu}.get(name, name)
     try:
         torch.zeros(1, device=meant)
     except (RuntimeError, AssertionError) as error:

@@ -18,6 +18,7 @@ from pcr_seg.data.imports.drawing import Item, Staged
 from pcr_seg.data.imports.images import subset_of
 from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 from pcr_seg.data.prepare import track
+from pcr_seg.data.sources import class_table
 
 DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "upload", "datasets", "obj_train_data"}
 
@@ -46,8 +47,7 @@ def write(
     colors = distinct_colors(len(classes))
     if classes[0] in BACKGROUND:
         colors = [(0, 0, 0), *colors[:-1]]
-    lines = [f"{i} {name} {r} {g} {b}\n" for i, (name, (r, g, b)) in enumerate(zip(classes, colors, strict=True))]
-    (root / "classes.txt").write_text("".join(lines), encoding="utf-8")
+    (root / "classes.txt").write_text(class_table(classes, colors), encoding="utf-8")
     groups += [""] * len(staged.unlabeled)
     rows = [(*row, item.record.name) for *row, item in zip(names, parts, groups, items, strict=True)]
     write_table(root / "images.csv", ("name", "part", "group", "file"), rows)
