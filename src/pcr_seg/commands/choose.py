@@ -224,7 +224,7 @@ def show(
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(read_bytes(sample.image))
                 annotate(file.relative_to(output / "images").as_posix(), file, labels)
-    page = choice_page(title, f"{predictor.name}, {score} from 0 to 1", figures, list(zip(names, palette, strict=True)))
+    page = choice_page(title, f"{score} (0 to 1) of {predictor.name}", figures, list(zip(names, palette, strict=True)))
     (output / "new.html").write_text(page, encoding="utf-8")
 
 
