@@ -23,8 +23,9 @@ class Links(HTMLParser):
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        canonical = ("rel", "canonical") in attributes  # says where the page lies, and is not fetched
         for name, value in attributes:
-            if name in ("href", "src"):
+            if name in ("href", "src") and not canonical:
                 self.links.append((tag, value))
             elif name in ("id", "name"):
                 self.anchors.add(value)

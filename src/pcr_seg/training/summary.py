@@ -1,7 +1,6 @@
 """What a finished run reached, with what, and at which cost: summary.json and the table in the terminal."""
 
 import platform
-import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +47,12 @@ def peak_memory_mib(device: torch.device) -> float:
     """Most memory held at once: on the GPU that was used, otherwise by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
