@@ -101,8 +101,8 @@ def test_the_readme_is_the_start_page_with_its_links_turned(site: Path, pages: d
     start = (site / "index.html").read_text(encoding="utf-8")
     assert "from a few labeled and many unlabeled images" in start
     links = {link for _, link in pages[site / "index.html"].links}
-    assert {"data.html", "images/demo.png", "src/pcr_seg/method/pcr.py"} <= links
-    for file in ("images/demo.png", "src/pcr_seg/method/pcr.py"):
+    assert {"data.html", "images/before_after.png", "src/pcr_seg/method/pcr.py"} <= links
+    for file in ("images/before_after.png", "src/pcr_seg/method/pcr.py"):
         original = ROOT / file if file.endswith(".py") else ROOT / "docs" / file
         assert (site / file).read_bytes() == original.read_bytes()
 

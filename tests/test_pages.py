@@ -4,6 +4,7 @@ import ast
 import csv
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,18 +25,15 @@ def fenced(page: Path, languages: str = "|bash|shell") -> list[str]:
 
 
 def typed() -> dict[str, str]:
-    """The pages' commands that this repository answers, each with its page; one of those that differ in values alone."""
-    found = {}
+    """The pages' commands that this repository answers, with their page; one of those that differ in values alone."""
+    found, left_out = {}, r"\.\.\.|[A-Z]+"  # of a line
     for page in PAGES:
         for block in fenced(page):
             for line in block.replace("\\\n", " ").splitlines():
-                line = re.sub(
-                    r"^torchrun .*? (?=\w+\.py )", "python ", re.sub(r"^(srun|OMP_\w+=\d).*?(?=python)", "", line)
-                )
+                line = re.sub(r"^(srun|OMP_\w+=\d).*?(?=python)", "", line)
+                line = re.sub(r"^torchrun .*? (?=\w+\.py )", "python ", line)
                 if re.match(r"python (\w+/)?\w+\.py|pcr-seg |make |pip ", line):
-                    words = [
-                        word for word in shlex.split(line, comments=True) if not re.fullmatch(r"\.\.\.|[A-Z]+", word)
-                    ]
+                    words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(left_out, word)]
                     keys = [word.partition("=")[0] if "." in word.partition("=")[0] else word for word in words]
                     found.setdefault(" ".join(keys), (shlex.join(words), page.name))
     return dict(found.values())
@@ -101,3 +99,9 @@ def test_the_first_screen_is_calm() -> None:
     assert "±" not in README.partition("\n## ")[0] and len(re.findall(r"\d+", shown)) <= 10
     rows = README.partition("| I want to")[2].partition("\n\n")[0].splitlines()[2:]
     assert len(rows) <= 6
+
+
+def test_words_are_spelt_right() -> None:
+    pytest.importorskip("codespell_lib", reason="needs codespell (extra: dev)")
+    result = subprocess.run([sys.executable, "-m", "codespell_lib"], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

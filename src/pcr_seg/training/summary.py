@@ -91,8 +91,12 @@ def print_summary(summary: dict, output: Path) -> None:
         )
     console.print(score_table(title, summary, summary["miou_last"], summary["miou_prototype_last"]))
     console.print(f"{best} · {summary['seconds']:.0f} s")
+    board = [f"tensorboard --logdir={output}/tensorboard"] if (output / "tensorboard").is_dir() else []
+    offline = [f"wandb sync {path}" for path in sorted(output.glob("wandb/offline-run-*"))[-1:]]
     for line in (
         f"run folder: {output} (pictures in panel.png)",
+        *board,
+        *offline,
         f"python report.py runs={output}",
         f"python eval.py checkpoint={output}{'/fold_1' if folds else ''}/checkpoints/last.ckpt",
         f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
