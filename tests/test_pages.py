@@ -30,7 +30,7 @@ def typed() -> dict[str, str]:
     for page in PAGES:
         for block in fenced(page):
             for line in block.replace("\\\n", " ").splitlines():
-                line = re.sub(r"^(srun|OMP_\w+=\d).*?(?=python)", "", line)
+                line = re.sub(r"^(srun|OMP_\w+=\d).*?(?=python)|^\. \S+ && ", "", line)
                 line = re.sub(r"^torchrun .*? (?=\w+\.py )", "python ", line)
                 if re.match(r"python (\w+/)?\w+\.py|pcr-seg |make |pip ", line):
                     words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(left_out, word)]
