@@ -3,6 +3,7 @@
 # make test-faults   kills, faults and fuzzing, which take minutes
 # make bench   time and memory, side by side with the usual ways (a quiet machine, a quarter of an hour)
 # make docs    the documentation as a site: site/index.html (its search needs a server: .venv/bin/mkdocs serve)
+# make notebooks    runs the notebooks and keeps their outputs in them
 # make dashboards [PROJECT=ENTITY/PROJECT]    pushes the W&B dashboards (needs a key: wandb login)
 # All make the virtual environment .venv first, if it is not there or pyproject.toml is newer; demo installs what
 # trainings need, the others what tests and documents need as well.
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-faults bench docs dashboards lint format clean
+.PHONY: demo test test-faults bench notebooks docs dashboards lint format clean
 
 demo: $(VENV)/runs
 	rm -rf runs/demo
@@ -27,6 +28,9 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py
 
+notebooks: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --nbmake --overwrite notebooks
+
 docs: $(VENV)/installed
 	$(BIN)/python -m mkdocs build --strict
 
@@ -34,7 +38,7 @@ test-faults: $(VENV)/installed
 	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -m faults -rP tests
 
 lint: $(VENV)/installed
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

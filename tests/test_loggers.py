@@ -4,17 +4,23 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import SMALL, TINY_SET, small_config
+from lightning.pytorch.callbacks import RichProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pcr_seg.config import CONF
 from pcr_seg.training.fit import fit
+from pcr_seg.training.loggers import ProgressBar
 
 
-def test_tensorboard_shows_scalars_and_pictures_beside_the_csv_file(tmp_path: Path) -> None:
+def test_tensorboard_shows_scalars_and_pictures_beside_the_csv_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fit(small_config(tmp_path, "logger=tensorboard"))
+    assert f"tensorboard --logdir={tmp_path}/run/tensorboard" in capsys.readouterr().out.splitlines()
     [events] = (tmp_path / "run/tensorboard").glob("events*")
     shown = EventAccumulator(str(events)).Reload().Tags()
     logged = set((tmp_path / "run/metrics.csv").read_text().splitlines()[0].split(",")) - {"step"}
@@ -40,4 +46,30 @@ def test_wandb_is_offline_without_a_login_and_with_an_empty_home(tmp_path: Path)
     command += [f"dataset.root={tmp_path}/data", *TINY_SET, *SMALL]
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert list((tmp_path / "run/wandb").glob("offline-run-*"))
+    [run] = (tmp_path / "run/wandb").glob("offline-run-*")
+    shown = (result.stdout + result.stderr).splitlines()
+    assert f"wandb sync {run}" in shown
+    summary = next(i for i, line in enumerate(shown) if "supervised on synthetic" in line or "pcr on synthetic" in line)
+    assert not any(line.startswith("wandb:") for line in shown[summary:])
+
+
+def test_the_bar_says_how_long_the_whole_training_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Module:
+        method = SimpleNamespace(burn_in_epochs=1)
+
+    clock = iter([0.0, 10.0, 20.0, 60.0])
+    monkeypatch.setattr("pcr_seg.training.loggers.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr(RichProgressBar, "on_train_epoch_start", lambda *_: None)
+    monkeypatch.setattr(RichProgressBar, "get_metrics", lambda *_: {"v_num": 0})
+    bar = ProgressBar()
+    trainer = SimpleNamespace(
+        training=True, current_epoch=0, global_step=0, estimated_stepping_batches=400, callback_metrics={}
+    )
+    bar.on_train_epoch_start(trainer, Module())
+    assert "all" not in bar.get_metrics(trainer, Module())
+    trainer.global_step = 10
+    assert bar.get_metrics(trainer, Module())["all"] == "0:06:30 left"
+    trainer.current_epoch, trainer.global_step = 1, 200
+    bar.on_train_epoch_start(trainer, Module())
+    trainer.global_step = 220
+    assert bar.get_metrics(trainer, Module())["all"] == "0:06:00 left", "by the steps with unlabeled images"

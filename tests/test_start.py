@@ -90,6 +90,7 @@ def test_what_names_nothing_is_one_line(monkeypatch: pytest.MonkeyPatch, line: s
         "train -p data resume=x trust=[a]",
         "eval checkpoint=x protocol=sliding protocol.window=513 eval.student=true subset=test",
         "predict checkpoint=x maps=[index,disagreement] images=photos/*.jpg",
+        "predict -sc install=bash",
     ],
 )
 def test_what_hydra_can_read_stays(monkeypatch: pytest.MonkeyPatch, line: str) -> None:

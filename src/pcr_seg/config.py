@@ -155,7 +155,14 @@ def num_devices(accelerator: str, devices: str | int | list) -> int:
 
 
 def check_launch(trainer: DictConfig | dict) -> None:
-    """Raise a ValueError where a launcher has started other processes than the trainer's keys ask for."""
+    """Raise a ValueError where the trainer's keys ask for a GPU that is not there, or other processes than started."""
+    if (name := trainer["accelerator"]) in ("mps", "gpu", "cuda"):
+        import torch
+
+        apple, nvidia = torch.backends.mps.is_available(), torch.cuda.is_available()
+        if not {"mps": apple, "cuda": nvidia, "gpu": apple or nvidia}[name]:
+            what = "an Apple GPU" if name == "mps" else "a GPU"
+            raise ValueError(f"trainer.accelerator={name}: {what} is not on this machine; use hardware=auto")
     cluster.check_launch(trainer["num_nodes"], num_devices(trainer["accelerator"], trainer["devices"]))
 
 

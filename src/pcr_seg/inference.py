@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pcr_seg.method.sampling import upsample
+from pcr_seg.pixels import exact
 
 Predict = Callable[[Tensor], Tensor]
 Protocol = Callable[[Predict, Tensor], Tensor]
@@ -148,7 +149,7 @@ def iou_per_class(confusion: Tensor) -> Tensor:
     NaN for a class absent from truth and prediction of the whole set: the mean leaves it out. (The
     reference code counts it as 0, which equals on the full VOC and Cityscapes val sets, where every class occurs.)
     """
-    confusion = confusion.double()
+    confusion = confusion.to(exact(confusion.device))
     hit = confusion.diagonal()
     union = confusion.sum(0) + confusion.sum(1) - hit
     return torch.where(union > 0, hit / union, torch.nan)

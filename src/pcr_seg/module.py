@@ -87,9 +87,8 @@ class Segmentation(L.LightningModule):
         if hasattr(method, "attach"):
             method.attach(self.student)
         self.class_names, self.palette = list(class_names), palette or distinct_colors(len(class_names))
-        self.lr, self.optimizer, self.warmup, self.poly_power = lr, optimizer, warmup, poly_power
-        self.protocol, self.seed = protocol, seed
-        self.described_protocol = described(protocol)  # fails now, not at the first save
+        self.lr, self.optimizer, self.warmup, self.poly_power, self.seed = lr, optimizer, warmup, poly_power, seed
+        self.protocol, self.described_protocol = protocol, described(protocol)  # fails now, not at the first save
         self.name = name or type(method).__name__
         self.metadata: dict = {}  # of the run, beside what it takes to predict: travels with every checkpoint
 

@@ -10,6 +10,11 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in 0..1
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+def exact(device: torch.device) -> torch.dtype:
+    """The most precise floats of a device: Apple's GPUs have no doubles."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def by_channel(values: Sequence[float], channels: int) -> np.ndarray:
     """RGB's means or deviations in 0..1 as (channels,) in 0..255; grey and a fourth channel have their average."""
     order = {1: [3], 3: [0, 1, 2], 4: [0, 1, 2, 3]}[channels]

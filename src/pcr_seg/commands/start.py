@@ -20,8 +20,8 @@ from pcr_seg.config import CONF, QUOTES, command_line, one_line_errors, suggesti
 from pcr_seg.data.published import MIRROR
 
 OWN_CONF = r"-(cd|cp|cn)$|--config-|hydra\.searchpath"  # configurations of the user's own, which Hydra judges
-SHOWING = ("--cfg", "-c", "--info", "-i")  # which run nothing
-TAKE_A_WORD = (*SHOWING, "--package", "-p", "--shell-completion", "-sc")
+SHOWING = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")  # which run nothing
+TAKE_A_WORD = (*SHOWING, "--package", "-p")
 
 
 def start(text: str) -> None:

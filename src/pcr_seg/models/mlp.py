@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pcr_seg.method.sampling import upsample
 from pcr_seg.models.output import SegmentorOutput, parameter_groups
+from pcr_seg.pixels import exact
 
 ENOUGH = 64  # images that tell a channel's mean and deviation
 
@@ -106,10 +107,11 @@ class MLP(nn.Module):
         if self.standardized:
             return
         self.eval()
-        seen, totals = 0, torch.zeros(3, self.width, dtype=torch.float64, device=self.feature_mean.device)
+        device = self.feature_mean.device
+        seen, totals = 0, torch.zeros(3, self.width, dtype=exact(device), device=device)
         for batch in batches:
             images = batch["image"]
-            features = (images if images.shape[1] == self.width else self.join(self.raw(images))).double()
+            features = (images if images.shape[1] == self.width else self.join(self.raw(images))).to(totals)
             by_channel = features.transpose(0, 1).flatten(1)
             totals += torch.stack([by_channel.sum(1), by_channel.square().sum(1), torch.ones_like(by_channel).sum(1)])
             seen += len(images)

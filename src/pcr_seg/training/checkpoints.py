@@ -16,7 +16,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from pcr_seg.checkpoint import BACKBONES, LAST, read_checkpoint
 
 PREVIOUS, BEST = "previous.ckpt", "best.ckpt"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # the later one wins: it asks for more
+REQUEUE = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]  # Windows has none
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *REQUEUE)  # the later one wins: it asks for more
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal after saving, to be resumed
 
 
@@ -93,7 +94,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero:
             command = f"python train.py resume={shlex.quote(str(whole_run(self.folder.parent)))}"
             print(f"stopped by a signal at step {trainer.global_step}, saved: {command}", flush=True)
-        if received in (signal.SIGUSR1, signal.SIGUSR2):
+        if received in REQUEUE:
             if callable(self.before[received]):
                 self.before[received](received, None)
             elif trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
@@ -152,9 +153,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if path.name == LAST and path.is_file():
             os.replace(path, path.with_name(PREVIOUS))
         os.replace(partial, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        if os.name == "posix":  # Windows opens no folders
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
 
 
 class Resumed(NamedTuple):

@@ -172,8 +172,9 @@ def fit(cfg: DictConfig) -> dict:
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 finish_wandb(logger, summary, checkpoints if cfg.upload_checkpoints else [])
+    wandb.finish()  # the next job of a sweep gets a run of its own; its report of this one comes before ours
+    if trainer.is_global_zero:
         print_summary(summary, output)
-    wandb.finish()  # the next job of a sweep gets a run of its own
     if cfg.get("baseline"):
         fit_baseline(cfg, summary, named)
     return summary

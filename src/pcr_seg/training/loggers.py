@@ -1,6 +1,8 @@
 """What a person sees while a training runs: the bar, and pictures and diagrams in W&B and TensorBoard."""
 
 import math
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -18,13 +20,31 @@ from pcr_seg.pictures.panels import example_panel, examples, gallery, look
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's bar with losses and mIoU, which are fetched from the device every tenth batch only."""
+    """Rich's bar with losses, mIoU and the time that the whole training still takes.
+
+    Losses are fetched from the device every tenth batch only. The time is by the pace since the training began, and
+    anew since unlabeled images came, whose steps take longer.
+    """
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to measure the pace at the first epoch, and at the first with unlabeled images."""
+        burn_in = getattr(getattr(pl_module, "method", None), "burn_in_epochs", 0)
+        if not hasattr(self, "began") or trainer.current_epoch == burn_in:
+            self.began = (time.monotonic(), trainer.global_step)
+        super().on_train_epoch_start(trainer, pl_module)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
-        """The trainer's own, and the newest losses under their short names."""
+        """The trainer's own, the newest losses under their short names, and `all`, hours:minutes:seconds to the end."""
         logged = {key: value for key, value in trainer.callback_metrics.items() if key.endswith("_loss")}
         losses = {key.removeprefix("train/").removesuffix("_loss"): value.item() for key, value in logged.items()}
-        return super().get_metrics(trainer, pl_module) | losses
+        began, step = getattr(self, "began", (0.0, trainer.global_step))
+        left = {}
+        if trainer.training and trainer.global_step > step:
+            pace = (time.monotonic() - began) / (trainer.global_step - step)
+            left["all"] = (
+                f"{timedelta(seconds=round(pace * (trainer.estimated_stepping_batches - trainer.global_step)))} left"
+            )
+        return left | super().get_metrics(trainer, pl_module) | losses
 
     def _update_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.training or trainer.fit_loop.epoch_loop.batch_idx % 10 == 0:

@@ -1,7 +1,6 @@
 """What a finished run reached, with what, and at which cost: summary.json and the table in the terminal."""
 
 import platform
-import resource
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -49,6 +48,12 @@ def peak_memory_mib(device: torch.device) -> float:
     """Most memory held at once: on the GPU that was used, otherwise by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
@@ -89,8 +94,12 @@ def print_summary(summary: dict, output: Path) -> None:
     if summary.get("never_predicted"):
         console.print(warning_of(summary["never_predicted"]))
     console.print(f"{best} · {summary['seconds']:.0f} s")
+    board = [f"tensorboard --logdir={output}/tensorboard"] if (output / "tensorboard").is_dir() else []
+    offline = [f"wandb sync {path}" for path in sorted(output.glob("wandb/offline-run-*"))[-1:]]
     for line in (
         f"run folder: {output} (pictures in panel.png)",
+        *board,
+        *offline,
         f"python report.py runs={output}",
         f"python eval.py checkpoint={output}{'/fold_1' if folds else ''}/checkpoints/last.ckpt",
         f"python predict.py checkpoint={output}/checkpoints/last.ckpt images=FOLDER output=predictions",
