@@ -1,7 +1,8 @@
-"""Choose which images to label next: where the two heads disagree, spread over the prototypes.
+"""Choose which images to label next: those that the network doubts most, apart from each other.
 
 python choose.py checkpoint=RUN/checkpoints/last.ckpt budget=50
 python choose.py checkpoint=... budget=50 dataset=folder dataset.root=FOLDER dataset.unlabeled=PHOTOS
+python choose.py checkpoint=... budget=50 format=labelme group=places.csv
 """
 
 # Not select.py: Python looks for modules beside the script first, and a file of that name would replace the standard

@@ -1,6 +1,8 @@
-"""Write a checkpoint as one ONNX or pt2 file with dynamic batch, height and width.
+"""Write a checkpoint for others: ONNX or pt2 of any size, its weights alone, or a repository on the Hugging Face Hub.
 
 python export.py checkpoint=RUN/checkpoints/last.ckpt format=onnx
+python export.py checkpoint=RUN/checkpoints/last.ckpt format=weights             # a tenth of the file, to predict with
+python export.py checkpoint=RUN/checkpoints/last.ckpt format=hub repo=USER/NAME
 """
 
 import hydra

@@ -1,6 +1,6 @@
 """Tables of docs/results.md from the rows of evidence.py: means, and paired differences with 95 % intervals.
 
-    python benchmarks/evidence_table.py docs/results/evidence.csv [seeds=5:15]
+    python benchmarks/evidence_table.py docs/results/evidence.csv [seeds=5:15] [half=1] [over=supervised,consistency]
 
 Of voc_animals, on whose half 0 settings were chosen, half 1 counts; of other sets the mean of both halves. A difference
 is that of two methods with the same labels, seed by seed; its interval is Student's.
@@ -19,37 +19,39 @@ def main(file: str, *arguments: str) -> None:
     """Print a table for each set and number of labels."""
     options = dict(argument.split("=", 1) for argument in arguments)
     first, last = map(int, options.get("seeds", "5:15").split(":"))
+    baselines = options.get("over", "supervised,consistency").split(",")
     rows = pd.read_csv(file, dtype={"labels": str})
-    rows = rows[rows.seed.between(first, last - 1) & ((rows["set"] != CHOSEN_ON) | (rows.half == 1))]
+    counts = (rows["set"] != CHOSEN_ON) | (rows.half == int(options.get("half", 1)))
+    rows = rows[rows.seed.between(first, last - 1) & counts]
     scores = rows.groupby(["set", "labels", "method", "seed"], sort=False)[["linear", "prototype", "average"]].mean()
     for (name, labels), cell in scores.groupby(level=["set", "labels"], sort=False):
         print(f"\n**{name}, {labels}**\n")
-        print(table(cell.droplevel(["set", "labels"])))
+        print(table(cell.droplevel(["set", "labels"]), baselines))
 
 
-def table(cell: pd.DataFrame) -> str:
+def table(cell: pd.DataFrame, baselines: list[str]) -> str:
     """Rows of one set and number of labels as Markdown, from scores by (method, seed)."""
     linear = cell.linear.unstack("seed")
-    lines = [
-        "| method | seeds | linear head | prototype head | over supervised | over consistency |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    baselines = [name for name in baselines if name in linear.index]
+    heads = ["method", "seeds", "linear head", "prototype head", *(f"over {name}" for name in baselines)]
+    lines = [f"| {' | '.join(heads)} |", "|---" + "|--:" * (len(heads) - 1) + "|"]
     for method in cell.index.unique("method"):
         second = cell.loc[method].prototype.dropna()
-        others = [difference(linear.loc[method] - linear.loc[base]) for base in ("supervised", "consistency")]
+        others = [difference(linear.loc[method] - linear.loc[base]) for base in baselines]
         own = linear.loc[method].dropna()
-        heads = f"{own.mean():.1f} ± {own.std():.1f} | {f'{second.mean():.1f}' if len(second) else '-'}"
-        lines.append(f"| {method} | {len(own)} | {heads} | {others[0]} | {others[1]} |")
+        spread = f" ± {own.std():.1f}" if len(own) > 2 else ""
+        heads = f"{own.mean():.1f}{spread} | {f'{second.mean():.1f}' if len(second) else '-'}"
+        lines.append(f"| {' | '.join([method, str(len(own)), heads, *others])} |")
     return "\n".join(lines)
 
 
 def difference(pairs: pd.Series) -> str:
-    """The mean of paired differences with half the width of its 95 % interval, and how many are above 0."""
+    """The mean of paired differences and how many are above 0; of three or more, half its 95 % interval's width."""
     pairs = pairs.dropna()
-    if len(pairs) < 2 or not pairs.any():
+    if not pairs.any():
         return "-"
-    half = t.ppf(0.975, len(pairs) - 1) * pairs.std() / sqrt(len(pairs))
-    return f"{pairs.mean():+.1f} ± {half:.1f} ({(pairs > 0).sum()} of {len(pairs)})"
+    half = t.ppf(0.975, len(pairs) - 1) * pairs.std() / sqrt(len(pairs)) if len(pairs) > 2 else None
+    return f"{pairs.mean():+.1f}{f' ± {half:.1f}' if half else ''} ({(pairs > 0).sum()} of {len(pairs)})"
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ CASES = (  # recipe, crop, labeled images on the GPU (and as many unlabeled ones
     ("voc", 513, 2),
     ("voc", 513, 8),
 )
-VERSIONS = (  # method, precision
-    ("supervised", "bf16-mixed"),
-    ("consistency", "bf16-mixed"),
-    ("pcr", "bf16-mixed"),
-    ("unimatch", "bf16-mixed"),
-    ("pcr", "32-true"),
+VERSIONS = (  # method, precision, torch.compile's mode
+    ("supervised", "bf16-mixed", None),
+    ("consistency", "bf16-mixed", None),
+    ("pcr", "bf16-mixed", None),
+    ("unimatch", "bf16-mixed", None),
+    ("pcr", "32-true", None),
+    ("pcr", "bf16-mixed", "default"),
+    ("pcr", "bf16-mixed", "reduce-overhead"),
 )
 ROUND = 10  # steps
 
@@ -34,9 +36,11 @@ def measure(repeats: int) -> list[Row]:
     found = []
     for dataset, crop, images in CASES:
         seconds, peaks = {}, {}
-        for method, precision in VERSIONS:
-            version = f"{method}, {precision}"
+        for method, precision, mode in VERSIONS:
+            version = ", ".join(filter(None, (method, precision, mode and f"compile={mode}")))
             module = make_module(f"method={method}", dataset=dataset)
+            if mode:
+                module.method.compile(mode=mode, dynamic=False)
             seconds[version], peaks[version] = steps(module, images, crop, repeats, precision)
         found += rows(f"{dataset}, resnet101, {images} + {images} x {crop} x {crop}", seconds, peaks)
     return found
@@ -44,8 +48,7 @@ def measure(repeats: int) -> list[Row]:
 
 def steps(module: Segmentation, images: int, crop: int, repeats: int, precision: str) -> tuple[list[float], float]:
     """Seconds of a step in each round of ten, and the most memory held, in MiB, networks and optimizer included."""
-    views = module.method.views.strong if module.uses_unlabeled else 1
-    clock, batch = Clock(repeats), make_batch(images, crop, views, "cuda")
+    clock, batch = Clock(repeats), make_batch(images, crop, 2, "cuda")
     train(module, batch, clock, accelerator="gpu", devices=1, precision=precision)
     return clock.seconds, torch.cuda.max_memory_allocated() / 2**20
 

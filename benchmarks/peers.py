@@ -24,20 +24,12 @@ def measure(repeats: int) -> list[Row]:
     found = []
     for backbone, crop, images in CASES:
         batch = make_batch(images, crop, strong_views=2)
-        batch["other"] = make_batch(images, crop, strong_views=2)["unlabeled"]
         for name in METHODS:
             module = make_module(f"backbone={backbone}", "backbone.output_stride=16", f"method={name}")
-            clock = run(module, fitting(batch, module), repeats, {"published": Published(module, batch)})
+            clock = run(module, batch, repeats, {"published": Published(module, batch)})
             seconds = {"UniMatch, as published": clock.others["published"], name: clock.steps}
             found += rows(f"{backbone}, {images} + {images} x {crop} x {crop}", seconds)
     return found
-
-
-def fitting(batch: dict, module: Segmentation) -> dict:
-    """The streams and strong views that a method takes."""
-    views, streams = module.method.views, {name: batch[name] for name in ("labeled", "unlabeled")}
-    streams["unlabeled"] = streams["unlabeled"] | {"strong": batch["unlabeled"]["strong"][:, : views.strong]}
-    return streams | ({"other": batch["other"]} if views.other else {})
 
 
 class Published:

@@ -3,8 +3,8 @@
     python benchmarks/run.py                          # everything: make bench
     python benchmarks/run.py part=method repeats=3    # one part; several: part=[method,step]
 
-Parts: method, levers, step, peers, loader, evaluation, growth, and gpu where there is one. Only an undisturbed machine
-gives figures worth keeping; parts that are not measured keep those they have.
+Parts: start, method, levers, step, peers, loader, evaluation, growth, and gpu where there is one. Only an undisturbed
+machine gives figures worth keeping; parts that are not measured keep those they have.
 """
 
 import json
@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-PARTS = ("method", "levers", "step", "peers", "loader", "evaluation", "growth", "gpu")
+PARTS = ("start", "method", "levers", "step", "peers", "loader", "evaluation", "growth", "gpu")
 ROOT = Path(__file__).parents[1]
 
 

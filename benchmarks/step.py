@@ -41,7 +41,7 @@ def measure(repeats: int) -> list[Row]:
         pcr, supervised = make_module(*overrides), make_module(*overrides, "method=supervised")
         batch = make_batch(images, crop)
         clock = run(pcr, batch, repeats, {"floor": Floor(pcr), "prototypes": lambda m, b: prototypes_alone(m, b)})
-        alone = run(supervised, {"labeled": batch["labeled"]}, repeats, {})
+        alone = run(supervised, batch, repeats, {})
         seconds = {"floor": clock.others["floor"], "step": clock.steps}
         seconds |= {"of it, prototypes": clock.others["prototypes"], "supervised step": alone.steps}
         found += rows(case, seconds, {"step": clock.peak.mebibytes, "supervised step": alone.peak.mebibytes})
@@ -67,8 +67,18 @@ def make_batch(images: int, crop: int, strong_views: int = 1, device: str = "cpu
     mask = torch.randint(len(CLASSES), (images, crop, crop), generator=generator)
     strong = weak[:, None].expand(-1, strong_views, -1, -1, -1)
     unlabeled = {"weak": weak, "strong": strong, "valid": torch.ones_like(mask, dtype=torch.bool)}
-    streams = {"labeled": {"image": image, "mask": mask}, "unlabeled": unlabeled}
+    other = {key: value.flip(0) for key, value in unlabeled.items()}
+    streams = {"labeled": {"image": image, "mask": mask}, "unlabeled": unlabeled, "other": other}
     return {name: {key: value.to(device) for key, value in stream.items()} for name, stream in streams.items()}
+
+
+def fitting(batch: dict, module: Segmentation) -> dict:
+    """The streams and strong views that a module's method takes."""
+    if not module.uses_unlabeled:
+        return {"labeled": batch["labeled"]}
+    views, unlabeled = module.method.views, batch["unlabeled"]
+    streams = {"labeled": batch["labeled"], "unlabeled": unlabeled | {"strong": unlabeled["strong"][:, : views.strong]}}
+    return streams | ({"other": batch["other"]} if views.other else {})
 
 
 def run(module: Segmentation, batch: dict, repeats: int, others: dict) -> "Clock":
@@ -84,7 +94,8 @@ def train(module: Segmentation, batch: dict, clock: L.Callback, **trainer: objec
         quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         limits = {"max_steps": clock.total, "limit_val_batches": 0, "log_every_n_steps": 10}
         fitter = L.Trainer(logger=CSVLogger(folder), callbacks=[clock], **limits, **quiet, **trainer)
-        fitter.fit(module, {name: DataLoader([part] * clock.total, batch_size=None) for name, part in batch.items()})
+        streams = fitting(batch, module)
+        fitter.fit(module, {name: DataLoader([part] * clock.total, batch_size=None) for name, part in streams.items()})
 
 
 class Clock(L.Callback):

@@ -42,9 +42,9 @@ MOST = {  # how often each place is passed at least in each of these runs
 }  # fmt: skip
 
 
-def die_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
-    """Make the count-th passing of a place send this process a signal."""
-    module, name = PLACES[place]
+def die_at(place: str | tuple[str, str], count: int, number: int = signal.SIGKILL) -> None:
+    """Make the count-th passing of a place, of `PLACES` or another, send this process a signal."""
+    module, name = PLACES[place] if isinstance(place, str) else place
     *owners, name = name.split(".")
     owner = sys.modules[module] if module in sys.modules else __import__(module)
     for attribute in owners:
@@ -55,7 +55,7 @@ def die_at(place: str, count: int, number: int = signal.SIGKILL) -> None:
         nonlocal passed
         passed += 1
         if passed == count:
-            if place.startswith("halfway"):
+            if place == "halfway through a checkpoint's write":
                 original(*args, **kwargs)
                 file = args[1]
                 file.flush()
@@ -162,9 +162,10 @@ def start_ranks(arguments: list[str], logs: list[Path], *prepare: object) -> lis
 
 
 def start_torchrun(
-    arguments: list[str], log: Path, *prepare: object, ranks: int = 2, restarts: int = 0, **environment: str
-) -> multiprocessing.Process:
-    """Start `torchrun --nproc-per-node=RANKS --max-restarts=RESTARTS train.py ARGUMENTS`, forking the ranks."""
+    arguments: list[str], log: Path, *prepare: object, ranks: int = 2, restarts: int = 0, script: Path = TRAIN,
+    **environment: str,
+) -> multiprocessing.Process:  # fmt: skip
+    """Start `torchrun --nproc-per-node=RANKS --max-restarts=RESTARTS SCRIPT ARGUMENTS`, forking the ranks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pcr_seg.training.fit"])
     with socket.socket() as free:
@@ -174,7 +175,7 @@ def start_torchrun(
         1, 1, ranks, run_id="test", rdzv_backend="static", rdzv_endpoint=f"127.0.0.1:{port}", rdzv_configs={"rank": 0},
         max_restarts=restarts, monitor_interval=0.1, start_method="fork",
     )  # fmt: skip
-    process = context.Process(target=be_torchrun, args=(config, str(TRAIN), arguments, str(log), environment, prepare))
+    process = context.Process(target=be_torchrun, args=(config, str(script), arguments, str(log), environment, prepare))
     process.start()
     return process
 

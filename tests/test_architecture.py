@@ -47,7 +47,8 @@ ALLOWED = {
     "data.published": set(),
     "data.coco": {"data.classes", "data.files", "data.imports.shapes", "data.published"},
     "data.splits": {"data.files", "data.pool", "data.published", "data.sources"},
-    "data.held_out": {"data.files", "data.sources", "data.splits"},
+    "data.groups": {"data.files", "data.sources"},
+    "data.held_out": {"data.files", "data.groups", "data.sources", "data.splits"},
     "data.objects": {"data.files", "data.sources", "data.splits"},
     "data.check": {"data.files", "data.held_out", "data.objects", "data.sources", "data.splits"},
     "data.suggest": {"data.files", "data.held_out", "data.objects", "data.sources", "data.splits"},
@@ -58,9 +59,10 @@ ALLOWED = {
     "data.imports.images": {"data.files", "data.imports.shapes", "data.sources"},
     **{f"data.imports.{tool}": {"data.files", "data.sources", *SHAPES} for tool in TOOLS},
     "data.imports.drawing": {"data.files", "data.imports.shapes", "data.prepare"},
-    "data.imports.dividing": {"data.imports.images", "data.sources", "data.splits"},
+    "data.imports.dividing": {"data.splits"},
     "data.imports.layout": {
-        "data.classes", "data.files", "data.imports.dividing", "data.imports.drawing", "data.prepare", *SHAPES,
+        "data.classes", "data.files", "data.groups", "data.imports.dividing", "data.imports.drawing", "data.prepare",
+        "data.sources", *SHAPES,
     },
     "data.imports.importing": {
         "data.files", "data.imports.drawing", "data.imports.layout", *SHAPES,
@@ -86,15 +88,19 @@ ALLOWED = {
     "predictor": {"data.files", "inference", "method.prototypes", "method.sampling", "pixels"},
     "moved": set(),
     "checkpoint": {"inference", "moved", "predictor"},
-    "scores": {"inference"},
+    "measures": {"data.files"},
+    "scores": {"inference", "measures"},
+    "processes": set(),
     "module": {
-        "checkpoint", "data.classes", "inference", "method.losses", "method.teacher", "pixels", "predictor", "scores",
+        "checkpoint", "data.classes", "inference", "method.losses", "method.teacher", "pixels", "predictor",
+        "processes", "scores",
     },
     "cluster": set(),
     "config": {"cluster", "data.published", "data.splits", "moved"},
     "pictures.visualize": set(),
-    "pictures.panels": {"data.classes", "inference", "pictures.visualize", "pixels", "predictor", *FILES},
+    "pictures.panels": {"data.classes", "inference", "measures", "pictures.visualize", "pixels", "predictor", *FILES},
     "training.checkpoints": {"checkpoint"},
+    "training.fsdp": {"processes"},
     "training.watch": set(),
     "training.values": {"checkpoint", "config"},
     "training.model_card": set(),
@@ -110,18 +116,31 @@ ALLOWED = {
     "training.fit": {
         "checkpoint", "cluster", "config", "data.datamodule", "data.sources", "data.splits", "inference",
         "method.sampling", "models.deeplab", "models.official", "module", "pictures.panels", "pixels",
-        "training.checkpoints", "training.diagnosis", "training.folds", "training.loggers", "training.model_card",
-        "training.resume", "training.summary", "training.timer", "training.values",
+        "training.checkpoints", "training.diagnosis", "training.folds", "training.fsdp", "training.loggers",
+        "training.model_card", "training.resume", "training.summary", "training.timer", "training.values",
     },
+    "cost": {"config", "data.sources", "data.synthetic", "module", "processes", "training.fit"},
     "commands.opening": {"checkpoint", "config", "data.held_out", "data.sources", "predictor", "training.values"},
-    "commands.evaluate": {"commands.opening", "data.splits", "data.whole", "pixels", "predictor", "scores"},
-    "commands.predict": {
-        "commands.opening", "data.annotations", "data.classes", "data.tiles", "pictures.panels", "pictures.visualize",
-        "predictor", *FILES,
+    "commands.evaluate": {
+        "commands.opening", "data.files", "data.splits", "data.whole", "measures", "pixels", "predictor", "scores",
     },
-    "commands.choose": {"commands.opening", "pictures.panels", "predictor", *FILES},
-    "commands.export": {"commands.opening", "pixels", "predictor"},
-    "commands.app": {"commands.opening", "pictures.panels", "pictures.visualize", "predictor"},
+    "commands.maps": {
+        "commands.opening", "data.annotations", "data.classes", "data.files", "data.tiles", "pictures.panels",
+        "pictures.visualize", "predictor",
+    },
+    "commands.predict": {
+        "commands.maps", "commands.opening", "data.annotations", "data.tiles", "pictures.panels", "predictor", *FILES,
+    },
+    "commands.autolabel": {"cluster", "commands.maps", "commands.opening", "pictures.panels", "predictor", *FILES},
+    "commands.choose": {
+        "commands.opening", "data.annotations", "data.groups", "inference", "pictures.panels", "pictures.visualize",
+        "pixels", "predictor", "report.pages", *FILES,
+    },
+    "commands.export": {"checkpoint", "commands.opening", "pixels", "predictor", "training.model_card"},
+    "commands.app": {
+        "commands.opening", "data.annotations", "data.files", "data.tiles", "pictures.panels", "pictures.visualize",
+        "predictor",
+    },
     "commands.prepare": {
         "config", "data.check", "data.imports.importing", "data.pool", "data.prepare", "data.suggest",
     },
@@ -157,7 +176,7 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
     assert "pcr_seg.method" not in names, "its files are named, so that this test sees them"
     if name.startswith("data.") and name != "data.features":  # which asks a frozen network
         assert "torch.nn" not in names
-    if not name.startswith(("commands.", "training.")) and name != "config":
+    if not name.startswith(("commands.", "training.")) and name not in ("config", "cost"):
         assert not {"hydra", "omegaconf"} & {n.split(".")[0] for n in names}
 
 

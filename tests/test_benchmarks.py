@@ -97,7 +97,6 @@ def test_unimatchs_published_step_and_ours_learn_the_same(monkeypatch: pytest.Mo
     settings = ("method=unimatch", "model.dropout=0", "method.threshold=0.1")
     module = step.make_module(*settings, dataset="synthetic")
     batch = step.make_batch(2, 33, strong_views=2)
-    batch["other"] = {key: value.flip(0) for key, value in batch["unlabeled"].items()}
     boxes = torch.zeros(2, 2, 1, 33, 33, dtype=torch.bool)
     boxes[0, :, :, 4:20, 8:24] = boxes[1, :, :, 12:30, :10] = True
     drawn = iter(boxes)

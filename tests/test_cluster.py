@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from faults import MOST, PLACES, TRAIN, die_at, differences, finish, on_rank, outcome, start_torchrun, tiny, train
 
 from pcr_seg import cluster
+from pcr_seg.commands.start import check
+from pcr_seg.config import command_line
 
 RANKS = ("global_batch=4", "hardware=cluster_cpu")
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "GROUP_WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "3"}
@@ -43,6 +46,16 @@ def environment(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
 def test_launchers_are_known_by_their_environment(variables: dict, found: tuple | None, monkeypatch) -> None:
     environment(monkeypatch, **variables)
     assert cluster.launched() == found
+
+
+def test_a_process_knows_its_place(monkeypatch) -> None:
+    environment(monkeypatch)
+    assert cluster.place() == (0, 1, 0)
+    environment(monkeypatch, SLURM_STEP_TASKS_PER_NODE="4(x2)", SLURM_PROCID="5", SLURM_LOCALID="1")
+    assert cluster.place() == (5, 8, 1)
+    monkeypatch.setenv("RANK", "4"), monkeypatch.setenv("LOCAL_RANK", "1")
+    environment(monkeypatch, **TORCHRUN)
+    assert cluster.place() == (4, 6, 1)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +130,31 @@ def test_the_folder_of_a_job_stays_when_it_is_queued_again(monkeypatch: pytest.M
 def late(seconds: float) -> None:
     """Start later than the others."""
     time.sleep(seconds)
+
+
+def test_the_files_for_slurm_and_skypilot_start_what_they_say(tmp_path: Path, monkeypatch) -> None:
+    """Their last command, by stand-ins for srun and torchrun that say what they are told to start."""
+    folder, keys = TRAIN.parent / "docs/cluster", ["dataset=cityscapes", "split=1_8", "per_device=2"]
+    for tool in (tmp_path / "srun", tmp_path / ".venv/bin/torchrun"):
+        tool.parent.mkdir(parents=True, exist_ok=True)
+        tool.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+        tool.chmod(0o755)
+    sky = yaml.safe_load((folder / "skypilot.yaml").read_text())
+    environment(monkeypatch, **TORCHRUN | {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"})
+    for words, more in (
+        (["bash", str(folder / "train.sbatch"), *keys], {"PYTHON": "python"}),
+        (["bash", "-c", sky["run"]], {
+            **sky["envs"], "KEYS": " ".join(keys), "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1",
+            "SKYPILOT_NUM_GPUS_PER_NODE": "8", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+        }),
+    ):  # fmt: skip
+        variables = os.environ | more | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        told = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+        told = told.stdout.splitlines()
+        options, started = told[: told.index("train.py")], told[told.index("train.py") + 1 :]
+        assert "hardware=cluster" in started and set(keys) <= set(started)
+        check("train", command_line(started))
+    assert {"--nnodes=2", "--node-rank=1", "--nproc-per-node=8", "--master-addr=10.0.0.1"} <= set(options)
 
 
 # ---------------------------------------------------------------------------------- preemption

@@ -1,5 +1,6 @@
 """Scores from a checkpoint alone, and what fits it not."""
 
+import csv
 import json
 import os
 import shutil
@@ -8,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import composed
+from torch import nn
 
 from pcr_seg.commands.choose import choose
-from pcr_seg.commands.evaluate import evaluate
+from pcr_seg.commands.evaluate import best_threshold, evaluate, score
 from pcr_seg.commands.opening import open_checkpoint
+from pcr_seg.inference import whole_image
+from pcr_seg.models.output import SegmentorOutput
+from pcr_seg.predictor import Predictor
 
 
 def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:
@@ -22,7 +27,42 @@ def test_evaluation_repeats_the_summary(trained: Path, tmp_path: Path) -> None:
     assert result["miou"] == pytest.approx(summary["miou_last"], abs=1e-4)
     assert result["miou_prototype"] == pytest.approx(summary["miou_prototype_last"], abs=1e-4)
     assert json.loads((tmp_path / "e.json").read_text()) == result
-    assert set(result["iou_prototype"]) == set(summary["iou"])
+    assert set(result["iou_prototype"]) == set(summary["iou"]) and result["threshold"] is None
+    with (tmp_path / "e.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    means = {row["image"]: float(row["iou"]) for row in rows if row["class"] == "mean"}
+    assert means == {name: scores["iou"] for name, scores in result["images"].items()} and len(means) == 3
+    for name, mean in means.items():
+        own = [float(row["iou"]) for row in rows if row["image"] == name and row["class"] != "mean"]
+        assert mean == pytest.approx(sum(own) / len(own), abs=1e-5)
+    assert result["dice"]["rings"] == pytest.approx(2 * result["iou"]["rings"] / (1 + result["iou"]["rings"]), abs=1e-5)
+    assert all(0 <= result["boundary_iou"][name] <= 1 for name in result["iou"])
+
+
+class Grey(nn.Module):
+    """Of two classes the second's logit is a pixel's value."""
+
+    num_classes, feature_dim, in_channels = 2, 1, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: torch.Tensor) -> SegmentorOutput:
+        bright = self.weight * images[:, :1]
+        return SegmentorOutput(torch.cat([torch.zeros_like(bright), bright], dim=1), bright, None)
+
+
+def test_two_classes_have_a_threshold() -> None:
+    predictor = Predictor(Grey(), None, ["sound", "pit"], [(0, 0, 0), (1, 1, 1)], whole_image)
+    value = torch.arange(-20, 20).float()[None, None, None].expand(1, 3, 2, 40) / 10
+    mask = (value[:, 0] > 1).long()  # of which a logit of 0 finds twice as much as there is
+    mask[0, 1] = 255
+    found = score(predictor, [{"image": value, "mask": mask, "name": ["a"]}])
+    best = best_threshold(*found.curve)
+    assert best["threshold"] == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.03)
+    assert best["dice"] == 1 and best["dice_at_half"] == pytest.approx(2 * 9 / (20 + 9), abs=1e-3)
+    assert found.never == [] and found.by_image.counts[0].tolist() == [[21, 9], [31, 9], [21, 19]]
 
 
 def test_evaluation_of_the_student_by_windows(trained: Path, tmp_path: Path) -> None:
@@ -76,6 +116,8 @@ def test_a_wrong_value_of_a_command_is_one_line(command: str, typed: str, answer
 def test_an_unknown_subset_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"subset=foo: choose train, val or test"):
         evaluate(composed("checkpoint=x", "subset=foo", name="eval"))
+    with pytest.raises(ValueError, match=r"output=a\.csv: names the JSON"):
+        evaluate(composed("checkpoint=x", "output=a.csv", name="eval"))
 
 
 def test_scores_are_shown_before_a_file_that_cannot_be_written(trained: Path, tmp_path: Path, capsys) -> None:

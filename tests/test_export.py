@@ -101,7 +101,7 @@ def test_script_of_the_docs_runs_without_this_package(checkpoint: Path, onnx: Pa
 
 
 def test_what_cannot_be_exported_is_one_line(tmp_path: Path, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="format=tflite: choose onnx or pt2"):
+    with pytest.raises(ValueError, match="format=tflite: choose onnx, pt2, weights or hub"):
         export(composed(f"checkpoint={checkpoint}", "format=tflite", name="export"))
     content = torch.load(checkpoint, weights_only=True)
     content["state_dict"]["method.bank.is_initialized"].fill_(False)

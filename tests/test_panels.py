@@ -108,7 +108,7 @@ def test_a_method_may_have_any_heads_and_no_bank(tmp_path: Path, tiny_set: Sourc
     assert titles == ["image", "truth", *(f"{head} head" for head in heads), "confidence"]
     assert [len(row) for row in rows] == [len(titles)] * 3
     monkeypatch.undo()
-    save_pictures(predictor, {}, tiny_set, tmp_path)
+    save_pictures(predictor, {}, None, tiny_set, tmp_path)
     assert (tmp_path / "panel.png").is_file() and not (tmp_path / "prototypes").exists()
 
 

@@ -17,16 +17,9 @@ from rich.progress import Progress
 from torch import nn
 
 from pcr_seg.checkpoint import load
-from pcr_seg.commands.predict import (
-    MAPS,
-    batches,
-    check_maps,
-    choose_device,
-    draw_maps,
-    named_images,
-    predict,
-    predict_tiles,
-)
+from pcr_seg.commands.maps import MAPS, batches, check_maps, draw_maps
+from pcr_seg.commands.opening import choose_device
+from pcr_seg.commands.predict import named_images, predict, predict_tiles
 from pcr_seg.config import CONF
 from pcr_seg.data.files import Format, read_image
 from pcr_seg.data.imports.importing import import_export
@@ -203,7 +196,7 @@ def test_an_interrupt_keeps_what_is_done(trained: Path, tmp_path: Path, monkeypa
             raise KeyboardInterrupt
         return look(*arguments, **options)
 
-    monkeypatch.setattr("pcr_seg.commands.predict.look", interrupted)
+    monkeypatch.setattr("pcr_seg.commands.maps.look", interrupted)
     with pytest.raises(SystemExit) as stopped:
         run_script(
             monkeypatch, f"checkpoint={trained}/checkpoints/last.ckpt", f"images={photos(tmp_path / 'photos')}",

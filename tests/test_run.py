@@ -20,7 +20,7 @@ from pcr_seg.training.summary import versions
 SUMMARY_KEYS = {
     "dataset", "split", "split_family", "method", "backbone", "seed", "num_labeled", "num_unlabeled", "iterations",
     "miou_last", "miou_best", "miou_prototype_last", "iou", "iou_prototype", "seconds", "images_per_second",
-    "peak_memory_mib", "versions", "git_commit", "semi_supervised_iterations",
+    "never_predicted", "peak_memory_mib", "versions", "git_commit", "semi_supervised_iterations",
 }  # fmt: skip
 LOG_KEYS = {
     "train/supervised_loss", "train/consistency_loss", "train/prototype_loss", "train/confident", "train/lr",

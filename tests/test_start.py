@@ -44,7 +44,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("train ~trainer.max_stps", "~trainer.max_stps: no such key; did you mean trainer.max_steps?"),
         ("train hydra.swep.dir=x", "hydra.swep.dir=x: no such key; did you mean hydra.sweep.dir?"),
         ("train +data.crop_size=3", "+data.crop_size=3: is there already; leave the + out"),
-        ("train +compile=true", "+compile=true: no such key; choose backbone, baseline, "),
+        ("train +faster=true", "+faster=true: no such key; choose backbone, baseline, "),
         ("train +recipe.colour=3", "+recipe.colour=3: no such key; did you mean recipe.strong_color?"),
         ("train method=supervised method.threshold=1", "method.threshold=1: no such key; did you mean "),
         ("train data.scale[0]=1", "data.scale[0]=1: cannot be read as key=value; quote the value: "),

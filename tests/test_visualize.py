@@ -53,6 +53,7 @@ def test_overlay_mixes_and_keeps_the_image_where_nothing_is_claimed():
     np.testing.assert_array_equal(overlay(picture(1, 2, 100), mask, COLORS, 0.25), [[(125, 75, 75), (100, 100, 100)]])
     np.testing.assert_array_equal(overlay(picture(1, 2, 100), mask, COLORS, 0), picture(1, 2, 100))
     np.testing.assert_array_equal(overlay(picture(1, 2, 100), mask, COLORS, 1)[0, 0], COLORS[1])
+    np.testing.assert_array_equal(overlay(picture(1, 2, 100), mask, COLORS, 1, background=1), picture(1, 2, 100))
 
 
 def test_heat_rises_in_lightness_and_marks_what_is_missing():

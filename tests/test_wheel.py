@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app", "choose")
+COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app", "choose", "autolabel")
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from pcr_seg.predictor import Predictor
 
 FORMAT = 2
 LAST = "last.ckpt"
+HUB, HUB_FILE = "hf://", "model.ckpt"  # of a repository on the Hugging Face Hub
 BACKBONES = ("student.backbone.", "teacher.network.backbone.")  # a frozen one may be left out
 MISSING = object()
 
@@ -50,7 +51,8 @@ def load(
     """Rebuild what a checkpoint predicts with, in eval mode on the CPU, from nothing but the file.
 
     Args:
-        checkpoint: a file of a run's `checkpoints` folder, or one that a plain `Trainer` has written.
+        checkpoint: a file of a run's `checkpoints` folder, one that a plain `Trainer` or `export.py format=weights` has
+            written, or "hf://USER/NAME", perhaps with "@REVISION", of the Hugging Face Hub.
         student: a network of the class that was trained, where that is not this project's. It becomes the predictor's:
             its weights are replaced and frozen, and it is in eval mode from then on.
         trust: dotted names of modules, or packages, whose classes may be called to rebuild network and method instead.
@@ -59,13 +61,15 @@ def load(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a checkpoint of this project, one that asks for code that is not trusted, or weights that do not
-            fit the network.
+        ValueError: not a checkpoint of this project, one that asks for code that is not trusted, weights that do not
+            fit the network, or the other network's alone.
     """
     if network not in ("teacher", "student"):
         raise ValueError(f"network={network}: choose teacher or student")
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(fetched(checkpoint))
     made, origin = content["pcr_seg"], f"checkpoint={checkpoint}"
+    if made.get("only", network) != network:
+        raise ValueError(f"{origin}: holds the {made['only']} alone; the {network} is in the run's last.ckpt")
     nodes = [made["method"], made["protocol"], *([made["student"]] if student is None else [])]
     refuse_strangers(origin, nodes, trust)
     try:
@@ -95,8 +99,40 @@ def part(state: dict, prefix: str) -> dict:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def fetched(checkpoint: str | Path) -> Path:
+    """The file of a checkpoint; one of the Hugging Face Hub is downloaded into its cache.
+
+    Raises:
+        FileNotFoundError: the hub has no such repository or file, or cannot be reached.
+    """
+    if not is_on_hub(checkpoint):
+        return Path(checkpoint)
+    from huggingface_hub import hf_hub_download
+
+    repo, _, revision = str(checkpoint).removeprefix(HUB).partition("@")
+    try:
+        return Path(hf_hub_download(repo, HUB_FILE, revision=revision or None))
+    except Exception as error:  # of the network, of the hub, and of names, each with a class of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FileNotFoundError(f"checkpoint={checkpoint}: no {HUB_FILE} on the hub ({reason})") from error
+
+
+def is_on_hub(checkpoint: str | Path) -> bool:
+    """Whether a checkpoint is named as one of the Hugging Face Hub."""
+    return str(checkpoint).startswith(HUB)
+
+
+def weights_alone(content: dict, network: str) -> dict:
+    """What it takes to predict, of a checkpoint's content: the weights of one network and of the method."""
+    prefix = {"student": "student.", "teacher": "teacher.network."}[network]
+    state = {key: value for key, value in content["state_dict"].items() if key.startswith((prefix, "method."))}
+    return {"state_dict": state, "pcr_seg": content["pcr_seg"] | {"only": network}}
+
+
+def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict:
     """Load a checkpoint of this project to the CPU; nothing in it is executed.
+
+    With `whole` it has to hold all that a training goes on from.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -110,11 +146,11 @@ def read_checkpoint(path: str | Path) -> dict:
             damaged = archive.testzip()
         content = torch.load(path, map_location="cpu", weights_only=True)
         made = content["pcr_seg"]
-        whole = damaged is None and {"classes", "palette"} <= set(made)
-        whole = whole and {"state_dict", "loops", "epoch", "global_step"} <= set(content)
+        parts = {"state_dict"} if "only" in made and not whole else {"state_dict", "loops", "epoch", "global_step"}
+        complete = damaged is None and {"classes", "palette"} <= set(made) and parts <= set(content)
     except Exception as error:
         raise ValueError(f"checkpoint={path}: not a complete checkpoint of this project") from error
-    if not whole:
+    if not complete:
         raise ValueError(f"checkpoint={path}: not a complete checkpoint of this project")
     if made.get("format") != FORMAT:
         raise ValueError(f"checkpoint={path}: of an older version; the last commit that reads it is {LAST_READER}")
@@ -139,7 +175,8 @@ def described(thing: object) -> object:
     if isinstance(thing, Number) and hasattr(thing, "item"):
         return thing.item()  # NumPy's, which `weights_only` refuses
     if isinstance(thing, nn.Module):
-        node = {"_target_": f"{type(thing).__module__}.{type(thing).__qualname__}"}
+        cls = class_of(thing)
+        node = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
         try:
             return node | kept_arguments(thing)
         except TypeError:
@@ -153,10 +190,15 @@ def described(thing: object) -> object:
     raise TypeError(f"{type(thing).__name__} is no plain value")
 
 
+def class_of(module: nn.Module) -> type:
+    """The class that a module was made of; FSDP puts one of its own before it."""
+    return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed.fsdp"))
+
+
 def kept_arguments(module: nn.Module) -> dict:
     """The arguments of a module's constructor, as described; raises a TypeError for one that cannot be known."""
     arguments, assumed = {}, []
-    for name, parameter in constructor_parameters(type(module)).items():
+    for name, parameter in constructor_parameters(class_of(module)).items():
         value, default = getattr(module, name, MISSING), parameter.default
         if is_foreign_loss(value) and default is not inspect.Parameter.empty:
             continue  # a prediction needs none: the default will do

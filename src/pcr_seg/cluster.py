@@ -56,6 +56,23 @@ def check_launch(nodes: int, devices: int) -> None:
         )
 
 
+class Place(NamedTuple):
+    """Which of the launcher's processes this one is: its number among all `total`, and among those of its node."""
+
+    rank: int
+    total: int
+    local_rank: int
+
+
+def place() -> Place:
+    """This process's place; that of a single one where no launcher started it."""
+    found, env = launched(), os.environ
+    if not found:
+        return Place(0, 1, 0)
+    rank, local = ("RANK", "LOCAL_RANK") if found.by == "torchrun" else ("SLURM_PROCID", "SLURM_LOCALID")
+    return Place(int(env[rank]), found.nodes * found.devices, int(env[local]))
+
+
 @functools.cache
 def started() -> str:
     """When this command was started, as all of its processes say it, for the name of a folder.

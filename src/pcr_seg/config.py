@@ -176,6 +176,19 @@ class BeforeRun(Callback):
                 check_launch(config.trainer)
 
 
+class Failures(Callback):
+    """Reads, when a sweep is over, which of its cells failed, wherever they ran."""
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
+        """Forget those of an earlier start of the same sweep."""
+        shutil.rmtree(Path(config.hydra.sweep.dir, NOTES), ignore_errors=True)
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
+        """Note them for `report_failures`."""
+        notes = sorted(Path(config.hydra.sweep.dir, NOTES).glob("*"), key=lambda note: int(note.name))
+        FAILED.extend(note.read_text(encoding="utf-8").rstrip() for note in notes)
+
+
 def launched(key: str) -> int:
     """`nodes`, or `devices` of each, that the launcher started, for `hardware=cluster`."""
     if found := cluster.launched():
@@ -186,6 +199,37 @@ def launched(key: str) -> int:
     )
 
 
+def global_batch(batch: int, per_device: int | None, accelerator: str, devices: str | int | list, nodes: int) -> int:
+    """Labeled images of an optimizer step: the recipe's, or so many on each device."""
+    return batch if per_device is None else per_device * nodes * num_devices(accelerator, devices)
+
+
+def growth(total: int, batch: int, per_device: int | None) -> float:
+    """How many times the recipe's batch `per_device` makes; 1 without it."""
+    return 1.0 if per_device is None else total / batch
+
+
+def grown_lr(lr: float, optimizer: str, growth: float) -> float:
+    """The learning rate for a grown batch: SGD's grew alike in conf/optimizer (Goyal et al. 2017); Adam's by the root.
+
+    Source of the root: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022.
+    """
+    return lr if optimizer.endswith(".SGD") else lr * growth**0.5
+
+
+def grown_decay(decay: float, growth: float) -> float:
+    """The decay of an average over steps, of which there are fewer: it forgets as much for each image as before.
+
+    Source: Busbridge et al., "How to Scale Your EMA", NeurIPS 2023.
+    """
+    return decay**growth
+
+
+def warmup(growth: float) -> float:
+    """Share of the steps in which the learning rate rises where it was raised (Goyal et al. 2017), else 0."""
+    return 0.05 if growth > 1 else 0.0
+
+
 def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
     """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
 
@@ -194,7 +238,9 @@ def device_batch(total: int, most: int, accelerator: str, devices: str | int | l
     """
     world = nodes * num_devices(accelerator, devices)
     if total % world:
-        raise ValueError(f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}")
+        raise ValueError(
+            f"global_batch={total}: {world} devices cannot share it evenly; set a multiple of {world}, or per_device=2"
+        )
     return max(size for size in range(1, most + 1) if (total // world) % size == 0)
 
 
@@ -255,7 +301,8 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"error: {one_line(error)}")
 
 
-FAILED: list[str] = []  # cells of a sweep, with their reasons
+NOTES = ".failed"  # folder of a sweep's: a file for each cell that failed, by its number; cells may be other processes
+FAILED: list[str] = []  # cells of this command's sweep, with their reasons
 
 
 @contextmanager
@@ -266,10 +313,12 @@ def going_on() -> Iterator[None]:
         yield
     except SystemExit as error:
         remove_empty(Path(config.runtime.output_dir))
-        serial = config.mode == RunMode.MULTIRUN and config.launcher._target_.endswith("BasicLauncher")
-        if not serial or not str(error.code).startswith("error: "):
+        if config.mode != RunMode.MULTIRUN or not str(error.code).startswith("error: "):
             raise
-        FAILED.append(f"{config.job.override_dirname or config.job.num}: {str(error.code).removeprefix('error: ')}")
+        note = Path(config.sweep.dir, NOTES, str(config.job.num))
+        note.parent.mkdir(parents=True, exist_ok=True)
+        cell = config.job.override_dirname or config.job.num
+        note.write_text(f"{cell}: {str(error.code).removeprefix('error: ')}\n", encoding="utf-8")
         print(f"{error.code}\nthe other cells go on", file=sys.stderr)
     else:
         remove_empty(Path(config.runtime.output_dir))
@@ -278,7 +327,11 @@ def going_on() -> Iterator[None]:
 def remove_empty(folder: Path) -> None:
     """Remove a folder in which Hydra alone has written."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
-        logging.shutdown()
+        log = logging.getLogger()
+        for handler in log.handlers[:]:  # a launcher may have something to say yet
+            if isinstance(handler, logging.FileHandler) and folder in Path(handler.baseFilename).parents:
+                log.removeHandler(handler)
+                handler.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -315,6 +368,11 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 RESOLVING = "ValueError raised while resolving interpolation: "
+OmegaConf.register_new_resolver("global_batch", global_batch, replace=True)
+OmegaConf.register_new_resolver("growth", growth, replace=True)
+OmegaConf.register_new_resolver("grown_lr", grown_lr, replace=True)
+OmegaConf.register_new_resolver("grown_decay", grown_decay, replace=True)
+OmegaConf.register_new_resolver("warmup", warmup, replace=True)
 OmegaConf.register_new_resolver("device_batch", device_batch, replace=True)
 OmegaConf.register_new_resolver("launched", launched, replace=True)
 OmegaConf.register_new_resolver("started", cluster.started, replace=True)

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import lightning.pytorch as L
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -25,6 +24,7 @@ from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.teacher import Teacher, pseudo_label
 from pcr_seg.pixels import as_floats
 from pcr_seg.predictor import Predictor
+from pcr_seg.processes import Divided, all_reduced, share_buffers
 from pcr_seg.scores import Scores
 
 
@@ -48,6 +48,7 @@ class Segmentation(L.LightningModule):
         method: by the contract of `pcr_seg.method`.
         class_names: of the C classes, for the IoU of each.
         lr: learning rate, falling to 0 over the training with (1 - step / steps) ** poly_power.
+        warmup: share of the training's steps in which that rises from nothing first, in 0..1.
         optimizer: makes an optimizer from parameter groups and `lr`.
         poly_power: of that fall; 0.9 in U2PL.
         logit_adjustment: of the teacher's pseudo-labels by the classes' frequencies: `method.teacher.Teacher`.
@@ -66,6 +67,7 @@ class Segmentation(L.LightningModule):
         *,
         lr: float = 1e-3,
         optimizer: Callable = torch.optim.AdamW,
+        warmup: float = 0.0,
         poly_power: float = 0.9,
         teacher_bn: str = "copy",
         logit_adjustment: float = 0.0,
@@ -85,13 +87,13 @@ class Segmentation(L.LightningModule):
         if hasattr(method, "attach"):
             method.attach(self.student)
         self.class_names, self.palette = list(class_names), palette or distinct_colors(len(class_names))
-        self.lr, self.optimizer, self.poly_power = lr, optimizer, poly_power
-        self.protocol, self.seed = protocol, seed
-        self.described_protocol = described(protocol)  # fails now, not at the first save
+        self.lr, self.optimizer, self.warmup, self.poly_power, self.seed = lr, optimizer, warmup, poly_power, seed
+        self.protocol, self.described_protocol = protocol, described(protocol)  # fails now, not at the first save
         self.name = name or type(method).__name__
         self.metadata: dict = {}  # of the run, beside what it takes to predict: travels with every checkpoint
 
         self.latest: dict[str, Tensor] = {}  # losses and figures of the newest step
+        self.divided: Divided | None = None  # the weights, over the devices
         self.unsettled = False  # the teacher's statistics are older than its weights (`settle`)
         self.scores: dict[str, float] = {}  # what the newest validation logged
         self.validated_at = -1  # and its step
@@ -145,6 +147,16 @@ class Segmentation(L.LightningModule):
             raise ValueError(f"{self.name}: needs {wanted} strong views (V, 3, H, W); {name} has {found}")
         return views
 
+    def configure_model(self) -> None:
+        """Divide the weights of student and teacher over the devices where the trainer's strategy is to."""
+        if self.device_mesh is not None and self.divided is None:
+            self.divided = Divided(self, self.student, self.teacher.network, self.device_mesh["data_parallel"])
+
+    def gather(self) -> None:
+        """Have the evaluated network whole until the next step, if it is divided; every process has to call this."""
+        if self.divided:
+            self.divided.gather()
+
     def configure_optimizers(self) -> dict:
         """The student's parameter groups, and the poly schedule in steps over the whole training."""
         if hasattr(self.student, "parameter_groups"):
@@ -154,7 +166,10 @@ class Segmentation(L.LightningModule):
         own = [p for p in self.method.parameters() if p.requires_grad]
         optimizer = self.optimizer([*groups, {"params": own}] if own else groups, lr=self.lr)
         steps = self.trainer.estimated_stepping_batches
-        poly = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / steps) ** self.poly_power)
+        rise = max(1.0, self.warmup * steps)
+        poly = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, (step + 1) / rise) * max(0.0, 1 - step / steps) ** self.poly_power
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -207,6 +222,8 @@ class Segmentation(L.LightningModule):
         self.log("train/lr", torch.tensor(self.optimizers().param_groups[0]["lr"]))
         torch.manual_seed((self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank)
         self._step_before = self.trainer.global_step
+        if self.divided:
+            self.divided.start_step()
 
     def on_train_batch_end(self, outputs: Tensor, batch: dict, batch_idx: int) -> None:
         """Move the teacher after each optimizer step (not after each accumulated batch)."""
@@ -239,17 +256,17 @@ class Segmentation(L.LightningModule):
     @property
     def predictor(self) -> Predictor:
         """The teacher, which is what is evaluated, with the method's heads."""
+        network = self.divided.whole if self.divided else self.teacher.network
         return Predictor(
-            self.teacher.network, self.method, self.class_names, self.palette, self.protocol,
+            network, self.method, self.class_names, self.palette, self.protocol,
             name=self.name, metadata=self.metadata,
         )  # fmt: skip
 
     def on_validation_start(self) -> None:
         """Score right statistics, and on every rank the same: those of its own weak views differ."""
         self.settle()
-        if dist.is_available() and dist.is_initialized():
-            for buffer in self.teacher.buffers():
-                dist.broadcast(buffer, src=0)
+        share_buffers(self.teacher)
+        self.gather()
 
     def on_validation_epoch_start(self) -> None:
         """Count from zero; afterwards the counts stay for whoever wants to show them."""
@@ -262,7 +279,7 @@ class Segmentation(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # scores are fp32's, whatever training computes in
             kept = getattr(self.student, "width", None) == batch["image"].shape[1]  # features
             heads = self.predictor.scored(batch["image"], size=batch["mask"].shape[-2:] if kept else None)
-        truth = self.confusion.update(heads, batch["mask"])
+        truth = self.confusion.update(heads, batch["mask"], *batch.get("name", ()))
         if hasattr(self.method, "threshold"):
             labels, confidence = pseudo_label(heads["linear"])
             known, confident = truth != IGNORE_INDEX, confidence >= self.method.threshold
@@ -330,10 +347,3 @@ class LabeledBatches:
         if isinstance(used, DataLoader) and used.batch_size and not isinstance(used.dataset, IterableDataset):
             return DataLoader(used.dataset, used.batch_size, collate_fn=used.collate_fn)
         return used
-
-
-def all_reduced(counts: Tensor) -> Tensor:
-    """Counts added over all processes."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(counts)
-    return counts

@@ -86,7 +86,7 @@ class Predictor(nn.Module):
     def bank(self) -> PrototypeBank | None:
         """The prototypes, where the method has some and they are known."""
         bank = getattr(self.method, "bank", None)
-        return bank if bank is not None and bank.is_initialized else None
+        return bank if hasattr(bank, "prototypes") and bank.is_initialized else None
 
     @property
     def channels(self) -> int:

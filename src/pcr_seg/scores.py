@@ -1,13 +1,18 @@
-"""IoU of each head over a whole set, counted image by image on the device, over all processes."""
+"""IoU of each head over a whole set, counted image by image on the device, over all processes; and of each image."""
 
+import functools
 import math
 
+import torch
+import torch.distributed as dist
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from pcr_seg.inference import center_pad, iou_per_class
+from pcr_seg.measures import ByImage, together
 
 HEADS = ("linear", "prototype")  # whose scores summary.json and eval's JSON have
 
@@ -18,27 +23,61 @@ def suffix(head: str) -> str:
 
 
 class Scores(nn.Module):
-    """A confusion matrix for each head that there is."""
+    """A confusion matrix for each head that there is, and what single images add to the linear one's."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes, self.matrices = num_classes, nn.ModuleDict()
+        self.reset()
 
     def reset(self) -> None:
         """Count from zero."""
         self.matrices.clear()
+        self.names: list[str] = []
+        self.images: list[Tensor] = []  # (3, C) of each batch
+        self.most = self.where = None
 
-    def update(self, heads: dict[str, Tensor], mask: Tensor) -> Tensor:
-        """Count images: logits (B, C, H, W) of each head, and the mask (B, H, W); return the mask as it was scored."""
+    def update(self, heads: dict[str, Tensor], mask: Tensor, name: str | None = None) -> Tensor:
+        """Count images: logits (B, C, H, W) of each head, and the mask (B, H, W); return the mask as it was scored.
+
+        A batch of one image may have a `name`.
+        """
         truth = center_pad(mask, heads["linear"].shape[-2:])
         for head, logits in heads.items():
             if head not in self.matrices:
                 # Ignored pixels are counted as one class more and left out at the end: dropping them takes longer.
                 matrix = MulticlassConfusionMatrix(self.num_classes + 1, validate_args=False)
                 self.matrices[head] = matrix.to(logits.device)
+            matrix = self.matrices[head]
+            before = matrix.confmat.clone()
             predicted = logits.max(dim=1).indices  # argmax takes several times longer over channels
-            self.matrices[head].update(predicted, truth.clamp(max=self.num_classes))
+            matrix.update(predicted, truth.clamp(max=self.num_classes))
+            if head == "linear":
+                self.add_image((matrix.confmat - before)[:-1, :-1], name)
         return truth
+
+    def add_image(self, matrix: Tensor, name: str | None) -> None:
+        """Keep what an image (C, C) adds; nothing here waits for the device."""
+        self.images.append(torch.stack([matrix.diagonal(), matrix.sum(dim=1), matrix.sum(dim=0)]))
+        if self.most is None:
+            self.most, self.where = matrix, torch.zeros_like(matrix)
+        else:
+            self.where = torch.where(matrix > self.most, len(self.names), self.where)
+            self.most = torch.maximum(matrix, self.most)
+        self.names.append(name or f"image {len(self.names) + 1}")
+
+    def by_image(self) -> ByImage | None:
+        """What was counted of each image, over all processes; every one has to call this. None without images."""
+        own = None
+        if self.images:
+            arrays = (torch.stack(self.images), self.most, self.where)
+            own = ByImage(self.names, *(array.cpu().numpy() for array in arrays))
+        parts = [own]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, own)
+        parts = [part for part in parts if part]
+        return functools.reduce(together, parts) if parts else None
 
     def counts(self) -> dict[str, Tensor]:
         """Pixels (C, C) of [truth, prediction] since the reset, over all processes, for each head."""
@@ -53,6 +92,19 @@ class Scores(nn.Module):
             names = [f"val/iou{suffix(head)}/{name}" for name in class_names]
             classes |= dict(zip(names, iou, strict=True))
         return means, classes
+
+
+def never_predicted(counts: Tensor, class_names: list[str]) -> list[str]:
+    """Classes that occur and are never predicted, from pixels (C, C) of [truth, prediction]."""
+    never = (counts.sum(dim=0) == 0) & (counts.sum(dim=1) > 0)
+    return [name for name, is_so in zip(class_names, never.tolist(), strict=True) if is_so]
+
+
+def warning_of(never: list[str]) -> Text:
+    """The line in the terminal on classes that are never predicted."""
+    return Text(
+        f"NEVER PREDICTED by the linear head: {', '.join(never)}. All of it becomes something else.", style="bold red"
+    )
 
 
 def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:

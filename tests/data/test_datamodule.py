@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pcr_seg.data import sources, splits
-from pcr_seg.data.cache import memory_mapped
+from pcr_seg.data.cache import cache_folder, memory_mapped
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
@@ -513,3 +514,16 @@ def test_a_resumed_stream_goes_on_at_its_position(done: int) -> None:
         if epoch > 2:  # the first epoch has begun before the trainer could say which it is
             resumed.set_epoch(epoch)
         assert list(resumed) == list(whole)[skipped:] and len(resumed) == 8
+
+
+@pytest.mark.parametrize(
+    ("size", "suffix", "kept"), [((64, 64), ".png", False), ((1024, 1024), ".png", True), ((1024, 1024), ".jpg", False)]
+)
+def test_pixels_of_large_slow_files_are_kept_by_default(tmp_path, monkeypatch, size, suffix, kept) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", size).save(tmp_path / f"a{suffix}")
+    samples = [Sample("a", str(tmp_path / f"a{suffix}"))] * 20
+    assert cache_folder("auto", samples) == (Path("runs/cache") if kept else None)
+    assert cache_folder(None, samples) is None and cache_folder("x", samples) == Path("x")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2 * 20 * 4 * 1024**2 - 1))
+    assert cache_folder("auto", samples) is None, "the disk has no room"

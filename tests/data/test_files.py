@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from test_sources import colors, save
 
+from pcr_seg.data import files
 from pcr_seg.data.files import DataError, Format, Sample, image_size, nearly_black, read_header, read_image, read_mask
 
 
@@ -343,3 +345,28 @@ def test_missing_mask_names_mask_image_and_remedy(tmp_path):
         read_mask(Sample("a", tmp_path / "a.jpg", tmp_path / "a.png"))
     with pytest.raises(ValueError, match=r"a\.jpg: labeled, but it has no mask; add one"):
         read_mask(Sample("a", tmp_path / "a.jpg"))
+
+
+@pytest.mark.skipif(not files.HAS_SPNG, reason="imagecodecs is not installed (extra fast)")
+@pytest.mark.parametrize("kind", ["plain", "gamma", "text", "palette", "alpha", "grey", "interlaced", "turned"])
+def test_libspng_reads_what_pillow_reads_and_only_plain_files(tmp_path: Path, kind: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), np.uint8))
+    image = image.convert({"palette": "P", "alpha": "RGBA", "grey": "L"}.get(kind, "RGB"))
+    options, info = {}, PngInfo()
+    if kind == "gamma":
+        info.add(b"gAMA", struct.pack(">I", 45455))
+    if kind == "text":
+        info.add_text("Comment", "a word")
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        options["exif"] = exif
+    image.save(tmp_path / "a.png", pnginfo=info, **options)
+    content = (tmp_path / "a.png").read_bytes()
+    if kind == "interlaced":  # by its header alone: no writer at hand makes one
+        content = content[:28] + b"\1" + content[29:]
+        assert files._plain_png(content, {b"IHDR", b"IDAT", b"IEND"}) is None
+        return
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "a.png")).convert("RGB")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.array(expected))
+    assert (files._plain_png(content, files._verify(content)) is not None) == (kind in ("plain", "gamma"))

@@ -182,10 +182,12 @@ def test_folds_where_there_are_val_images_are_refused(tiny_set: Source, tmp_path
 
 
 def test_means_leave_out_classes_that_a_fold_does_not_show() -> None:
-    def fold(miou: float, cat: float | None) -> dict:
-        return {"miou_last": miou, "miou_prototype_last": None, "iou": {"cat": cat}, "iou_prototype": None}
+    def fold(miou: float, cat: float | None, *never: str) -> dict:
+        iou = {"iou": {"cat": cat, "dog": 0.0}, "iou_prototype": None, "never_predicted": never}
+        return {"miou_last": miou, "miou_prototype_last": None, **iou}
 
-    scores = over_folds([fold(0.2, 0.4), fold(0.4, None), fold(0.9, 0.5)])
-    assert scores["iou"] == {"cat": pytest.approx(0.45)} and scores["miou_last"] == pytest.approx(0.5)
+    scores = over_folds([fold(0.2, 0.4, "dog"), fold(0.4, None, "dog", "cat"), fold(0.9, 0.5, "dog")])
+    assert scores["never_predicted"] == ["dog"], "in none of the folds"
+    assert scores["iou"] == {"cat": pytest.approx(0.45), "dog": 0} and scores["miou_last"] == pytest.approx(0.5)
     assert scores["miou_last_std"] == pytest.approx(stdev([0.2, 0.4, 0.9]))
     assert scores["iou_prototype"] is None and scores["miou_prototype_last"] is None

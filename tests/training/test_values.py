@@ -48,7 +48,7 @@ def test_what_is_shipped_is_accepted(choice: str, monkeypatch: pytest.MonkeyPatc
         ("data.on_error=ignore", r"data\.on_error=ignore: choose raise, skip"),
         ("+data.crop=3", r"data\.crop: no such key; did you mean crop_size\?"),
         ("+trainer.max_epoch=3", r"trainer\.max_epoch: no such key; did you mean max_epochs\?"),
-        ("+compile=true", r"compile: no such key"),
+        ("+faster=true", r"faster: no such key"),
         ("+model.width=3", r"model\.width: no such key"),
     ],
 )

@@ -1,97 +1,236 @@
-"""Which images to label next: those that the two heads disagree on, spread over the prototypes."""
+"""Which images to label next: those that the network doubts most, and that lie apart from each other."""
 
 import csv
 from collections.abc import Sequence
+from contextlib import nullcontext
+from io import BytesIO
+from math import ceil
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch import Tensor
 
-from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, output_folder, whole_number
-from pcr_seg.data.files import Sample, read_image
+from pcr_seg.commands.opening import (
+    choose_device,
+    open_checkpoint,
+    open_source,
+    output_folder,
+    run_folder,
+    whole_number,
+    writing,
+)
+from pcr_seg.data import annotations
+from pcr_seg.data.files import Sample, read_bytes, read_image
+from pcr_seg.data.groups import grouped
 from pcr_seg.data.sources import read_list
+from pcr_seg.inference import center_pad, disagreement
+from pcr_seg.pictures import visualize
 from pcr_seg.pictures.panels import head_names, look
+from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.predictor import Predictor
+from pcr_seg.report.pages import choice_page
+
+SCORES = ("doubt", "disagreement")
+THUMBNAIL = 640  # longer side of the page's pictures
+REMEDY = "name another folder with output=FOLDER"
 
 
 def choose(cfg: DictConfig) -> list[str]:
-    """Rank the unlabeled images of a checkpoint's data set, write the next split and a table, return the names.
+    """Rank the unlabeled images of a checkpoint's data set, write what it takes to label the first, return the names.
 
-    OUTPUT/labeled.txt holds the run's labeled images and the new ones, for `split=`; OUTPUT/new.csv the new ones with
-    rank, mean disagreement (0..1) and file.
+    OUTPUT/labeled.txt holds the run's labeled images and the new ones, for `split=`; new.csv the new ones with rank,
+    score, group and file; new.html shows them with predictions; images/ and annotations are for an annotation tool.
 
     Raises:
         FileNotFoundError: the run folder's splits/labeled.txt is not beside the checkpoint.
-        ValueError: no bank, no second head, a budget that the images do not fill, or lists that do not fit the set.
+        ValueError: a score that the checkpoint cannot give, groups that are none, a budget that the images do not fill,
+            or lists that do not fit the set.
         OSError: nothing can be written to OUTPUT.
     """
     predictor = open_checkpoint(cfg)
-    if predictor.bank is None:
-        raise ValueError(f"checkpoint={cfg.checkpoint}: {predictor.name} has no prototypes to disagree with; train pcr")
-    if len(head_names(predictor)) == 1:
-        raise ValueError(f"checkpoint={cfg.checkpoint}: {predictor.name} has no second head to disagree; train pcr")
-    whole_number(cfg, "budget")
-    run = Path(cfg.checkpoint).absolute().parents[1]
-    source, labeled = open_source(cfg, predictor), read_list(run / "splits/labeled.txt")
+    check_keys(cfg, predictor)
+    run = run_folder(cfg)
+    source, names = open_source(cfg, predictor), read_list(run / "splits/labeled.txt")
     samples = {sample.name: sample for sample in (*source.train, *source.unlabeled)}
-    if strange := [name for name in labeled if name not in samples]:
+    if strange := [name for name in names if name not in samples]:
         raise ValueError(
             f"{run}/splits/labeled.txt: {strange[0]} is not in {source.name}; give dataset=NAME dataset.root=FOLDER"
         )
-    unlabeled = [samples[name] for name in sorted(samples.keys() - set(labeled))]
+    unlabeled = [samples[name] for name in sorted(samples.keys() - set(names))]
     if not 1 <= cfg.budget <= len(unlabeled):
         raise ValueError(f"budget={cfg.budget}: {source.name} has {len(unlabeled)} unlabeled images; choose 1 to that")
+    groups, what = grouped([sample.name for sample in unlabeled], cfg.group)
     predictor.to(choose_device(cfg.device))
-    output = output_folder(Path(cfg.output or run / "next"), "name another folder with output=FOLDER")
+    output = output_folder(Path(cfg.output or run / "next"), REMEDY)
 
-    spread = np.stack([disagreement_by_prototype(predictor, sample) for sample in track(unlabeled, "scoring")])
-    order = cover(spread, cfg.budget)
-    chosen = [(unlabeled[i], spread[i].sum().item()) for i in order]
-    write(output, labeled, chosen, origin=f"{len(labeled)} of {run.name} and {len(chosen)} chosen by disagreement")
+    seen = [survey_file(predictor, sample, cfg.score) for sample in track(unlabeled, "scoring")]
+    scores, places = np.array([score for score, _ in seen]), None
+    known = []
+    if cfg.diversity:
+        places = np.stack([place for _, place in seen])
+        known = [survey_file(predictor, samples[name], cfg.score)[1] for name in names]
+    order = spread(scores, cfg.budget, places=places, known=known, groups=groups)
+    chosen = [(unlabeled[i], scores[i].item(), groups[i]) for i in order]
 
-    table = Table("rank", "image", "disagreement", title=f"{len(chosen)} of {len(unlabeled)} images to label next")
-    for rank, (sample, score) in enumerate(chosen[:10], 1):
+    title = f"{len(chosen)} of {len(unlabeled)} images to label next"
+    with writing(output, REMEDY):
+        write(output, names, chosen, f"{len(names)} of {run.name} and {len(chosen)} chosen by {cfg.score}", cfg.score)
+        show(predictor, output, chosen, cfg.format, title, cfg.score)
+
+    table = Table("rank", "image", cfg.score, title=title)
+    for rank, (sample, score, _) in enumerate(chosen[:10], 1):
         table.add_row(str(rank), sample.name, f"{score:.3f}")
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(table)
-    console.print(f"all of them: {output}/new.csv; draw their masks, and put image and mask among the training images")
+    counts = [sum(group == one for _, _, group in chosen) for one in dict.fromkeys(group for _, _, group in chosen)]
+    if what != "single images":
+        console.print(f"groups by {what}: at most {max(counts)} images of one")
+    console.print(f"look at them: {output}/new.html; all of them: {output}/new.csv")
+    if cfg.format:
+        file = "annotations.json" if cfg.format == "coco" else "labelme"
+        console.print(f"correct the predictions in a tool: {output}/{file}, of the images in {output}/images")
+    console.print("put image and mask among the training images, then")
     split = f"split={output}/labeled.txt" + (f" val={run}/splits/val.txt" if source.held_out else "")
     console.print(f"python train.py ... {split}     # ... as that run was started; the rest is unlabeled")
-    return [sample.name for sample, _ in chosen]
+    return [sample.name for sample, *_ in chosen]
 
 
-def disagreement_by_prototype(predictor: Predictor, sample: Sample) -> np.ndarray:
-    """The mean disagreement of an image's pixels, in parts for their nearest prototypes: (C * K,), its sum in 0..1."""
-    [found] = look(predictor, [read_image(sample.image, sample.format)])
-    number = predictor.bank.prototypes.shape[:2].numel()
-    return np.bincount(found.nearest.ravel(), found.disagreement.ravel(), number) / found.nearest.size
+def check_keys(cfg: DictConfig, predictor: Predictor) -> None:
+    """Raise a ValueError for a key that has no such value, or one that the checkpoint cannot follow."""
+    whole_number(cfg, "budget")
+    if cfg.score not in SCORES:
+        raise ValueError(f"score={cfg.score}: choose {' or '.join(SCORES)}")
+    if cfg.diversity not in ("features", None):
+        raise ValueError(f"diversity={cfg.diversity}: choose features or null")
+    if cfg.format not in (*annotations.FORMATS, None):
+        raise ValueError(f"format={cfg.format}: choose {', '.join(annotations.FORMATS)} or null")
+    if cfg.score == "disagreement" and len(head_names(predictor)) == 1:
+        raise ValueError(f"score=disagreement: {predictor.name} has no second head to disagree; choose score=doubt")
 
 
-def cover(spread: np.ndarray, budget: int) -> list[int]:
-    """Choose rows of (N, M) one after another, each the one that adds most to sum_m sqrt(sum over chosen rows).
+def survey_file(predictor: Predictor, sample: Sample, score: str) -> tuple[float, np.ndarray]:
+    """What `survey` says of an image file."""
+    image = as_tensor(read_image(sample.image, sample.format))[None].to(predictor.device)
+    return survey(predictor, normalize(image, predictor.network), score)
 
-    Much disagreement counts, and less on prototypes where much has been chosen: of two equal images the second adds
-    41 % of the first. The function is monotone and submodular, so this reaches 1 - 1/e of the best set's value.
-    Source: feature-based functions, Wei, Iyer and Bilmes, ICML 2015; the bound, Nemhauser et al. 1978.
+
+@torch.inference_mode()
+def survey(
+    predictor: Predictor, image: Tensor, score: str, size: tuple[int, int] | torch.Size | None = None
+) -> tuple[float, np.ndarray]:
+    """How doubtful an image is, 0..1, and where it lies among others.
+
+    Args:
+        predictor: of which the network is asked.
+        image: (1, channels, H, W), normalized, or its features, where the network takes them.
+        score: "doubt", the mean over pixels of 1 less the linear head's confidence; or "disagreement", that of the
+            first two heads, see `inference.disagreement`.
+        size: (H, W), of features.
+
+    Returns:
+        The score, and the mean of the network's features (D,), of length 1.
     """
-    covered, chosen = np.zeros(spread.shape[1]), []
+    means: list[Tensor] = []
+    hook = predictor.network.register_forward_hook(
+        lambda network, images, output: means.append(output.features.mean(dim=(0, 2, 3)))
+    )
+    try:  # of every window, where the protocol makes some
+        heads = predictor.scored(image, linear=score == "doubt", size=size)
+    finally:
+        hook.remove()
+    first, *others = (center_pad(logits, size or image.shape[-2:]) for logits in heads.values())
+    doubt = 1 - first.softmax(dim=1).amax(dim=1) if score == "doubt" else disagreement(first, others[0])
+    place = torch.nn.functional.normalize(torch.stack(means).mean(dim=0), dim=0)
+    return doubt.mean().item(), place.float().cpu().numpy()
+
+
+def spread(
+    scores: np.ndarray,
+    budget: int,
+    *,
+    places: np.ndarray | None = None,
+    known: Sequence[np.ndarray] = (),
+    groups: Sequence[str] | None = None,
+) -> list[int]:
+    """Choose images one after another, each the one of the largest score times distance to the nearest chosen one.
+
+    That is the greedy choice of k centers, weighted by scores (Sener and Savarese, "Active learning for convolutional
+    neural networks: a core-set approach", ICLR 2018). No group gives more than twice its share of the budget while
+    others have images left.
+
+    Args:
+        scores: (N,), above 0.
+        budget: how many.
+        places: (N, D); without them scores alone count.
+        known: places of images that are labeled already.
+        groups: to which each image belongs; by default each is one.
+    """
+    distance = np.ones(len(scores))
+    if places is not None and len(known):
+        distance = np.min([np.linalg.norm(places - place, axis=1) for place in known], axis=0)
+    numbers = np.unique(groups, return_inverse=True)[1] if groups is not None else np.arange(len(scores))
+    given = np.zeros(numbers.max() + 1, int)
+    most, left, chosen = ceil(2 * budget / len(given)), np.ones(len(scores), bool), []
     for _ in range(budget):
-        value = np.sqrt(covered + spread).sum(axis=1)
-        value[chosen] = -1
-        chosen.append(int(value.argmax()))
-        covered = covered + spread[chosen[-1]]
+        while not (free := left & (given[numbers] < most)).any():
+            most += 1
+        best = int(np.where(free, scores * distance, -1).argmax())
+        if places is not None:
+            apart = np.linalg.norm(places - places[best], axis=1)
+            distance = np.minimum(distance, apart) if chosen or len(known) else apart
+        chosen.append(best)
+        left[best] = False
+        given[numbers[best]] += 1
     return chosen
 
 
-def write(output: Path, labeled: Sequence[str], chosen: Sequence[tuple[Sample, float]], origin: str) -> None:
+def write(
+    output: Path, labeled: Sequence[str], chosen: Sequence[tuple[Sample, float, str]], origin: str, score: str
+) -> None:
     """Write labeled.txt (old and new names) and new.csv."""
-    lines = [f"# {origin}", *labeled, *(sample.name for sample, _ in chosen)]
+    lines = [f"# {origin}", *labeled, *(sample.name for sample, *_ in chosen)]
     (output / "labeled.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with (output / "new.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["rank", "name", "disagreement", "image"])
-        for rank, (sample, score) in enumerate(chosen, 1):
-            table.writerow([rank, sample.name, f"{score:.6f}", sample.image])
+        table.writerow(["rank", "name", score, "group", "image"])
+        for rank, (sample, value, group) in enumerate(chosen, 1):
+            table.writerow([rank, sample.name, f"{value:.6f}", group, sample.image])
+
+
+def show(
+    predictor: Predictor, output: Path, chosen: Sequence[tuple[Sample, float, str]], format: str | None, title: str,
+    score: str,
+) -> None:  # fmt: skip
+    """Write new.html, and for an annotation tool the images and what is predicted of them."""
+    names, palette = predictor.class_names, predictor.palette
+    figures = []
+    writer = annotations.annotations(output, format, names) if format else nullcontext()
+    with writer as annotate:
+        for rank, (sample, value, _) in enumerate(track(chosen, "drawing"), 1):
+            image = read_image(sample.image, sample.format)
+            [view] = look(predictor, [image], nearest=False, linear=True)
+            labels, shown = view.labels["linear"], visualize.rgb(image)
+            overlay = visualize.overlay(shown, labels, palette, background=annotations.ground(names))
+            caption = f"{rank}. {sample.name}, {score} {value:.2f}"
+            figures.append((caption, thumbnail(shown), thumbnail(overlay)))
+            if annotate:
+                file = output / "images" / f"{sample.name}{Path(sample.image).suffix}"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(read_bytes(sample.image))
+                annotate(file.relative_to(output / "images").as_posix(), file, labels)
+    page = choice_page(title, f"{predictor.name}, {score} from 0 to 1", figures, list(zip(names, palette, strict=True)))
+    (output / "new.html").write_text(page, encoding="utf-8")
+
+
+def thumbnail(picture: np.ndarray) -> bytes:
+    """(H, W, 3) uint8 as a JPEG file of at most THUMBNAIL pixels a side."""
+    image, file = Image.fromarray(picture), BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app", "choose")
+COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app", "choose", "autolabel")
 
 
 def main() -> None:

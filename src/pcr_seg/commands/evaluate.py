@@ -1,34 +1,50 @@
 """From a checkpoint and a data set to scores."""
 
+import csv
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torchmetrics.classification import BinaryPrecisionRecallCurve
 
-from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, writing
+from pcr_seg.commands.opening import choose_device, open_checkpoint, open_source, run_folder, writing
 from pcr_seg.data import splits
+from pcr_seg.data.files import IGNORE_INDEX
 from pcr_seg.data.whole import eval_loader
+from pcr_seg.measures import ByImage, boundary_counts, measures
 from pcr_seg.pixels import as_floats
 from pcr_seg.predictor import Predictor
-from pcr_seg.scores import Scores, iou_of_heads, score_table
+from pcr_seg.scores import Scores, iou_of_heads, never_predicted, percent, score_table, warning_of
 
 SUBSETS = ("train", "val", "test")
+MEASURES = ("iou", "dice", "precision", "recall", "boundary_iou")
+MEAN = "mean"  # in the place of a class
+THRESHOLDS = 101  # 0, 0.01 ... 1
 
 
 def evaluate(cfg: DictConfig) -> dict:
-    """Score a checkpoint on a subset, print the table, write and return the JSON.
+    """Score a checkpoint on a subset, print the tables, write JSON and a CSV of each image's scores; return the JSON.
 
     Raises:
         ValueError: an unknown or empty subset, or a data set that the network does not fit.
-        OSError: the file cannot be written; the table has been printed by then.
+        OSError: the files cannot be written; the tables have been printed by then.
     """
     if cfg.subset not in SUBSETS:
         raise ValueError(f"subset={cfg.subset}: choose {', '.join(SUBSETS[:-1])} or {SUBSETS[-1]}")
+    if str(cfg.output).endswith(".csv"):
+        raise ValueError(
+            f"output={cfg.output}: names the JSON file, and the CSV lies beside it; choose a name in .json"
+        )
     predictor = open_checkpoint(cfg)
     source = open_source(cfg, predictor)
     samples = getattr(source, cfg.subset)
@@ -36,7 +52,8 @@ def evaluate(cfg: DictConfig) -> dict:
         raise ValueError(f"subset={cfg.subset}: {source.name} has no such images; choose another subset")
     splits.check_samples(samples)
     predictor.to(choose_device(cfg.device))
-    metrics = score(predictor, track(eval_loader(samples, cfg.num_workers), "scoring"))
+    found = score(predictor, track(eval_loader(samples, cfg.num_workers), "scoring"))
+    rows = image_rows(found, predictor.class_names)
     result = {
         "checkpoint": str(cfg.checkpoint),
         "dataset": source.name,
@@ -44,31 +61,132 @@ def evaluate(cfg: DictConfig) -> dict:
         "network": "student" if cfg.eval.student else "teacher",
         "protocol": protocol_name(predictor),
         "num_images": len(samples),
-        "miou": metrics["val/miou"],
-        "miou_prototype": metrics.get("val/miou_prototype"),
-        **iou_of_heads(metrics, predictor.class_names),
+        "miou": found.metrics["val/miou"],
+        "miou_prototype": found.metrics.get("val/miou_prototype"),
+        **iou_of_heads(found.metrics, predictor.class_names),
+        **class_scores(found, predictor.class_names),
+        "never_predicted": found.never,
+        "threshold": {"class": predictor.class_names[1], **best_threshold(*found.curve)} if found.curve else None,
+        "images": {row["image"]: {key: row[key] for key in MEASURES} for row in rows if row["class"] == MEAN},
     }
     name = "_".join(["eval", source.name, cfg.subset, result["protocol"], result["network"]]) + ".json"
-    output = Path(cfg.output or Path(cfg.checkpoint).parent.parent / name)
-    title = f"{source.name} {cfg.subset}, {len(samples)} images, {result['network']}"
-    Console().print(score_table(title, result, result["miou"], result["miou_prototype"]))
+    output = Path(cfg.output or run_folder(cfg) / name)
+    number = "1 image, which says little" if len(samples) == 1 else f"{len(samples)} images"
+    title = f"{source.name} {cfg.subset}, {number}, {result['network']}"
+    console = Console(highlight=False)
+    console.print(score_table(title, result, result["miou"], result["miou_prototype"]))
+    if found.never:
+        console.print(warning_of(found.never))
+    console.print(measure_table(result))
+    if best := result["threshold"]:
+        console.print(
+            f"{escape(best['class'])} where its probability is over {best['threshold']:.2f} (chosen on these images):"
+            f" Dice {percent(best['dice'])}; over 0.50: {percent(best['dice_at_half'])}"
+        )
+    means = {image: scores["iou"] for image, scores in result["images"].items() if scores["iou"] is not None}
+    console.print(f"worst images: {', '.join(sorted(means, key=means.get)[:3])}", markup=False)
     with writing(output, "the scores are above; name another file with output=FILE"):
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(output)
+        with output.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, ["image", "class", *MEASURES])
+            table.writeheader()
+            table.writerows(rows)
+    print(f"{output}, and of each image and class {output.with_suffix('.csv').name}")
     return result
 
 
+class Found(NamedTuple):
+    """What scoring found; of the linear head but for `metrics`."""
+
+    metrics: dict[str, float]  # by the log's keys: mIoU and IoU of each class of every head
+    by_image: ByImage
+    boundary: np.ndarray  # (N, 2, C) pixels in intersection and union of the boundaries
+    never: list[str]  # classes that occur and are never predicted
+    curve: tuple[Tensor, Tensor, Tensor] | None  # precision, recall (T + 1,) and thresholds (T,) of the second of two
+
+
 @torch.inference_mode()
-def score(predictor: Predictor, batches: Iterable[dict]) -> dict[str, float]:
-    """MIoU of each head over whole images, one at a time, and the IoU of each class, by the log's keys."""
-    scores = Scores(len(predictor.class_names))
+def score(predictor: Predictor, batches: Iterable[dict]) -> Found:
+    """Score whole images, one at a time."""
+    num_classes = len(predictor.class_names)
+    scores, boundary = Scores(num_classes), []
+    curve = BinaryPrecisionRecallCurve(THRESHOLDS, ignore_index=IGNORE_INDEX).to(predictor.device)
     for batch in batches:
         on_device = {key: batch[key].to(predictor.device) for key in ("image", "mask")}
-        batch = as_floats(on_device, predictor.network)
-        scores.update(predictor.scored(batch["image"]), batch["mask"])
+        floats = as_floats(on_device, predictor.network)
+        heads = predictor.scored(floats["image"])
+        truth = scores.update(heads, floats["mask"], *batch["name"])
+        labels = heads["linear"].argmax(dim=1)[0].byte().cpu().numpy()
+        boundary.append(boundary_counts(truth[0].cpu().numpy(), labels, num_classes))
+        if num_classes == 2:
+            curve.update(heads["linear"].softmax(dim=1)[:, 1], truth.long())
     means, classes = scores.by_key(predictor.class_names)
-    return {key: value.item() for key, value in (means | classes).items()}
+    metrics = {key: value.item() for key, value in (means | classes).items()}
+    never = never_predicted(scores.counts()["linear"], predictor.class_names)
+    return Found(metrics, scores.by_image(), np.stack(boundary), never, curve.compute() if num_classes == 2 else None)
+
+
+def measured(found: Found) -> dict[str, np.ndarray]:
+    """Each of MEASURES (N, C) of images and classes; NaN of 0 / 0."""
+    with np.errstate(invalid="ignore"):
+        boundary = found.boundary[:, 0] / found.boundary[:, 1]
+    return measures(found.by_image.counts) | {"boundary_iou": boundary}
+
+
+def image_rows(found: Found, class_names: list[str]) -> list[dict]:
+    """Rows of the CSV: for each image the mean over the classes in its mask or prediction, then each of these."""
+    values, rows = measured(found), []
+    for i, image in enumerate(found.by_image.names):
+        there = np.flatnonzero(~np.isnan(values["iou"][i]))
+        rows.append({"image": image, "class": MEAN} | {key: mean_of(x[i]) for key, x in values.items()})
+        rows += [
+            {"image": image, "class": class_names[c]} | {key: plain(x[i, c]) for key, x in values.items()}
+            for c in there
+        ]
+    return rows
+
+
+def class_scores(found: Found, class_names: list[str]) -> dict[str, dict[str, float | None]]:
+    """Dice, precision, recall and boundary IoU of each class over all images; `iou` is there already."""
+    boundary = found.boundary.sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        values = measures(found.by_image.counts.sum(axis=0)) | {"boundary_iou": boundary[0] / boundary[1]}
+    return {key: dict(zip(class_names, map(plain, values[key]), strict=True)) for key in MEASURES if key != "iou"}
+
+
+def plain(value: float) -> float | None:
+    """A number as JSON and CSV have it: None for NaN."""
+    return None if np.isnan(value) else round(float(value), 6)
+
+
+def mean_of(values: np.ndarray) -> float | None:
+    """The mean of those that are numbers."""
+    known = values[~np.isnan(values)]
+    return plain(known.mean()) if len(known) else None
+
+
+def best_threshold(precision: Tensor, recall: Tensor, thresholds: Tensor) -> dict:
+    """The threshold of largest Dice, and the curve; the class is the second of two."""
+    precision, recall = precision.nan_to_num(1.0), recall.nan_to_num(0.0)  # where nothing is found, or nothing is there
+    dice = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    best = int(dice[:-1].argmax())
+    points = zip(thresholds.tolist(), precision.tolist(), recall.tolist(), strict=False)
+    return {
+        "threshold": round(thresholds[best].item(), 4),
+        "dice": dice[best].item(),
+        "dice_at_half": dice[len(thresholds) // 2].item(),
+        "curve": [[round(value, 4) for value in point] for point in points],
+    }
+
+
+def measure_table(result: dict) -> Table:
+    """Dice, precision, recall and boundary IoU of each class, of the linear head."""
+    names = [key for key in MEASURES if key != "iou"]
+    table = Table("linear head", *(name.replace("_iou", " IoU") for name in names))
+    for label in result["iou"]:
+        table.add_row(escape(label), *(percent(result[name][label]) for name in names))
+    return table
 
 
 def protocol_name(predictor: Predictor) -> str:

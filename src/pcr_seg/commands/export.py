@@ -1,9 +1,10 @@
-"""A checkpoint's network as one file for other programs: ONNX or pt2."""
+"""A checkpoint's network for others: ONNX or pt2 for other programs, its weights alone, a repository on a hub."""
 
 import json
 import math
 import operator
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from omegaconf import DictConfig
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from pcr_seg.commands.opening import open_checkpoint, output_folder
+from pcr_seg.checkpoint import HUB, HUB_FILE, fetched, read_checkpoint, weights_alone
+from pcr_seg.commands.opening import open_checkpoint, output_folder, run_folder
 from pcr_seg.pixels import mean_and_std
 from pcr_seg.predictor import Predictor, predict_heads
+from pcr_seg.training.model_card import model_card
 
+FORMATS = ("onnx", "pt2", "weights", "hub")
 SIZES = ((2, 128, 160), (1, 97, 131), (3, 224, 161))  # batch, height, width; the first is also the one that is traced
 TOLERANCE = 1e-3  # of logits
 
@@ -62,16 +66,73 @@ def pad_alike(network: nn.Module) -> None:
                 setattr(parent, name, fixed)
 
 
-def export(cfg: DictConfig) -> Path:
+def export(cfg: DictConfig) -> Path | str:
+    """Write a checkpoint's network for others: ONNX, pt2, its weights alone, or a repository of the Hugging Face Hub.
+
+    Raises:
+        ValueError: an unknown format, a repository that is none, or what `export_program` cannot do.
+        FileNotFoundError: for the hub, the run's summary.json is not beside the checkpoint.
+        OSError: nothing can be written beside OUTPUT.
+    """
+    if cfg.format not in FORMATS:
+        raise ValueError(f"format={cfg.format}: choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if (cfg.repo is None) == (cfg.format == "hub"):
+        raise ValueError(f"repo={cfg.repo}: format=hub takes repo=USER/NAME, and no other format does")
+    predictor = open_checkpoint(cfg)
+    if cfg.format == "hub":
+        return push(cfg, predictor)
+    if cfg.format == "weights":
+        return write_weights(cfg, Path(cfg.output or Path(cfg.checkpoint).with_suffix(".weights.ckpt")))
+    return export_program(cfg, predictor)
+
+
+def write_weights(cfg: DictConfig, output: Path) -> Path:
+    """Write what predicts, without what a training goes on from; eval, predict, app and `load` take it as any other."""
+    output_folder(output.parent, "name another file with output=FILE")
+    content = weights_alone(read_checkpoint(fetched(cfg.checkpoint)), "student" if cfg.eval.student else "teacher")
+    partial = output.with_name("partial_" + output.name)
+    torch.save(content, partial)
+    os.replace(partial, output)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB, to predict with: python predict.py checkpoint={output}")
+    return output
+
+
+def push(cfg: DictConfig, predictor: Predictor) -> str:
+    """Send weights and model card to a repository of the Hugging Face Hub, which is made if it is not there.
+
+    Raises:
+        ValueError: a repository that is none, or what the hub answers.
+        FileNotFoundError: the run's summary.json, of which the card is made, is not there.
+    """
+    from huggingface_hub import HfApi
+
+    summary = run_folder(cfg) / "summary.json"
+    if not summary.is_file():
+        raise FileNotFoundError(f"{summary}: no such file, of which the card is made; push a finished run's checkpoint")
+    config = predictor.metadata["config"]
+    card = model_card(json.loads(summary.read_text(encoding="utf-8")), config, hub=f"{HUB}{cfg.repo}")
+    with tempfile.TemporaryDirectory() as folder:
+        write_weights(cfg, Path(folder, HUB_FILE))
+        Path(folder, "README.md").write_text(card, encoding="utf-8")
+        try:
+            api = HfApi()
+            api.create_repo(cfg.repo, private=cfg.private, exist_ok=True)
+            found = api.upload_folder(repo_id=cfg.repo, folder_path=folder, commit_message=f"{predictor.name} weights")
+        except Exception as error:  # of the network, of the hub, and of names, each with a class of its own
+            reason = " ".join(str(error).split())
+            raise ValueError(f"repo={cfg.repo}: not pushed ({reason}); log in with: hf auth login") from error
+    print(f"{found.commit_url}: {'private' if cfg.private else 'public'}")
+    print(f"python predict.py checkpoint={HUB}{cfg.repo} images=FOLDER output=predictions")
+    return found.commit_url
+
+
+def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
     """Write the predictor as ONNX or pt2 with dynamic batch, height and width, compared at three sizes.
 
     Raises:
-        ValueError: an unknown format, no prototypes where their head is asked for, or a file that answers differently.
+        ValueError: no prototypes where their head is asked for, or a file that answers differently.
         OSError: nothing can be written beside OUTPUT.
     """
-    if cfg.format not in ("onnx", "pt2"):
-        raise ValueError(f"format={cfg.format}: choose onnx or pt2")
-    predictor = open_checkpoint(cfg)
     if cfg.prototype_head and predictor.bank is None:
         raise ValueError(f"prototype_head=true: {cfg.checkpoint} has no prototypes yet; export the linear head alone")
     output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))

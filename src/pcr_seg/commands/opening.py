@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from pcr_seg.checkpoint import MISSING, TRUSTED_DATA, load, refuse_strangers
+from pcr_seg.checkpoint import MISSING, TRUSTED_DATA, is_on_hub, load, refuse_strangers
 from pcr_seg.config import build
 from pcr_seg.data.held_out import hold_out_again
 from pcr_seg.data.sources import Source
@@ -19,7 +19,8 @@ from pcr_seg.training.values import check_node, check_type
 # Of keys that stand for no constructor's argument, where a command has them.
 TYPES = {
     "checkpoint": str, "trust": str | list[str] | None, "eval.student": bool, "device": str, "num_workers": int,
-    "prototype_head": bool, "port": int | None, "margin": int, "tile": int | None,
+    "prototype_head": bool, "private": bool, "repo": str | None, "port": int | None, "margin": int, "tile": int | None,
+    "threshold": float,
 }  # fmt: skip
 
 
@@ -45,6 +46,11 @@ def open_checkpoint(cfg: DictConfig) -> Predictor:
     return load(cfg.checkpoint, trust=cfg.trust or (), network=network, protocol=protocol)
 
 
+def run_folder(cfg: DictConfig) -> Path:
+    """The folder of a checkpoint's run; of one on a hub the current folder."""
+    return Path.cwd() if is_on_hub(cfg.checkpoint) else Path(cfg.checkpoint).absolute().parents[1]
+
+
 def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
     """The data set that a command names, or the checkpoint's own, which only a trusted reader may read.
 
@@ -53,7 +59,7 @@ def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
         ValueError: none is named, the checkpoint's calls foreign code, or the network does not fit it.
     """
     source = build(cfg.get("dataset") or own_dataset(cfg, predictor))
-    source = hold_out_again(source, Path(cfg.checkpoint).absolute().parents[1] / "splits/val.txt")
+    source = hold_out_again(source, run_folder(cfg) / "splits/val.txt")
     if list(source.classes) != predictor.class_names:
         raise ValueError(
             f"checkpoint={cfg.checkpoint}: knows the classes {', '.join(predictor.class_names)}; "
@@ -101,9 +107,13 @@ def output_folder(folder: Path, remedy: str) -> Path:
     return folder
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of this name: auto (a GPU where there is one), cpu, gpu, cuda:1; raises ValueError without it."""
-    meant = {"auto": "cuda" if torch.cuda.is_available() else "cpu", "gpu": "cuda"}.get(name, name)
+def choose_device(name: str, number: int = 0) -> torch.device:
+    """The device of this name: auto (a GPU where there is one), cpu, gpu, cuda:1; raises ValueError without it.
+
+    Of several GPUs that auto and gpu may mean, the one of this number, counted round.
+    """
+    gpu = f"cuda:{number % max(1, torch.cuda.device_count())}"
+    meant = {"auto": gpu if torch.cuda.is_available() else "cpu", "gpu": gpu}.get(name, name)
     try:
         torch.zeros(1, device=meant)
     except (RuntimeError, AssertionError) as error:

@@ -4,32 +4,35 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from omegaconf import DictConfig
-from PIL import Image
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress
+from rich.progress import Progress
 
+from pcr_seg.commands.maps import (
+    MAPS,
+    REMEDY,
+    check_maps,
+    check_settings,
+    draw_maps,
+    needed,
+    places,
+    predict_batches,
+    progress_bar,
+    skipping,
+    write_maps,
+)
 from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, whole_number, writing
 from pcr_seg.data import annotations, tiles
-from pcr_seg.data.classes import distinct_colors
-from pcr_seg.data.files import DataError, Format, nearly_black, read_image
+from pcr_seg.data.files import DataError, Format
 from pcr_seg.data.sources import find_images
-from pcr_seg.pictures import visualize
-from pcr_seg.pictures.panels import View, head_names, look
+from pcr_seg.pictures.panels import View, look
 from pcr_seg.predictor import Predictor
 
-MAPS = ("index", "color", "overlay", "confidence", "disagreement", "prototype")
 FOLDERS = {*MAPS, "prototype_color"}  # of the output
-REMEDY = "make room there, or name another folder with output=FOLDER"
-GEO_TAGS = {33550, 33922, 34264, 34735}  # of GeoTIFF: pixel scale, tie points, transform, coordinate system
-ORIENTATION = 274  # of TIFF: 1 is upright
-BLOCK = 256  # side of the blocks of a GeoTIFF that is written in one piece
 
 
 def predict(cfg: DictConfig) -> dict:
@@ -47,6 +50,8 @@ def predict(cfg: DictConfig) -> dict:
     predictor = open_checkpoint(cfg)
     maps = check_maps([cfg.maps] if isinstance(cfg.maps, str) else list(cfg.maps), predictor)
     check_settings(cfg)
+    if cfg.tile is not None:
+        tiles.cuts(1, whole_number(cfg, "tile"), whole_number(cfg, "margin"))
     output = Path(cfg.output)
     images = named_images(str(cfg.images), output)
     check_format(cfg, images)
@@ -78,15 +83,6 @@ def predict(cfg: DictConfig) -> dict:
     return content
 
 
-def check_settings(cfg: DictConfig) -> None:
-    """Raise a ValueError for a setting that none can have."""
-    whole_number(cfg, "batch_size", 1)
-    if cfg.on_error not in ("skip", "raise"):
-        raise ValueError(f"on_error={cfg.on_error}: choose skip or raise")
-    if cfg.tile is not None:
-        tiles.cuts(1, whole_number(cfg, "tile"), whole_number(cfg, "margin"))
-
-
 def check_format(cfg: DictConfig, images: dict[str, Path]) -> None:
     """Raise a ValueError for a format of annotations that is none, or for an image that is never in one piece."""
     if cfg.format not in (None, *annotations.FORMATS):
@@ -104,8 +100,7 @@ def predict_images(
     """Write the maps of images; put the areas of each into `areas`, and what is wrong with others into `failed`."""
     large = {name: path for name, path in images.items() if cfg.tile and is_large(path, cfg.tile)}
     small = {name: path for name, path in images.items() if name not in large}
-    placed = places(small)
-    image_format, output, heads = predictor.image_format, Path(cfg.output), needed(maps)
+    placed, output = places(small), Path(cfg.output)
 
     def write(name: str, image: np.ndarray, found: View) -> None:
         write_maps(predictor, image, found, maps, output, name, placed.get(name))
@@ -114,32 +109,13 @@ def predict_images(
                 annotate(f"{name}{images[name].suffix}", images[name], found.labels["linear"])
         areas[name] = area(images[name], found.labels["linear"], predictor.class_names)
 
-    def leave_out(name: str, error: Exception) -> None:
-        if cfg.on_error == "raise":
-            raise error
-        failed[name] = str(error)
-        progress.console.print(f"left out: {error}", soft_wrap=True, highlight=False, markup=False)
-        progress.advance(task)
-
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns) as progress, ThreadPoolExecutor() as pool:
+    with progress_bar() as progress:
         task = progress.add_task("predict", total=len(images))
-        waiting: list[Future] = []
-        for batch in batches(small, image_format, cfg.batch_size, leave_out):
-            dark = [name for name, image in batch if nearly_black(images[name], int(image.max()), image_format)]
-            for name in dark:
-                remedy = "scale its values to 16 bits, or train with dataset.max_value"
-                progress.console.print(f"{images[name]}: nearly black as it is read; {remedy}", soft_wrap=True)
-            found = look(predictor, [image for _, image in batch], **heads)
-            for written in waiting:  # one batch is written while the next is predicted, and never more than one
-                written.result()
-            waiting = [pool.submit(write, *pair, view) for pair, view in zip(batch, found, strict=True)]
-            progress.advance(task, len(batch))
-        for written in waiting:
-            written.result()
+        leave_out = skipping(failed, cfg.on_error, progress, task)
+        predict_batches(predictor, [small], cfg.batch_size, maps, write, leave_out, progress, task)
         for name, path in large.items():
             try:
-                areas[name] = predict_tiles(predictor, path, image_format, cfg, maps, name, progress)
+                areas[name] = predict_tiles(predictor, path, predictor.image_format, cfg, maps, name, progress)
                 progress.advance(task)
             except (DataError, FileNotFoundError) as error:
                 leave_out(name, error)
@@ -161,25 +137,6 @@ def write_areas(cfg: DictConfig, classes: list[str], images: dict[str, Path], ar
     with writing(file, REMEDY):
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return content
-
-
-def check_maps(maps: list[str], predictor: Predictor) -> list[str]:
-    """The maps, if there are such and the predictor can make them; otherwise a ValueError."""
-    if strange := sorted(set(maps) - set(MAPS)):
-        raise ValueError(f"maps: {', '.join(strange)} is none of {', '.join(MAPS)}")
-    lacking = []
-    if "disagreement" in maps and len(head_names(predictor)) == 1:
-        lacking.append("disagreement needs a second head")
-    if "prototype" in maps and predictor.bank is None:
-        lacking.append("prototype needs prototypes")
-    if lacking:
-        raise ValueError(f"maps: {', '.join(lacking)}, which this checkpoint of {predictor.name} has not; leave it out")
-    return maps
-
-
-def needed(maps: list[str]) -> dict[str, bool]:
-    """What `look` has to compute for these maps, and no more."""
-    return {"nearest": "prototype" in maps, "linear": "disagreement" not in maps}
 
 
 def named_images(place: str, output: Path) -> dict[str, Path]:
@@ -210,97 +167,6 @@ def is_map(path: Path, output: Path) -> bool:
         return False
     above = [folder.parent for folder in path.resolve().parents if folder.name in FOLDERS]
     return any(folder == output or (folder / "areas.json").is_file() for folder in above)
-
-
-def batches(
-    images: dict[str, Path], format: Format, size: int, unreadable: Callable[[str, Exception], None]
-) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Read images in order, up to `size` neighbors of one shape at a time: a frame after another, a photo alone.
-
-    `unreadable` is called with the name of one that cannot be read, and the error.
-    """
-    batch: list[tuple[str, np.ndarray]] = []
-    for name, path in images.items():
-        try:
-            image = read_image(path, format)
-        except (DataError, FileNotFoundError) as error:
-            unreadable(name, error)
-            continue
-        if batch and (len(batch) == size or image.shape != batch[0][1].shape):
-            yield batch
-            batch = []
-        batch.append((name, image))
-    if batch:
-        yield batch
-
-
-def draw_maps(predictor: Predictor, image: np.ndarray, found: View, maps: list[str]) -> dict[str, np.ndarray]:
-    """The pictures of a prediction by the folder that they go to, (H, W) or (H, W, 3) uint8."""
-    labels, palette = found.labels["linear"], predictor.palette
-    pictures = {}
-    if "index" in maps:
-        pictures["index"] = labels
-    if "color" in maps:
-        pictures["color"] = visualize.colorize(labels, palette)
-    if "overlay" in maps:
-        pictures["overlay"] = visualize.overlay(visualize.rgb(image), labels, palette)
-    if "confidence" in maps:
-        pictures["confidence"] = to_bytes(found.confidence["linear"])
-    if "disagreement" in maps:
-        pictures["disagreement"] = to_bytes(found.disagreement)
-    if "prototype" in maps:
-        number = predictor.bank.prototypes.shape[:2].numel()
-        pictures["prototype"] = found.nearest.astype(np.uint8 if number <= 256 else np.uint16)
-        pictures["prototype_color"] = visualize.colorize(found.nearest, distinct_colors(number))
-    return pictures
-
-
-def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Numbers in 0..1 as 0..255."""
-    return np.rint(values * 255).astype(np.uint8)
-
-
-def write_maps(
-    predictor: Predictor, image: np.ndarray, found: View, maps: list[str], output: Path, name: str,
-    place: Path | None = None,
-) -> None:  # fmt: skip
-    """Write the maps of one image as OUTPUT/MAP/NAME.png, or as NAME.tif with the georeference of the file `place`."""
-    for kind, picture in draw_maps(predictor, image, found, maps).items():
-        target = output / kind / f"{name}{'.tif' if place else '.png'}"
-        with writing(target, REMEDY):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if place:
-                write_tiff(target, picture, place)
-            else:  # a third larger than by default, in a fifth of the time
-                Image.fromarray(picture).save(target, compress_level=1)
-
-
-def write_tiff(target: Path, picture: np.ndarray, place: Path) -> None:
-    """Write (H, W) or (H, W, bands) as a TIFF file with the georeference of another one of its size."""
-    rows, columns = (tiles.Cut(0, size, 0, size) for size in picture.shape[:2])
-    with tiles.open_tiff(place) as like, tiles.create_tiff(target, like, picture, BLOCK) as file:
-        tiles.write_window(file, picture, rows, columns)
-
-
-def places(images: dict[str, Path]) -> dict[str, Path]:
-    """Those images that say where on earth they lie; none, with a line that says so, where rasterio is missing."""
-    found = {name: path for name, path in images.items() if is_georeferenced(path)}
-    if found and find_spec("rasterio") is None:
-        remedy = "pip install 'pcr-seg[tiles]' keeps it"
-        print(f"{len(found)} GeoTIFF files: their maps become PNG and lose the place on earth; {remedy}")
-        return {}
-    return found
-
-
-def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a GeoTIFF whose rows and columns are those that are predicted; its tags alone are read."""
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return False
-    try:
-        with Image.open(path, formats=["TIFF"]) as image:
-            return not GEO_TAGS.isdisjoint(image.tag_v2) and image.tag_v2.get(ORIENTATION, 1) == 1
-    except Exception:  # Pillow's readers meet damage with nearly every exception there is; `read_image` says which
-        return False
 
 
 def area(path: Path, labels: np.ndarray, classes: list[str]) -> dict:

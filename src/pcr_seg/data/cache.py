@@ -2,13 +2,44 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pcr_seg.data.files import Sample, place_of, read_mask
+from pcr_seg.data.files import DataError, Sample, image_size, member_free, place_of, read_mask
+
+AUTO, FOLDER = "auto", Path("runs/cache")
+SLOW = (".png", ".tif", ".tiff")
+LARGE = 2**20  # pixels from which decoding such a file takes longer than all that follows
+
+
+def cache_folder(cache: str | None, samples: Sequence[Sample]) -> Path | None:
+    """The folder that `data.cache` means; None decodes each time.
+
+    For "auto" that is runs/cache where files are large PNG or TIFF files, by eight of them, and their pixels take up at
+    most half of what is free on that disk.
+    """
+    if cache != AUTO:
+        return Path(cache) if cache else None
+    pixels = [pixels_of(samples[index]) for index in range(0, len(samples), max(1, len(samples) // 8))]
+    mean = sum(pixels) / max(1, len(pixels))
+    there = next(folder for folder in FOLDER.absolute().parents if folder.is_dir())
+    need = len(samples) * mean * 4  # RGB and the mask
+    return FOLDER if mean >= LARGE and need <= shutil.disk_usage(there).free / 2 else None
+
+
+def pixels_of(sample: Sample) -> int:
+    """Pixels of an image in a format that decodes slowly; 0 of any other, or one that cannot be read."""
+    if not member_free(sample.image).lower().endswith(SLOW):
+        return 0
+    try:
+        height, width = image_size(sample.image, sample.format)
+    except (DataError, OSError):
+        return 0
+    return height * width
 
 
 def cached_mask(sample: Sample, cache: Path | None) -> np.ndarray:

@@ -10,7 +10,7 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pcr_seg.data.cache import cached_mask
+from pcr_seg.data.cache import cache_folder, cached_mask
 from pcr_seg.data.features import FeatureViews, FrozenFeatures
 from pcr_seg.data.files import IGNORE_INDEX, Sample
 from pcr_seg.data.sources import Source
@@ -56,7 +56,7 @@ class SegmentationData(L.LightningDataModule):
         other: load a second batch of unlabeled images beside each, in an order of its own.
         pad_color: RGB in 0..1 around images that are smaller than the crop; the network's mean.
         cache: folder for the training images' pixels, written on first use and memory-mapped from then on; null decodes
-            each time. It pays for large PNG files, and takes 3 bytes a pixel of disk (Cityscapes: 19 GB).
+            each time. It takes 3 bytes a pixel of disk (Cityscapes: 19 GB). "auto": where it pays (`cache_folder`).
         features: of a frozen backbone: train and validate on them instead of on images. `scale`, colors and `pad_label`
             then have no effect.
         split_from: folder with the lists of a run (`splits/`): its split is taken as it was, instead of `labeled`.
@@ -101,7 +101,8 @@ class SegmentationData(L.LightningDataModule):
         self.seed, self.use_unlabeled = seed, use_unlabeled
         self.strong_color, self.strong_views, self.other = strong_color, strong_views, other
         self.pad_color = tuple(pad_color)
-        self.cache, self.features = Path(cache) if cache else None, features
+        self.cache = cache_folder(cache, (use_unlabeled and self.split.unlabeled) or self.split.labeled)
+        self.features = features
         if features is not None and crop_size % features.stride != 1:
             better = max(1, round((crop_size - 1) / features.stride)) * features.stride + 1
             raise ValueError(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from pcr_seg.data.files import DataError, Sample
+from pcr_seg.data.groups import levels, members
 from pcr_seg.data.sources import Source, read_list
 from pcr_seg.data.splits import classes_shown, origin_of
 
@@ -122,18 +123,12 @@ def together(names: Sequence[str], number: int, fewest: int) -> Iterator[tuple[l
     First groups by the words that names begin with, the fewest words first, if there are enough of them and none is
     larger than two parts. Last, and always, runs of neighbours in the order of names, some of each group to each part.
     """
-    words = [re.split(r"[/_\-. ]+", re.sub(r"(\d+)$", r" \1", name)) for name in names]
-    groups: dict[tuple, list[int]] = {(): list(range(len(names)))}
-    for level in range(1, max(map(len, words))):
-        finer: dict[tuple, list[int]] = {}
-        for index, parts in enumerate(words):
-            finer.setdefault(tuple(parts[: min(level, len(parts) - 1)]), []).append(index)
-        if len(finer) == len(groups):
-            continue
-        groups = finer
+    groups = {"": list(range(len(names)))}
+    for found in levels(names):
+        groups = members(found)
         parts, largest = min(number, len(groups)), max(groups, key=lambda key: len(groups[key]))
         if len(groups) >= fewest and len(groups[largest]) * parts <= 2 * len(names):
-            how = f"whole groups by name (as {'_'.join(largest)})" if len(groups) < len(names) else "image by image"
+            how = f"whole groups by name (as {largest})" if len(groups) < len(names) else "image by image"
             yield [list(groups.values())], parts, how
     length = -(-len(names) // (2 * number))
     runs = []

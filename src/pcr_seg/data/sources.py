@@ -247,6 +247,12 @@ def _read_classes(path: Path) -> tuple[dict[str, Color], dict[Color, int]]:
     return classes, colors if len(colors) == len(rows) else {}
 
 
+def class_table(names: Sequence[str], palette: Sequence[Color]) -> str:
+    """What classes.txt says of classes in the order of their ids."""
+    lines = [f"{i} {name} {r} {g} {b}\n" for i, (name, (r, g, b)) in enumerate(zip(names, palette, strict=True))]
+    return "".join(lines)
+
+
 def folder(
     root: Path | str,
     name: str | None = None,
@@ -286,7 +292,7 @@ def folder(
     format = Format(channels, max_value, len(classes), colors, masks)
     pairs = {part: _pairs(place, labels / part, format) for part, place in there.items()}
     train, val, test = (pairs.get(part, ()) for part in ("train", "val", "test"))
-    samples = _further(Path(root), unlabeled, format)
+    samples = without_masks(unlabeled, format) if unlabeled is not None else _own_unlabeled(Path(root), format)
     find = samples.find if isinstance(samples, Pool) else {sample.name: sample for sample in samples}.get
     if twice := [(found, sample) for sample in train if (found := find(sample.name))]:  # lists hold names only
         message = (
@@ -298,23 +304,30 @@ def folder(
     return Source(name, tuple(classes), tuple(classes.values()), train, samples, val, test)
 
 
-def _further(root: Path, unlabeled: str | list[str] | None, format: Format) -> Sequence[Sample]:
-    """Images without masks: of a manifest, of other places, or of the data set's own folder."""
-    if str(unlabeled).endswith(MANIFEST):
-        return Pool(unlabeled, format)
-    if unlabeled is not None:
-        found = _gather([unlabeled] if isinstance(unlabeled, str | Path) else list(unlabeled))
-    else:
-        found = _images(root / "unlabeled") if (root / "unlabeled").is_dir() else {}
+def without_masks(places: str | Sequence[str], format: Format, *, key: str = "dataset.unlabeled") -> Sequence[Sample]:
+    """Images of a manifest, or of one or several folders, globs and tars, sorted by name; `key` is what names them.
+
+    Raises:
+        FileNotFoundError: there is no such manifest.
+        ValueError: it is none, nothing is found at one of the places, or two images have one name.
+    """
+    if str(places).endswith(MANIFEST):
+        return Pool(places, format)
+    found = _gather([places] if isinstance(places, str | Path) else list(places), key)
     return tuple(Sample(key, path, format=format) for key, path in found.items())
 
 
-def _gather(places: list[str]) -> dict[str, str]:
+def _own_unlabeled(root: Path, format: Format) -> tuple[Sample, ...]:
+    found = _images(root / "unlabeled") if (root / "unlabeled").is_dir() else {}
+    return tuple(Sample(key, path, format=format) for key, path in found.items())
+
+
+def _gather(places: list[str], key: str) -> dict[str, str]:
     """Images of several folders and globs; their names begin with their folder's, so that places never mix."""
     found = [find_images(Path(place)) for place in places]
     for place, (_, paths) in zip(places, found, strict=True):
         if not paths:
-            raise DataError(f"dataset.unlabeled={place}: {nothing_found(place)}", "no unlabeled images")
+            raise DataError(f"{key}={place}: {nothing_found(place)}", "no unlabeled images")
     starts = [os.path.dirname(os.path.abspath(start)) for start, _ in found]
     paths = {os.path.abspath(path) for _, paths in found for path in paths}  # of places that overlap, once
     return _named(sorted(paths), os.path.commonpath(starts))

@@ -174,11 +174,11 @@ class PCR(nn.Module):
         if self.prototype_weight == 0 or self.bank.is_initialized:
             return
         many = dist.is_available() and dist.is_initialized()
+        student.eval()  # on every rank: a divided network needs them all
+        features, labels = labeled_features(student, labeled_batches, self.grid_cells, generator)
+        student.train()
         if not many or dist.get_rank() == 0:
-            student.eval()
-            features, labels = labeled_features(student, labeled_batches, self.grid_cells, generator)
             self.bank.initialize(features, labels, generator=generator)
-            student.train()
         if many:
             dist.broadcast(self.bank.prototypes, src=0)
             self.bank.is_initialized.fill_(True)

@@ -148,15 +148,20 @@ def ema_update(
 
 
 def followed(teacher: nn.Module, student: nn.Module) -> tuple[list[tuple], list[tuple]]:
-    """The parameters, and the buffers, in which both differ, in pairs."""
+    """The parameters, and the buffers, in which both differ, in pairs; of divided ones this process's shares."""
     parameters, buffers, pairs = [], [], [(teacher, student)]
     for ours, theirs in pairs:
         if ours is theirs:
             continue  # a frozen part, with all that is in it
         for found, names in ((parameters, ours._parameters), (buffers, ours._buffers)):
-            found += [(own, getattr(theirs, name)) for name, own in names.items() if own is not None]
+            found += [(local(own), local(getattr(theirs, name))) for name, own in names.items() if own is not None]
         pairs += zip(ours.children(), theirs.children(), strict=True)
     return parameters, buffers
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's share of a tensor that is divided over several; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pcr_seg.data.classes import distinct_colors
 from pcr_seg.data.files import Sample, read_image, read_mask
 from pcr_seg.data.sources import Source
 from pcr_seg.inference import disagreement
+from pcr_seg.measures import ByImage, measures
 from pcr_seg.pictures import visualize
 from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.predictor import Predictor, predict_heads
@@ -21,6 +22,9 @@ from pcr_seg.predictor import Predictor, predict_heads
 NUM_IMAGES = 4  # in a panel
 NUM_CROPS = 4  # of a prototype
 GALLERY_IMAGES = 32  # searched for the pixels nearest to each prototype
+NUM_RANKED = 3  # worst, median and best images of a page
+NUM_CONFUSED = 8  # cells of a confusion matrix that have an example
+EXAMPLE = 640  # longer side of an example's pictures
 CROP = 72  # side of one of a prototype's crops, in pixels of the picture
 
 
@@ -34,23 +38,88 @@ class PrototypeView(NamedTuple):
     crops: Image.Image  # the surroundings of the nearest pixels of several images
 
 
-def save_pictures(predictor: Predictor, confusion: dict[str, Tensor], source: Source, output: Path) -> None:
-    """Leave in a run folder what report.py shows of it: panel.png, prototypes/CLASS_NUMBER.jpg and details.json.
+def save_pictures(
+    predictor: Predictor, confusion: dict[str, Tensor], by_image: ByImage | None, source: Source, output: Path
+) -> None:
+    """Leave in a run folder what report.py shows of it: panel.png, examples/, prototypes/ and details.json.
 
-    details.json: `classes`, `palette`, `confusion` (pixels of `[truth][prediction]` for each head) and `prototypes`.
+    details.json: `classes`, `palette`, `confusion` (pixels of `[truth][prediction]` for each head), `prototypes`,
+    `examples` (name, mean IoU, why it is shown, and its pictures: title -> file) and `confused` (truth, prediction,
+    pixels, and the number of the example that shows most of them).
     """
     example_panel(predictor, source).save(output / "panel.png")
     views = gallery(predictor, source)
     for view in views:
         (output / "prototypes").mkdir(exist_ok=True)
         view.crops.save(output / f"prototypes/{view.label}_{view.number}.jpg", quality=85)
+    shown, confused = chosen_examples(by_image, [sample.name for sample in examples(source)])
+    samples = {sample.name: sample for sample in source.val}
+    for number, one in enumerate(shown):
+        one["pictures"] = save_example(predictor, samples[one["name"]], number, output)
     details = {
         "classes": source.classes,
         "palette": source.palette,
         "confusion": {head: counts.tolist() for head, counts in confusion.items()},
         "prototypes": [{key: value for key, value in view._asdict().items() if key != "crops"} for view in views],
+        "examples": shown,
+        "confused": confused,
     }
     (output / "details.json").write_text(json.dumps(details) + "\n")
+
+
+def chosen_examples(by_image: ByImage | None, fixed: Sequence[str]) -> tuple[list[dict], list[dict]]:
+    """Which images a page shows, `name`, `iou` and `why`; and where what is mistaken for what.
+
+    `why` holds some of: "worst", "median", "best" by the mean IoU of the classes that occur; "fixed", the same in every
+    run; "confused", the image with most pixels of one of the largest cells of the confusion matrix.
+    """
+    if by_image is None:
+        return [], []
+    iou = measures(by_image.counts)["iou"]
+    means = np.nansum(iou, axis=1) / np.maximum((~np.isnan(iou)).sum(axis=1), 1)
+    order = means.argsort(kind="stable").tolist()
+    few = min(NUM_RANKED, -(-len(order) // 3))
+    middle = (len(order) - few) // 2
+    why: dict[int, list[str]] = {}
+    for word, places in {"worst": order[:few], "median": order[middle:][:few], "best": order[::-1][:few]}.items():
+        for place in places:
+            if place not in why:
+                why[place] = [word]
+    cells = [(i, j) for i, j in np.argwhere(by_image.most > 0).tolist() if i != j]
+    share = by_image.most / np.maximum(by_image.counts[:, 1].sum(axis=0), 1)[:, None]  # of the class's pixels
+    cells = sorted(cells, key=lambda cell: -share[cell])[:NUM_CONFUSED]
+    for cell in cells:
+        why.setdefault(int(by_image.where[cell]), []).append("confused")
+    for name in fixed:
+        if name in by_image.names:
+            why.setdefault(by_image.names.index(name), []).append("fixed")
+    numbers = {place: number for number, place in enumerate(why)}
+    shown = [{"name": by_image.names[i], "iou": round(means[i].item(), 4), "why": words} for i, words in why.items()]
+    confused = [
+        {"truth": i, "prediction": j, "pixels": int(by_image.most[i, j]), "example": numbers[int(by_image.where[i, j])]}
+        for i, j in cells
+    ]
+    return shown, confused
+
+
+def save_example(predictor: Predictor, sample: Sample, number: int, output: Path) -> dict[str, str]:
+    """Write the pictures of one validation image; return their files by title."""
+    image, truth = read_image(sample.image, sample.format), read_mask(sample)
+    [found] = look(predictor, [image], nearest=False)
+    palette, photo, linear = predictor.palette, visualize.rgb(image), found.labels["linear"]
+    pictures = {"image": photo, "truth": visualize.colorize(truth, palette)}
+    pictures |= {f"{head} head": visualize.colorize(labels, palette) for head, labels in found.labels.items()}
+    pictures |= {"errors": visualize.errors(photo, truth, linear, palette)}
+    pictures |= {"confidence": visualize.heat(found.confidence["linear"])}
+    files = {}
+    (output / "examples").mkdir(exist_ok=True)
+    for place, (title, picture) in enumerate(pictures.items()):
+        exact = title == "truth" or title.endswith("head")
+        files[title] = f"examples/{number}_{place}.{'png' if exact else 'jpg'}"
+        small = Image.fromarray(picture)
+        small.thumbnail((EXAMPLE, EXAMPLE), Image.Resampling.NEAREST if exact else Image.Resampling.LANCZOS)
+        small.save(output / files[title], quality=85)
+    return files
 
 
 def example_panel(predictor: Predictor, source: Source) -> Image.Image:

@@ -42,10 +42,27 @@ def rgb(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, palette: Sequence[Color], alpha: float = 0.5) -> np.ndarray:
-    """Lay a painted mask over its image, (H, W, 3) uint8; ignored pixels keep the image: nothing is claimed there."""
+def overlay(
+    image: np.ndarray,
+    mask: np.ndarray,
+    palette: Sequence[Color],
+    alpha: float = 0.5,
+    background: int | None = None,
+) -> np.ndarray:
+    """Lay a painted mask over its image, (H, W, 3) uint8.
+
+    Ignored pixels keep the image, as nothing is claimed there, and so do those of `background`.
+    """
     mixed = np.rint((1 - alpha) * image + alpha * colorize(mask, palette)).astype(np.uint8)
-    return np.where((mask == IGNORE_INDEX)[..., None], image, mixed)
+    bare = (mask == IGNORE_INDEX) | (mask == (IGNORE_INDEX if background is None else background))
+    return np.where(bare[..., None], image, mixed)
+
+
+def errors(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
+    """What is wrong, in the colors of what is predicted there, over a pale grey image; (H, W, 3) uint8."""
+    pale = np.repeat(image.mean(axis=2, keepdims=True) / 2 + 96, 3, axis=2).astype(np.uint8)
+    wrong = (truth != predicted) & (truth != IGNORE_INDEX)
+    return np.where(wrong[..., None], colorize(predicted, palette), pale)
 
 
 def heat(values: np.ndarray) -> np.ndarray:

@@ -1,12 +1,13 @@
-"""Self-contained HTML pages, one for a run and one for a comparison: no network, no script, light and dark."""
+"""Self-contained HTML pages of a run, of a comparison, of images to label: no network, no script, light and dark."""
 
 import base64
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 
 import matplotlib
 import pandas as pd
@@ -45,15 +46,24 @@ def run_page(folder: Path) -> str:
     details = json.loads(details.read_text(encoding="utf-8")) if details.is_file() else {}
     config = folder / "config.yaml"
     curves = plots.metrics(folder)
+    last = {key: values.iloc[-1] for key, values in curves.items() if not key.startswith("val/iou")}
+    curves = {key: values for key, values in curves.items() if plots.telling(values)}
     return TEMPLATES.get_template("run.html").render(
         summary=read(folder),
         command=command(folder),
         charts={
-            title: chart({key.rsplit("/", 1)[-1]: curves[key] for key in keys}, title)
+            plots.title_of(title): chart({plots.title_of(key).rpartition(": ")[2]: curves[key] for key in keys}, title)
             for title, keys in plots.charts(curves).items()
         },
-        last={key: values.iloc[-1] for key, values in curves.items() if not key.startswith("val/iou")},
+        last=last,
         details=details,
+        examples=[
+            example | {"pictures": {title: picture(folder / file) for title, file in example["pictures"].items()}}
+            for example in details.get("examples", [])
+        ],
+        legend=list(zip(details.get("classes", []), details.get("palette", []), strict=True)),
+        confused={(cell["truth"], cell["prediction"]): cell for cell in details.get("confused", [])},
+        evaluations=evaluations(folder),
         panel=picture(folder / "panel.png"),
         prototypes=[view | {"crops": picture(folder / f"prototypes/{view['label']}_{view['number']}.jpg")}
                     for view in details.get("prototypes", [])],
@@ -61,17 +71,42 @@ def run_page(folder: Path) -> str:
     )  # fmt: skip
 
 
-def sweep_page(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
-    """The page of several runs, from the rows of `compare`."""
+def evaluations(folder: Path) -> list[dict]:
+    """What eval.py has left in a run folder, the newest last, with a chart where it has a threshold."""
+    found = []
+    for file in sorted(folder.glob("eval_*.json"), key=lambda file: file.stat().st_mtime):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        best = result.get("threshold")
+        found.append(result | {"chart": threshold_chart(best["curve"]) if best else None})
+    return found
+
+
+def threshold_chart(curve: Sequence[Sequence[float]]) -> Markup:
+    """Precision over recall, from (threshold, precision, recall)."""
+    figure = Figure(figsize=(4.2, 2.9), layout="constrained")
+    axes = figure.subplots()
+    _, precision, recall = zip(*curve, strict=True)
+    axes.plot(recall, precision, label="precision at recall", color="C0", linewidth=1.4)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.grid(color="0.9")
+    return svg(figure, "precision over recall")
+
+
+def sweep_page(runs: pd.DataFrame, left_out: Sequence[str], links: Mapping[Path, str] = MappingProxyType({})) -> str:
+    """The page of several runs, from the rows of `compare`; `links` has the pages of single ones."""
     table = aggregate(runs)
-    by_method = {method: plots.metrics(folder) for method, folder in one_run_each(runs).items()}
+    by_method = {
+        method: {key: values for key, values in plots.metrics(folder).items() if plots.telling(values)}
+        for method, folder in one_run_each(runs).items()
+    }
     keys = sorted({key for curves in by_method.values() for key in curves})
     first_baseline = next((name for name in runs.method.unique() if f"gain_over_{name}" in runs), None)
     return TEMPLATES.get_template("sweep.html").render(
         runs=runs,
         tables={title: part.drop(columns=["iterations", *COSTS.values()], errors="ignore")
                 for title, part in tables(runs).items()},
-        plots={title: labels_chart(lines) for title, lines in plots.sections_of(table)},
+        plots={title: labels_chart(lines) for title, lines in plots.sections_of(table)
+               if lines.num_labeled.nunique() > 1},
         paired=paired(runs),
         side_by_side=side_by_side(runs),
         baseline=first_baseline,
@@ -79,11 +114,42 @@ def sweep_page(runs: pd.DataFrame, left_out: Sequence[str]) -> str:
         costs={title: part[[c for c in ("labeled", "method", "n", "iterations", *COSTS.values()) if c in part]]
                for title, part in tables(runs).items()},
         diagnosis=diagnosis(runs),
+        pictures=pictures_side_by_side(one_run_each(runs)),
+        links=links,
+        single=bool((runs.groupby(LINE).size() == 1).all()),
         curves_of=", ".join(f"{method}: {folder}" for method, folder in one_run_each(runs).items()),
-        charts={key: chart({method: curves.get(key) for method, curves in by_method.items()}, key)
+        charts={chart_title(key): chart({method: curves.get(key) for method, curves in by_method.items()}, key)
                 for some in plots.charts(keys).values() for key in some},
         left_out=left_out,
     )  # fmt: skip
+
+
+def choice_page(
+    title: str, about: str, figures: Sequence[tuple[str, bytes, bytes]], legend: Sequence[tuple[str, Sequence[int]]]
+) -> str:
+    """The page of images to label next: caption, photo and predictions (JPEG files) of each, and colors of classes."""
+    shown = [(caption, *(data_uri(file, "jpeg") for file in files)) for caption, *files in figures]
+    return TEMPLATES.get_template("choice.html").render(title=title, about=about, figures=shown, legend=legend)
+
+
+def chart_title(key: str) -> str:
+    """What the axes of one key show."""
+    kind = "mIoU in %, " if key.startswith("val/miou") else "loss, " if key.endswith("_loss") else ""
+    return kind + plots.title_of(key)
+
+
+def pictures_side_by_side(folders: Mapping[str, Path]) -> list[dict[str, str]]:
+    """Images that all runs show, by title: the image, its truth, and what the linear head of each run makes of it."""
+    shown: dict[str, dict[str, str]] = {}
+    for method, folder in folders.items():
+        details = folder / "details.json"
+        details = json.loads(details.read_text(encoding="utf-8")) if details.is_file() else {}
+        for example in details.get("examples", []):
+            if "fixed" in example["why"]:
+                files = {title: folder / file for title, file in example["pictures"].items()}
+                row = shown.setdefault(example["name"], {title: picture(files[title]) for title in ("image", "truth")})
+                row[method] = picture(files["linear head"])
+    return [row for row in shown.values() if len(row) == 2 + len(folders)]
 
 
 def diagnosis(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -99,7 +165,7 @@ def diagnosis(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
     parts = {}
     for names, line in runs.groupby(LINE, sort=False):
         row = {"labeled": str(names[3]), "method": names[5]}
-        row |= {key: words(values) for key, values in figures.loc[line.index].items()}
+        row |= {plots.title_of(key): words(values) for key, values in figures.loc[line.index].items()}
         parts.setdefault(heading(*names[:3]), []).append(row)
     parts = {title: pd.DataFrame(rows) for title, rows in parts.items()}
     return {
@@ -128,7 +194,8 @@ def chart(curves: dict[str, pd.Series | None], title: str) -> Markup:
     if title == "mIoU" or title.startswith("val/miou"):
         axes.set_ylabel("%")
     if len(curves) > 1:
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize="small", handlelength=1.2)
+        columns = 3 if max(map(len, curves)) < 16 else 1
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize="small", handlelength=1.2)
     return svg(figure, title)
 
 
@@ -166,7 +233,9 @@ def svg(figure: Figure, title: str) -> Markup:
 
 def picture(file: Path) -> str | None:
     """An image file as a data URI."""
-    if not file.is_file():
-        return None
-    kind = "png" if file.suffix == ".png" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return data_uri(file.read_bytes(), "png" if file.suffix == ".png" else "jpeg") if file.is_file() else None
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """An image file's content, png or jpeg, as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -13,6 +13,21 @@ from matplotlib.lines import Line2D
 from pcr_seg.report.tables import PUBLISHED_MEASURES, SECTION, heading
 
 MOST_POINTS = 200  # of a curve; a longer one shows means
+NAMES = {  # of what is logged; a key without one is called by its last part
+    "mIoU": "mIoU in %",
+    "pseudo/coverage": "pseudo-labels: share of val pixels that get one",
+    "pseudo/precision": "pseudo-labels: share of these that is right",
+    "train/confident": "pseudo-labels: share of unlabeled pixels that get one",
+    "train/lr": "learning rate",
+    "prototypes/usage_entropy": "how evenly prototypes are used, 0 to 1",
+    "prototypes/dead": "prototypes that no feature is nearest to",
+    "diagnosis/coverage": "pseudo-labels: share of pixels that get one, by masks set aside",
+    "diagnosis/precision": "pseudo-labels: share of these that is right, by masks set aside",
+    "diagnosis/within_class": "distance of features within a class",
+    "diagnosis/between_class": "distance of features between classes",
+    "val/miou": "linear head",
+    "val/miou_prototype": "prototype head",
+}
 CHARTS = {  # curves of one run that share axes; every other key has axes of its own
     "losses": r"train/.+_loss",
     "mIoU": r"val/miou.*",
@@ -75,6 +90,16 @@ def draw_published(axes: Axes, lines: pd.DataFrame) -> None:
         points = lines[["num_labeled", name]].dropna().drop_duplicates()
         if len(points):
             axes.plot(*points.to_numpy().T, marker, markersize=9, fillstyle="none", color="0.25", label=label)
+
+
+def title_of(key: str) -> str:
+    """What a logged key means, in words."""
+    return NAMES.get(key) or key.rpartition("/")[2].removesuffix("_loss").replace("_", " ")
+
+
+def telling(values: pd.Series) -> bool:
+    """Whether a curve shows anything: more than one point, and not 0 all along."""
+    return len(values) > 1 and bool((values != 0).any())
 
 
 def metrics(folder: Path) -> dict[str, pd.Series]:

@@ -25,6 +25,7 @@ from pcr_seg.report.tables import (
     tables,
 )
 
+MOST_PAGES = 24  # of single runs beside a comparison: each takes a second and a megabyte
 # A narrow terminal does without these columns, in this order.
 DISPENSABLE = (
     *reversed(COSTS.values()), "iterations", "split", *reversed([*MEASURES.values(), *PUBLISHED_MEASURES.values()]),
@@ -48,7 +49,9 @@ def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("superv
     runs.drop(columns=["iou", "finished"]).round(4).to_csv(output / "runs.csv", index=False)
     plots.miou_over_labels(table).savefig(output / "report.png")
     plots.curves(one_run_each(runs)).savefig(output / "curves.png")
-    page = pages.run_page(runs.folder[0]) if len(runs) == 1 else pages.sweep_page(runs, left_out)
+    page = (
+        pages.run_page(runs.folder[0]) if len(runs) == 1 else pages.sweep_page(runs, left_out, run_pages(runs, output))
+    )
     (output / "report.html").write_text(page, encoding="utf-8")
     console = Console(highlight=False, markup=False)
     console.print("mIoU in %, mean ± std over seeds")
@@ -57,6 +60,18 @@ def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("superv
     files = "report.html, report.md, report.csv, report.png, runs.csv, curves.png"
     for line in ["", *left_out, f"written to {output}: {files}", f"next: open {output}/report.html in a browser"]:
         console.print(line, soft_wrap=True)
+
+
+def run_pages(runs: pd.DataFrame, output: Path) -> dict[Path, str]:
+    """Write the page of each run, if they are few, into OUTPUT/runs; return where, for links beside the comparison."""
+    if len(runs) > MOST_PAGES:
+        return {folder: folder.absolute().as_uri() for folder in runs.folder}
+    (output / "runs").mkdir(exist_ok=True)
+    links = {}
+    for number, folder in enumerate(runs.folder, 1):
+        links[folder] = f"runs/{number}.html"
+        (output / links[folder]).write_text(pages.run_page(folder), encoding="utf-8")
+    return links
 
 
 def show(console: Console, title: str, table: pd.DataFrame) -> None:

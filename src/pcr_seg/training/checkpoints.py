@@ -178,7 +178,7 @@ def newest_checkpoint(folder: Path) -> Resumed | None:
     for path in (folder / LAST, folder / PREVIOUS):
         if path.is_file():
             try:
-                content = read_checkpoint(path)
+                content = read_checkpoint(path, whole=True)
             except ValueError as damaged:
                 error = damaged
                 continue

@@ -23,7 +23,7 @@ from torch import nn
 
 from pcr_seg import cluster
 from pcr_seg.checkpoint import LAST, constructor_parameters, described, load
-from pcr_seg.config import CONF, GROUPS, build, check_launch
+from pcr_seg.config import CONF, GROUPS, build, check_launch, num_devices
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.sources import Source
@@ -37,6 +37,7 @@ from pcr_seg.pixels import IMAGENET_MEAN
 from pcr_seg.training.checkpoints import PREVIOUS, AtomicCheckpointIO, Resumed, newest_checkpoint, whole_run
 from pcr_seg.training.diagnosis import Diagnosis
 from pcr_seg.training.folds import over_folds, pictures_of_folds, with_val
+from pcr_seg.training.fsdp import FSDP
 from pcr_seg.training.loggers import LogPanels, ProgressBar, finish_wandb
 from pcr_seg.training.model_card import model_card
 from pcr_seg.training.resume import keep_metrics, lasting, moved, resumed
@@ -96,7 +97,10 @@ def fit(cfg: DictConfig) -> dict:
     output = Path(cfg.output)
     check_values(config, KEYS)
     check_launch(config["trainer"])
+    check_numbers(cfg)
     cluster.meet_anew()
+    if not named:
+        check_per_device(cfg)
     if not named and (summary := finished(config)):
         if cfg.get("baseline"):
             fit_baseline(cfg, summary, named)
@@ -135,6 +139,8 @@ def fit(cfg: DictConfig) -> dict:
     if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
         module.student = convert_sync_batchnorm(module.student)
         module.teacher.network = convert_sync_batchnorm(module.teacher.network)
+    if cfg.get("compile"):  # the whole step, up to the optimizer's; sizes of crops never change
+        module.method.compile(mode=None if cfg.compile is True else cfg.compile, dynamic=False)
     trainer = make_trainer(cfg, data, checkpoint)
     check_length(trainer, module, data)
     check_batch(cfg, module, data)
@@ -151,14 +157,16 @@ def fit(cfg: DictConfig) -> dict:
         trainer.validate(module, data, verbose=False)
     trainer.save_checkpoint(output / "checkpoints" / LAST)
 
+    module.gather()
     summary = summarize(trainer, module, data) | scores | {"seconds": round(time.time() - started, 1)}
+    by_image = module.confusion.by_image()
     if trainer.is_global_zero:
         module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
         (output / "checkpoints/MODEL_CARD.md").write_text(model_card(summary, config), encoding="utf-8")
         if folds:
             pictures_of_folds([output / path.stem for path in folds], output)
         else:
-            save_pictures(module.predictor, module.confusion.counts(), source, output)
+            save_pictures(module.predictor, module.confusion.counts(), by_image, source, output)
         (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
         checkpoints = [file for name in ("best", "last") if (file := output / f"checkpoints/{name}.ckpt").is_file()]
         for logger in trainer.loggers:
@@ -282,7 +290,38 @@ def make_trainer(cfg: DictConfig, data: SegmentationData, checkpoint: Resumed | 
     loggers = list(instantiate(cfg.logger).values())
     plugins = [AtomicCheckpointIO(), *environment()]
     validated = {} if data.source.val else {"limit_val_batches": 0}  # the last of a run in folds
-    return build(cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False, **validated)
+    strategy = {}
+    if cfg.trainer.get("strategy") == "fsdp":  # the trainer's own of this name is another one
+        strategy["strategy"] = FSDP(cfg.trainer.num_nodes * num_devices(cfg.trainer.accelerator, cfg.trainer.devices))
+    return build(
+        cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False, **strategy, **validated
+    )
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Raise a ValueError for a precision, or a choice with divided weights, in which a training does not work."""
+    precision, divided = str(cfg.trainer.get("precision")), cfg.trainer.get("strategy") == "fsdp"
+    if re.fullmatch(r"16-true|bf16-true|64|64-true|transformer-engine.*", precision):
+        raise ValueError(
+            f"trainer.precision={precision}: weights, prototypes and scores are fp32 here, since a teacher moves by"
+            " hundredths; set 32-true, or bf16-mixed, which is faster on a GPU"
+        )
+    if divided and precision in ("16", "16-mixed"):
+        raise ValueError(f"trainer.precision={precision}: not with divided weights (fsdp); set bf16-mixed or 32-true")
+    if divided and cfg.diagnosis:
+        raise ValueError(
+            "diagnosis=true: predicts in one process alone, which divided weights (fsdp) cannot; leave it out"
+        )
+
+
+def check_per_device(cfg: DictConfig) -> None:
+    """Raise a ValueError where the batch of each device and that of all are both given, and differ."""
+    processes = cfg.trainer.num_nodes * num_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    if cfg.per_device and cfg.global_batch != cfg.per_device * processes:
+        raise ValueError(
+            f"global_batch={cfg.global_batch}: {processes} devices with per_device={cfg.per_device} make"
+            f" {cfg.per_device * processes}; give one of the two"
+        )
 
 
 def environment() -> list[ClusterEnvironment]:
@@ -329,7 +368,8 @@ def open_run_folder(
     labeled, unlabeled = f"{len(split.labeled)} labeled ({split.origin})", f"{len(split.unlabeled)} unlabeled"
     burn_in = getattr(module.method, "burn_in_epochs", 0)
     alone = f"burn-in {burn_in} of {trainer.max_epochs} epochs" if module.uses_unlabeled else "labels alone"
-    print(f"{data.source.name}: {labeled}, {unlabeled}, {val}; {alone}; run folder {output}")
+    kept = f"decoded pixels kept in {data.cache}; " if data.cache and not data.features else ""
+    print(f"{data.source.name}: {labeled}, {unlabeled}, {val}; {alone}; {kept}run folder {output}")
     for logger in trainer.loggers:
         if checkpoint and isinstance(logger, CSVLogger):
             keep_metrics(logger, checkpoint.metrics)

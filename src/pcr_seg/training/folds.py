@@ -76,11 +76,14 @@ def over_folds(summaries: Sequence[dict]) -> dict:
         "miou_prototype_last": average([summary["miou_prototype_last"] for summary in summaries]),
         "iou": by_class("iou"),
         "iou_prototype": by_class("iou_prototype"),
+        "never_predicted": [
+            name for name in summaries[0]["iou"] if all(name in one.get("never_predicted", ()) for one in summaries)
+        ],
     }
 
 
 def pictures_of_folds(folders: Sequence[Path], output: Path) -> None:
-    """Show in a run's folder what its folds saw in validation: the first one's panel, and the confusion of all."""
+    """Show in a run's folder what its folds saw in validation: the first one's pictures, and the confusion of all."""
     details = [json.loads((folder / "details.json").read_text()) for folder in folders]
     confusion: dict[str, np.ndarray] = {}
     for fold in details:
@@ -90,3 +93,4 @@ def pictures_of_folds(folders: Sequence[Path], output: Path) -> None:
     text = json.dumps(details[0] | {"confusion": together, "prototypes": []})
     (output / "details.json").write_text(text + "\n")
     shutil.copyfile(folders[0] / "panel.png", output / "panel.png")
+    shutil.copytree(folders[0] / "examples", output / "examples", dirs_exist_ok=True)

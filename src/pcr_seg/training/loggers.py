@@ -69,6 +69,8 @@ class LogPanels(L.Callback):
     def on_train_end(self, trainer: L.Trainer, module: Segmentation) -> None:
         """Log the prototypes' gallery, at the end only: it takes a forward of many images."""
         loggers = [x for x in trainer.loggers if isinstance(x, WandbLogger | TensorBoardLogger)]
+        if loggers:
+            module.gather()
         if not (trainer.is_global_zero and loggers):
             return
         step, named = trainer.global_step, {}

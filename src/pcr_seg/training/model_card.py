@@ -5,8 +5,8 @@ from pathlib import Path
 from jinja2 import Template
 
 
-def model_card(summary: dict, config: dict) -> str:
-    """Markdown from a run's summary.json and resolved configuration."""
+def model_card(summary: dict, config: dict, *, hub: str | None = None) -> str:
+    """Markdown from a run's summary.json and resolved configuration; `hub` is its name there, hf://USER/NAME."""
     text = Path(__file__).with_suffix(".md").read_text(encoding="utf-8")
     template = Template(text, trim_blocks=True, keep_trailing_newline=True)
-    return template.render(summary=summary, config=config, classes=list(summary["iou"]))
+    return template.render(summary=summary, config=config, classes=list(summary["iou"]), hub=hub)

@@ -13,14 +13,14 @@ from rich.console import Console
 from pcr_seg.config import CONF
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.module import Segmentation
-from pcr_seg.scores import iou_of_heads, percent, score_table
+from pcr_seg.scores import iou_of_heads, never_predicted, percent, score_table, warning_of
 from pcr_seg.training.checkpoints import Checkpoints, whole_run
 from pcr_seg.training.timer import callback, images_per_second
 
 
 def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) -> dict:
     """What a finished run reached, with what, and at which cost."""
-    metrics, config = module.scores, module.metadata["config"]
+    metrics, config, counts = module.scores, module.metadata["config"], module.confusion.counts()
     return {
         "dataset": data.source.name,
         "split": str(config["split"]["labeled"]),
@@ -36,6 +36,7 @@ def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) 
         "miou_best": callback(trainer, Checkpoints).best_score if metrics else None,
         "miou_prototype_last": metrics.get("val/miou_prototype"),
         **iou_of_heads(metrics, module.class_names),
+        "never_predicted": never_predicted(counts["linear"], module.class_names) if counts else [],
         "images_per_second": round(images_per_second(trainer, data, module), 2),
         "peak_memory_mib": round(peak_memory_mib(trainer.strategy.root_device)),
         "versions": versions("pcr-seg", "torch", "lightning", "timm", "albumentations"),
@@ -90,6 +91,8 @@ def print_summary(summary: dict, output: Path) -> None:
             f"± {percent(summary['miou_last_std'])} over the folds, whose masks were new to them; last.ckpt knows all"
         )
     console.print(score_table(title, summary, summary["miou_last"], summary["miou_prototype_last"]))
+    if summary.get("never_predicted"):
+        console.print(warning_of(summary["never_predicted"]))
     console.print(f"{best} · {summary['seconds']:.0f} s")
     board = [f"tensorboard --logdir={output}/tensorboard"] if (output / "tensorboard").is_dir() else []
     offline = [f"wandb sync {path}" for path in sorted(output.glob("wandb/offline-run-*"))[-1:]]

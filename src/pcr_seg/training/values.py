@@ -14,15 +14,19 @@ POSITIVE, NOT_NEGATIVE = (1, None), (0, None)
 # Smallest and largest value of keys, wherever they stand.
 RANGES = {
     **dict.fromkeys(("threshold", "ema_decay", "prototype_momentum", "cutmix_probability", "labeled_classmix"), SHARE),
-    "dropout": SHARE,
+    **dict.fromkeys(("dropout", "warmup"), SHARE),
     **dict.fromkeys(("num_prototypes", "grid_cells", "crop_size", "batch_size", "global_batch"), POSITIVE),
-    **dict.fromkeys(("most_per_device", "steps_per_epoch", "channels", "every_n_steps", "log_every_n_steps"), POSITIVE),
+    **dict.fromkeys(("per_device", "most_per_device", "steps_per_epoch", "channels"), POSITIVE),
+    **dict.fromkeys(("every_n_steps", "log_every_n_steps"), POSITIVE),
     **dict.fromkeys(("num_workers", "burn_in_epochs", "lr", "weight_decay", "poly_power", "seed"), NOT_NEGATIVE),
     **dict.fromkeys(("auxiliary_weight", "consistency_weight", "prototype_weight", "feature_weight"), NOT_NEGATIVE),
     "temperature": (1e-6, None),
 }
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-WHOLE = ("seed", "global_batch", "most_per_device")  # at the top, where no constructor says their type
+COMPILE = Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+TOP = {  # which no constructor takes
+    "seed": int, "global_batch": int, "most_per_device": int, "per_device": int | None, "compile": COMPILE,
+}  # fmt: skip
 
 
 def check_values(config: dict, known: Sequence[str]) -> None:
@@ -35,8 +39,8 @@ def check_values(config: dict, known: Sequence[str]) -> None:
     for key in config:
         if key not in known:
             raise ValueError(f"{key}: no such key{suggestion(key, known)}")
-    for key in WHOLE:
-        check_type(key, config[key], int)
+    for key in TOP.keys() & config.keys():
+        check_type(key, config[key], TOP[key])
     unused = {"early_stopping"} if config["early_stopping"]["patience"] is None else set()
     for key in sorted(config.keys() - unused, key=lambda key: key == "module"):  # whose values repeat others'
         check_node("", {key: config[key]})

@@ -65,6 +65,7 @@ class Watch(L.Callback):
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return  # fp16's scaler meets infinite gradients all the time, and skips them itself
         norm = torch.nn.utils.get_total_norm([p.grad for p in module.student.parameters() if p.grad is not None])
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of divided weights
         module.latest["gradient"] = norm
         if self.on_nonfinite == "skip" and not norm.isfinite():
             self.skipped += 1

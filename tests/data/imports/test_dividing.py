@@ -1,10 +1,8 @@
 """Which images validate: the tool's, whole groups, and classes that stay in train."""
 
-from pathlib import Path
-
 import pytest
 
-from pcr_seg.data.imports.dividing import divide, grouped
+from pcr_seg.data.imports.dividing import divide
 
 
 def parts_of(subsets: list[str | None], **more) -> list[str]:
@@ -46,37 +44,3 @@ def test_few_images() -> None:
     assert sorted(parts_of([None] * 2)) == ["train", "val"]
     assert sorted(parts_of([None] * 3, shown=[1, 2, 4])) == ["train", "train", "val"], "each class is on one image"
     assert parts_of([None] * 6, groups=["a"] * 6) == ["train"] * 6, "of one group nothing can be held out"
-
-
-NAMES = [f"clip {clip}/frame_{frame:03d}" for clip in "abcd" for frame in range(5)]
-
-
-def test_groups_by_names() -> None:
-    none = [{}] * 20
-    assert grouped(NAMES, none, "auto") == ([name[:6] for name in NAMES], "folder (4 groups)")
-    flat = [name.replace("/", "_") for name in NAMES]
-    assert grouped(flat, none, "auto") == ([name[:12] for name in flat], "name up to its last number (4 groups)")
-    assert grouped(flat, none, None) == (flat, "single images")
-    photos = [f"IMG_{i}" for i in range(20)]
-    assert grouped(photos, none, "auto") == (photos, "single images"), "one group is none"
-    found, what = grouped(flat, none, r"clip (\w)")
-    assert found == [name[5] for name in flat] and what == r"clip (\w) (4 groups)"
-    copies = ["a_jpg.rf.12ab", "a_jpg.rf.34cd", "b_png.rf.12"]
-    assert grouped(copies, none, "auto")[0] == ["a_jpg", "a_jpg", "b_png"]
-
-
-def test_groups_by_columns_and_tables(tmp_path: Path) -> None:
-    columns = [{"Patient": str(i % 3), "id": str(i)} for i in range(20)]
-    assert grouped(NAMES, columns, "auto") == ([str(i % 3) for i in range(20)], "patient (3 groups)")
-    assert grouped(NAMES, columns, "id")[1] == "id (20 groups)"
-    table = tmp_path / "places.csv"
-    table.write_text(
-        "image,place\n" + "".join(f"{name.partition('/')[2]}.JPG,{i % 2}\n" for i, name in enumerate(NAMES))
-    )
-    assert grouped(NAMES[:5], columns[:5], str(table)) == (["1", "0", "1", "0", "1"], f"{table} (2 groups)")
-    with pytest.raises(ValueError, match=r"group=ward: says nothing of any image, as clip a/frame_0.* \(Patient, id\)"):
-        grouped(NAMES, columns, "ward")
-    with pytest.raises(ValueError, match=r"group=\(: is no regular expression"):
-        grouped(NAMES, columns, "(")
-    with pytest.raises(FileNotFoundError, match="no such file; give one with two columns"):
-        grouped(NAMES, columns, str(tmp_path / "no.csv"))

@@ -4,23 +4,12 @@ Frames of one video, photos of one place or patient are alike: where some train 
 high.
 """
 
-import csv
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pcr_seg.data.imports.images import plain
-from pcr_seg.data.sources import read_lines
 from pcr_seg.data.splits import cover_classes
-
-COLUMNS = (
-    "group", "patient", "patient_id", "case", "case_id", "subject", "subject_id", "video", "video_id", "sequence",
-    "seq_id", "location", "place", "site", "scene",
-)  # fmt: skip
-FEWEST = 4  # groups that names must make to be taken as such
 
 
 def divide(
@@ -67,76 +56,3 @@ def draw(groups: Mapping[int, str], shown: Sequence[int], val: float, seed: int)
             continue
         drawn |= set(members[name])
     return drawn
-
-
-def grouped(names: Sequence[str], columns: Sequence[Mapping[str, str]], group: str | None) -> tuple[list[str], str]:
-    """The group of each image, and what makes it, in words.
-
-    Args:
-        names: of the images, with their folders.
-        columns: what else the export says of each.
-        group: a column; a regular expression with a part in brackets, which is looked for in the name; a CSV file of
-            names and groups; "auto": the first that makes some groups of a known column, the folder, the name up to its
-            last number; None: each image is one. Copies that Roboflow made of one image are always together.
-
-    Raises:
-        ValueError: no image has such a column, or fits the expression.
-        FileNotFoundError: no such file.
-    """
-    single = [re.sub(r"\.rf\.\w+$", "", name) for name in names]
-    if group is None:
-        return single, "single images"
-    if group != "auto":
-        return chosen(names, single, columns, group)
-    for column in COLUMNS:
-        found = [next((text for key, text in some.items() if key.lower() == column), None) for some in columns]
-        if all(found) and len(set(found)) > 1:
-            return found, f"{column} ({len(set(found))} groups)"
-    numbered = [re.match(r"(.+?)[-_. ]*\d+$", name) for name in single]
-    guesses = {
-        "folder": [name.rpartition("/")[0] for name in single],
-        "name up to its last number": [m[1] if m else name for m, name in zip(numbered, single, strict=True)],
-    }
-    for what, found in guesses.items():
-        sizes = Counter(found)
-        if len(sizes) >= FEWEST and len(found) >= 2 * len(sizes) and 2 * max(sizes.values()) <= len(found):
-            return found, f"{what} ({len(sizes)} groups)"
-    return single, "single images"
-
-
-def chosen(
-    names: Sequence[str], single: Sequence[str], columns: Sequence[Mapping[str, str]], group: str
-) -> tuple[list[str], str]:
-    """The groups that a user asks for, see `grouped`."""
-    look: Callable[[int], str | None]
-    if group.endswith(".csv"):
-        if not Path(group).is_file():
-            raise FileNotFoundError(f"group={group}: no such file; give one with two columns, names and groups")
-        rows = [row for row in csv.reader(read_lines(group)) if len(row) > 1]
-        table = {plain(row[0].strip()): row[1].strip() for row in rows}
-        table |= {key.rpartition(".")[0]: value for key, value in table.items() if "." in key}
-
-        def look(i: int) -> str | None:
-            return table.get(plain(names[i])) or table.get(plain(names[i].rpartition("/")[2]))
-    elif "(" in group:
-        try:
-            pattern = re.compile(group)
-        except re.error as error:
-            raise ValueError(f"group={group}: is no regular expression ({error}); correct it") from None
-
-        def look(i: int) -> str | None:
-            match = pattern.search(names[i])
-            return (match[1] if pattern.groups else match[0]) if match else None
-    else:
-
-        def look(i: int) -> str | None:
-            return columns[i].get(group)
-
-    found = [look(i) for i in range(len(names))]
-    if not any(found):
-        known = ", ".join(sorted({key for some in columns for key in some}))
-        raise ValueError(
-            f"group={group}: says nothing of any image, as {names[0]}; give a CSV file, an expression as '(.+)_', or"
-            f" {f'a column ({known})' if known else 'null'}"
-        )
-    return [text or name for text, name in zip(found, single, strict=True)], f"{group} ({len(set(found))} groups)"

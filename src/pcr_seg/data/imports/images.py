@@ -3,14 +3,13 @@
 import json
 import os
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from pcr_seg.data.files import IMAGE_SUFFIXES, DataError
+from pcr_seg.data.files import IMAGE_SUFFIXES, DataError, plain
 from pcr_seg.data.imports.shapes import Record
 from pcr_seg.data.sources import find_images
 
@@ -106,11 +105,6 @@ class Images:
         """A file's path from the folder that it was found in."""
         above = [place for place in self.places if file.is_relative_to(place)]
         return file.relative_to(above[0]) if above else Path(file.name)
-
-
-def plain(name: str) -> str:
-    """A file's name as it is compared: one case, one way to write accents."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def loose(name: str) -> str:

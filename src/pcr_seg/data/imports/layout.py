@@ -11,12 +11,14 @@ import numpy as np
 from PIL import Image
 
 from pcr_seg.data.classes import distinct_colors
-from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES
-from pcr_seg.data.imports.dividing import divide, grouped
+from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, plain
+from pcr_seg.data.groups import grouped
+from pcr_seg.data.imports.dividing import divide
 from pcr_seg.data.imports.drawing import Item, Staged
-from pcr_seg.data.imports.images import plain, subset_of
+from pcr_seg.data.imports.images import subset_of
 from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 from pcr_seg.data.prepare import track
+from pcr_seg.data.sources import class_table
 
 DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "upload", "datasets", "obj_train_data"}
 
@@ -30,7 +32,7 @@ def write(
     items = [*staged.labeled, *staged.unlabeled]
     names, labeled = unique_names(items), staged.labeled
     records = [item.record for item in labeled]
-    groups, what = grouped(names[: len(labeled)], [record.columns for record in records], group)
+    groups, what = grouped(names[: len(labeled)], group, [record.columns for record in records])
     subsets = [record.subset if own_split else None for record in records]
     parts, divided = divide(subsets, [item.shown for item in labeled], groups, val=val, seed=seed)
     divided = divided if divided.startswith("as") else f"{divided}, by {what}"
@@ -45,8 +47,7 @@ def write(
     colors = distinct_colors(len(classes))
     if classes[0] in BACKGROUND:
         colors = [(0, 0, 0), *colors[:-1]]
-    lines = [f"{i} {name} {r} {g} {b}\n" for i, (name, (r, g, b)) in enumerate(zip(classes, colors, strict=True))]
-    (root / "classes.txt").write_text("".join(lines), encoding="utf-8")
+    (root / "classes.txt").write_text(class_table(classes, colors), encoding="utf-8")
     groups += [""] * len(staged.unlabeled)
     rows = [(*row, item.record.name) for *row, item in zip(names, parts, groups, items, strict=True)]
     write_table(root / "images.csv", ("name", "part", "group", "file"), rows)
