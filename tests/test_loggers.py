@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from types import SimpleNamespace
 
 import pytest
@@ -41,13 +42,13 @@ def test_each_job_is_its_own_wandb_run(tmp_path: Path, monkeypatch: pytest.Monke
 def test_wandb_is_offline_without_a_login_and_with_an_empty_home(tmp_path: Path) -> None:
     """As a new user meets it: no WANDB_MODE, no key, nothing in the home folder."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
-    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(CONF.parent / "train.py"), "logger=wandb", f"hydra.run.dir={tmp_path}/run"]
     command += [f"dataset.root={tmp_path}/data", *TINY_SET, *SMALL]
-    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = subprocess.run(command, env=environment, cwd=tmp_path, stdout=PIPE, stderr=STDOUT, text=True)
+    assert result.returncode == 0, result.stdout
     [run] = (tmp_path / "run/wandb").glob("offline-run-*")
-    shown = (result.stdout + result.stderr).splitlines()
+    shown = result.stdout.splitlines()
     assert f"wandb sync {run}" in shown
     summary = next(i for i, line in enumerate(shown) if "supervised on synthetic" in line or "pcr on synthetic" in line)
     assert not any(line.startswith("wandb:") for line in shown[summary:])

@@ -65,6 +65,9 @@ def test_a_command_of_a_page_can_be_typed(line: str, monkeypatch: pytest.MonkeyP
                 monkeypatch.setenv(variable, value)
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
         text = ast.get_docstring(ast.parse((ROOT / f"{name}.py").read_text()))
+        for kind, plugin in re.findall(r"hydra/(launcher|sweeper)=([a-z]+)", line):
+            if plugin != "basic":
+                pytest.importorskip(f"hydra_plugins.hydra_{plugin}_{kind}", reason="needs the extra: sweeps")
         if "--help" in arguments:
             return
         start(text)

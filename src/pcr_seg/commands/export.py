@@ -142,6 +142,8 @@ def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
     images = [torch.randn(batch, predictor.channels, height, width) for batch, height, width in SIZES]
     axes = {0: "batch", 2: "height", 3: "width"}
     dynamic = {axis: torch.export.Dim(name, min=1 if axis == 0 else 32) for axis, name in axes.items()}
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
+        raise ValueError(f"format={cfg.format}: needs torch 2.9, and this is {torch.__version__}; pip install -U torch")
     program = torch.export.export(
         function,
         (images[0],),
