@@ -214,7 +214,7 @@ def grown_lr(lr: float, optimizer: str, growth: float) -> float:
 
     Source of the root: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022.
     """
-    return lr if optimizer.endswith(".SGD") else lr * growth**0.5
+    return lr if growth == 1 or optimizer.endswith(".SGD") else lr * growth**0.5
 
 
 def grown_decay(decay: float, growth: float) -> float:

@@ -75,7 +75,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             " a module that it calls, or train with strategy=ddp"
         )
     network.to(memory_format=torch.contiguous_format)
-    for module, weights in units(network):
+    for module, weights in list(units(network)):  # before any of them are replaced by divided ones
         if not any(isinstance(weight, DTensor) for weight in weights):  # of another network, too
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
