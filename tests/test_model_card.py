@@ -4,7 +4,10 @@ from conftest import SUMMARY
 
 from pcr_seg.training.model_card import model_card
 
-CONFIG = {"backbone": {"weights": None}, "global_batch": 8, "data": {"crop_size": 321}}
+CONFIG = {
+    "backbone": {"weights": None}, "model": {"_target_": "pcr_seg.models.mlp.MLP"}, "global_batch": 8,
+    "data": {"crop_size": 321},
+}  # fmt: skip
 VERSIONS = {"pcr-seg": "0.1", "torch": "2.9"}
 
 
@@ -22,6 +25,7 @@ def test_card_of_one_head() -> None:
     ]  # fmt: skip
     assert ["training", "800 iterations of 8 labeled images, crops of 321 pixels, seed 0"] in rows(card)
     assert ["commit", "abc; torch 2.9"] in rows(card)
+    assert ["network", f"{SUMMARY['backbone']}, decoder MLP"] in rows(card)
 
 
 def test_card_of_two_heads_and_pretrained_weights() -> None:
