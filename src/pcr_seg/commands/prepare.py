@@ -55,9 +55,9 @@ def run_check(cfg: DictConfig, dataset: str) -> None:
 
 def run_suggest(cfg: DictConfig, dataset: str) -> None:
     """Show the settings with their reasons, and the command to copy."""
-    console = Console()
     import torch  # which no other action needs
 
+    console = Console()
     gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
     suggestion = suggest(build(cfg.dataset), gpu_gib)
     table = Table("setting", "because")

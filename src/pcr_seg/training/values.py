@@ -39,8 +39,9 @@ def check_values(config: dict, known: Sequence[str]) -> None:
     for key in config:
         if key not in known:
             raise ValueError(f"{key}: no such key{suggestion(key, known)}")
-    for key in TOP.keys() & config.keys():
-        check_type(key, config[key], TOP[key])
+    for key, hint in TOP.items():
+        if key in config:  # runs of before have fewer
+            check_type(key, config[key], hint)
     unused = {"early_stopping"} if config["early_stopping"]["patience"] is None else set()
     for key in sorted(config.keys() - unused, key=lambda key: key == "module"):  # whose values repeat others'
         check_node("", {key: config[key]})

@@ -24,7 +24,7 @@ def images(tmp_path: Path) -> Images:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("/home/x/b/one.jpg", "b/one.jpg"),
+        ("/elsewhere/x/b/one.jpg", "b/one.jpg"),
         (r"D:\data\a\one.jpg", "a/one.jpg"),
         ("two words.png", "b/Two Words.PNG"),
         ("upload/1/99aabbcc-two_words.png", "b/Two Words.PNG"),

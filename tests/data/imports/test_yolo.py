@@ -27,7 +27,7 @@ def put(root: Path, image: str, labels: str | None, text: str = "", seed: int = 
     [
         "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['cup', 'plate']\n",  # Roboflow
         "path: .\ntrain: train.txt\nval: valid.txt\nnames:\n  0: cup\n  1: plate\n",  # CVAT
-        "path: /home/x/data\ntrain: [train/images]\nval: valid/images\nnames: {0: cup, 1: plate}\n",
+        "path: /elsewhere/x/data\ntrain: [train/images]\nval: valid/images\nnames: {0: cup, 1: plate}\n",
     ],
 )
 def test_where_images_lie(tmp_path: Path, yaml: str) -> None:
