@@ -62,8 +62,8 @@ class Consistency(nn.Module):
         images = torch.cat([image, strong])
         output = student(images)
         teacher.observe(images)
-        logits = upsample(output.logits, mask.shape[-2:])
+        logits = upsample(output.logits[n:], mask.shape[-2:])
         return {
-            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n]),
-            "consistency": consistency_loss(logits[n:], labels, confidence, self.threshold),
+            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight),
+            "consistency": consistency_loss(logits, labels, confidence, self.threshold),
         }

@@ -64,16 +64,15 @@ class FixMatch(nn.Module):
 
         # Labeled images and weak views in one forward, which labels the weak views; then the strong views.
         output = student(torch.cat([image, weak]))
-        logits = upsample(output.logits, mask.shape[-2:])
         strong_logits = upsample(student(strong).logits, mask.shape[-2:])
         teacher.observe(torch.cat([image, strong]))
-        labels, confidence = pseudo_label(logits[n:].detach())
+        labels, confidence = pseudo_label(upsample(output.logits[n:].detach(), mask.shape[-2:]))
         labels = labels.masked_fill(~valid, IGNORE_INDEX)
 
         boxes = on_grid(boxes, labels.shape[-2:])
         labels, confidence = (paste(x, boxes, inside) for x, inside in zip((labels, confidence), taught, strict=True))
         self.figures = {"confident": ((confidence >= self.threshold) & (labels != IGNORE_INDEX)).float().mean()}
         return {
-            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n]),
+            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight),
             "consistency": consistency_loss(strong_logits, labels, confidence, self.threshold, divisor="valid"),
         }

@@ -92,8 +92,6 @@ def labeled_loss(
     output: Any,
     labels: Int[Tensor, "B H W"],
     auxiliary_weight: float | int = 0.4,
-    *,
-    logits: Float[Tensor, "B C H W"] | None = None,
 ) -> Float[Tensor, ""]:
     """`loss` of the linear head, plus a share of it for the auxiliary head where the network has one.
 
@@ -102,10 +100,9 @@ def labeled_loss(
         output: of the network; its first B images are the labeled ones.
         labels: class ids, 255 where nothing is known.
         auxiliary_weight: 0.4 in U2PL, which has the head on Cityscapes alone.
-        logits: the linear head's for these images at the labels' size, where they have been upsampled already.
     """
     many, size = len(labels), labels.shape[-2:]
-    total = loss(upsample(output.logits[:many], size) if logits is None else logits, labels)
+    total = loss(upsample(output.logits[:many], size), labels)
     auxiliary = getattr(output, "auxiliary", None)
     if auxiliary is not None:
         total = total + auxiliary_weight * loss(upsample(auxiliary[:many], size), labels)

@@ -133,9 +133,9 @@ class PCR(nn.Module):
         """
         # The linear head learns labels and confident pseudo-labels.
         n, size = len(mask), mask.shape[-2:]
-        logits = upsample(output.logits, size)
-        supervised = labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n])
-        consistency = consistency_loss(logits[n:], labels[:, 0], confidence[:, 0], self.threshold)
+        supervised = labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight)
+        logits = upsample(output.logits[n:], size)  # cut first: a part's gradient has the size of the whole
+        consistency = consistency_loss(logits, labels[:, 0], confidence[:, 0], self.threshold)
         losses = {"supervised": supervised, "consistency": consistency}
         of_teacher = confidence[:, 0] if given is None else confidence[:, 0].masked_fill(given, 0)
         self.figures = {"confident": (of_teacher >= self.threshold).float().mean()}
@@ -158,7 +158,7 @@ class PCR(nn.Module):
         # Prototypes follow the student's features (A6), by labels and by pseudo-labels, in one update.
         with torch.no_grad():
             if self.bank_labels == "ensemble":
-                both = (at_points(logits[n:], points).softmax(dim=1) + scores[n:].softmax(dim=1)) / 2
+                both = (at_points(logits, points).softmax(dim=1) + scores[n:].softmax(dim=1)) / 2
                 sure, ensemble = both.max(dim=1)
                 pseudo = labels != IGNORE_INDEX
                 pseudo = pseudo if given is None else pseudo & ~at_points(given, points)

@@ -72,22 +72,24 @@ class UniMatch(nn.Module):
         maps = student.encode(torch.cat([image, weak]))
         with statistics_of_first(student, n + len(weak)):
             output = student.decode([torch.cat(pair) for pair in zip(maps, drop_features(maps), strict=True)])
-        logits, dropped = upsample(output.logits, size).split(n + len(weak))
-        strong_logits = upsample(student(strong).logits, size)
+        clean, dropped = output.logits.split(n + len(weak))
+        of_strong = student(strong).logits
         teacher.observe(torch.cat([image, strong]))
-        labels, confidence = pseudo_label(logits[n:].detach())
+        labels, confidence = pseudo_label(upsample(clean[n:].detach(), size))
         labels = labels.masked_fill(~valid, IGNORE_INDEX)
 
         views = []
-        for box, view_logits in zip(boxes, strong_logits.chunk(2), strict=True):
+        for box, logits in zip(boxes, of_strong.chunk(2), strict=True):
             box = on_grid(box, size)
             mixed = [paste(x, box, inside) for x, inside in zip((labels, confidence), taught, strict=True)]
-            views.append(consistency_loss(view_logits, *mixed, self.threshold, divisor="valid"))
+            views.append(consistency_loss(upsample(logits, size), *mixed, self.threshold, divisor="valid"))
+        dropped = upsample(dropped[n:], size)
+        features = consistency_loss(dropped, labels, confidence, self.threshold, divisor="valid")
         self.figures = {"confident": ((confidence >= self.threshold) & valid).float().mean()}
         return {
-            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n]),
+            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight),
             "consistency": (views[0] + views[1]) / 2,
-            "features": consistency_loss(dropped[n:], labels, confidence, self.threshold, divisor="valid"),
+            "features": features,
         }
 
 

@@ -74,16 +74,15 @@ class UniMatchV2(nn.Module):
         with statistics_of_first(student, n):
             output = student.decode([torch.cat([x[:n], half]) for x, half in zip(maps, dropped, strict=True)])
         teacher.observe(images)
-        logits = upsample(output.logits, size)
 
         losses = []
-        for box, view_logits in zip(boxes, logits[n:].chunk(2), strict=True):
-            box = on_grid(box, size)
+        for box, small in zip(boxes, output.logits[n:].chunk(2), strict=True):
+            box, logits = on_grid(box, size), upsample(small, size)
             labels, confidence = (paste(x, box, x.flip(0)) for x in taught)
-            losses.append(consistency_loss(view_logits, labels, confidence, self.threshold, divisor="valid"))
+            losses.append(consistency_loss(logits, labels, confidence, self.threshold, divisor="valid"))
         self.figures = {"confident": ((taught[1] >= self.threshold) & unlabeled["valid"]).float().mean()}
         return {
-            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight, logits=logits[:n]),
+            "supervised": labeled_loss(self.supervised_loss, output, mask, self.auxiliary_weight),
             "consistency": (losses[0] + losses[1]) / 2,
         }
 
