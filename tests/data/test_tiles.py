@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pcr_seg.data.files import DataError, Format, read_image
-from pcr_seg.data.tiles import GRID, Cut, cuts, open_tiff, read_window
+from pcr_seg.data.tiles import GRID, Cut, cuts, open_tiff, read_strip, read_window
 
 
 @given(st.integers(1, 3000), st.integers(33, 700), st.integers(0, 150))
@@ -44,6 +44,27 @@ def test_a_window_is_a_part_of_the_file_as_read_in_one_piece(tmp_path, mode: str
     with open_tiff(path) as file:
         window = read_window(file, Cut(32, 50, 40, 50), Cut(0, 33, 0, 30), format)
     np.testing.assert_array_equal(window, read_image(path, format)[32:50, 0:33])
+
+
+def test_a_file_in_whole_rows_is_read_once_for_all_windows_beside_each_other(tmp_path, monkeypatch) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed (extra: tiles)")
+    values = np.random.default_rng(0).integers(0, 256, (3, 64, 96)).astype(np.uint8)
+    rows, size = Cut(16, 48, 16, 48), {"height": 64, "width": 96, "count": 3, "dtype": "uint8", "photometric": "RGB"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
+        for name, blocks in {"rows": {}, "tiled": {"tiled": True, "blockxsize": 32, "blockysize": 32}}.items():
+            with rasterio.open(tmp_path / f"{name}.tif", "w", driver="GTiff", **size, **blocks) as file:
+                file.write(values)
+    with open_tiff(tmp_path / "rows.tif") as file:
+        strip = read_strip(file, rows, Format())
+        for column in cuts(96, 33, 0):
+            window = read_window(file, rows, column, Format())
+            np.testing.assert_array_equal(strip[:, column.start : column.stop], window)
+        monkeypatch.setattr("pcr_seg.data.tiles.STRIP_BYTES", 32 * 96 * 3 - 1)
+        assert read_strip(file, rows, Format()) is None, "too large"
+    with open_tiff(tmp_path / "tiled.tif") as file:
+        monkeypatch.setattr("pcr_seg.data.tiles.STRIP_BYTES", 2**28)
+        assert read_strip(file, rows, Format()) is None, "a window costs no more than itself"
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])

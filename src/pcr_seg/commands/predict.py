@@ -29,6 +29,7 @@ from pcr_seg.commands.opening import choose_device, open_checkpoint, output_fold
 from pcr_seg.data import annotations, tiles
 from pcr_seg.data.files import DataError, Format
 from pcr_seg.data.sources import find_images
+from pcr_seg.data.tiles import Cut
 from pcr_seg.pictures.panels import View, look
 from pcr_seg.predictor import Predictor
 
@@ -206,6 +207,19 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: not readable as an image ({reason}); replace or remove it") from error
 
 
+def read_windows(
+    file, path: Path, rows: list[Cut], columns: list[Cut], format: Format
+) -> Iterator[tuple[Cut, Cut, np.ndarray]]:
+    """Each window's places and pixels."""
+    for row in rows:
+        with reading(path):
+            strip = tiles.read_strip(file, row, format)
+        for column in columns:
+            with reading(path):
+                image = tiles.read_window(file, row, column, format) if strip is None else None
+            yield row, column, image if strip is None else strip[:, column.start : column.stop]
+
+
 def predict_tiles(
     predictor: Predictor, path: Path, format: Format, cfg: DictConfig, maps: list[str], name: str,
     progress: Progress,
@@ -223,10 +237,8 @@ def predict_tiles(
                 file = stack.enter_context(tiles.open_tiff(path))
             rows, columns = (tiles.cuts(size, cfg.tile, cfg.margin) for size in file.shape)
             block = max(cut.last - cut.first for cut in rows + columns)
-            cut_places = [(row, column) for row in rows for column in columns]
-            for row, column in progress.track(cut_places, description=name):
-                with reading(path):
-                    image = tiles.read_window(file, row, column, format)
+            windows = read_windows(file, path, rows, columns, format)
+            for row, column, image in progress.track(windows, len(rows) * len(columns), description=name):
                 [found] = look(predictor, [image], **needed(maps))
                 for kind, picture in draw_maps(predictor, image, found, maps).items():
                     target = Path(cfg.output, kind, f"{name}.tif")

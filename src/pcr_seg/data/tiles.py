@@ -13,6 +13,7 @@ from pcr_seg.data.files import READ_BANDS, DataError, Format, scaled
 
 GRID = 32  # a multiple of every network's stride: windows that start on it see the features of the whole image
 CACHE_MIB = 32  # GDAL would take a twentieth of the machine's memory
+STRIP_BYTES = 2**28
 
 
 class Cut(NamedTuple):
@@ -91,6 +92,17 @@ def read_window(file, rows: Cut, columns: Cut, format: Format) -> np.ndarray:
     if format.channels == 1:
         return np.array(Image.fromarray(np.ascontiguousarray(image[..., :3])).convert("L"))[..., None]
     return np.ascontiguousarray(image[..., : format.channels])
+
+
+def read_strip(file, rows: Cut, format: Format) -> np.ndarray | None:
+    """Read windows side by side as one (h, width, channels), where the file holds whole rows of pixels; else None.
+
+    Such a file is decoded over its whole width for each window. None as well where it would take over 256 MiB.
+    """
+    pixels = (rows.stop - rows.start) * file.width
+    if file.block_shapes[0][1] < file.width or pixels * file.count * np.dtype(file.dtypes[0]).itemsize > STRIP_BYTES:
+        return None
+    return read_window(file, rows, Cut(0, file.width, 0, file.width), format)
 
 
 @contextmanager
