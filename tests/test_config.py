@@ -375,6 +375,16 @@ def test_devices_that_cannot_share_the_batch_are_one_line() -> None:
         fit(composed("dataset=cityscapes", "dataset.root=x", "trainer.devices=3", "output=x"))
 
 
+@pytest.mark.parametrize(
+    "typed",
+    ["trainer.devices=many", "global_batch=", "most_per_device=0", "data.batch_size=big", "trainer.num_nodes=null"],
+)
+def test_what_is_computed_with_is_checked_first(typed: str) -> None:
+    """The line names the key that was typed, and not what failed when another was computed from it."""
+    with pytest.raises(SystemExit, match=f"^error: {typed.split('=')[0]}="), one_line_errors():
+        fit(composed("dataset=cityscapes", "dataset.root=x", "output=x", typed))
+
+
 def test_dilations_follow_the_output_stride() -> None:
     """The paper's 12, 24, 36 and 4, 8, 16 are for stride 8."""
     for stride, rates, grid in ((8, [12, 24, 36], [4, 8, 16]), (16, [6, 12, 18], [2, 4, 8])):

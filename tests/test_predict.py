@@ -100,7 +100,7 @@ def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:
         predict(command(checkpoint, tmp_path / "nothing", tmp_path / "out"))
     with pytest.raises(ValueError, match=r"maps: masks is none of index, color"):
         predict(command(checkpoint, tmp_path, tmp_path / "out", "maps=[index,masks]"))
-    for wrong in ("batch_size=0", "batch_size=big", "on_error=rise", "tile=big"):
+    for wrong in ("batch_size=0", "batch_size=big", "on_error=rise", "tile=big", "maps=0"):
         with pytest.raises(ValueError, match=wrong):
             predict(command(checkpoint, tmp_path, tmp_path / "out", wrong))
     with pytest.raises(ValueError, match=r"device=gpu:7: not on this machine"):

@@ -151,7 +151,11 @@ def num_devices(accelerator: str, devices: str | int | list) -> int:
         import torch  # seconds, which --help and a misspelt key need not wait for
 
         devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
-    return max(1, len(devices) if isinstance(devices, list | ListConfig) else int(devices))
+    if isinstance(devices, list | ListConfig):
+        return max(1, len(devices))
+    if not re.fullmatch(r"-?\d+", str(devices)):
+        raise ValueError(f"trainer.devices={devices}: choose auto, a number of devices, or a list of theirs")
+    return max(1, int(devices))
 
 
 def check_launch(trainer: DictConfig | dict) -> None:
@@ -201,11 +205,23 @@ def launched(key: str) -> int:
 
 def global_batch(batch: int, per_device: int | None, accelerator: str, devices: str | int | list, nodes: int) -> int:
     """Labeled images of an optimizer step: the recipe's, or so many on each device."""
-    return batch if per_device is None else per_device * nodes * num_devices(accelerator, devices)
+    check_counts({"recipe.batch": batch, "trainer.num_nodes": nodes})
+    if per_device is None:
+        return batch
+    check_counts({"per_device": per_device})
+    return per_device * nodes * num_devices(accelerator, devices)
+
+
+def check_counts(numbers: dict[str, object]) -> None:
+    """Raise a ValueError for the first key whose value is no whole number of 1 or more."""
+    for key, number in numbers.items():
+        if type(number) is not int or number < 1:
+            raise ValueError(f"{key}={number}: choose a whole number of 1 or more")
 
 
 def growth(total: int, batch: int, per_device: int | None) -> float:
     """How many times the recipe's batch `per_device` makes; 1 without it."""
+    check_counts({"global_batch": total, "recipe.batch": batch})
     return 1.0 if per_device is None else total / batch
 
 
@@ -234,8 +250,9 @@ def device_batch(total: int, most: int, accelerator: str, devices: str | int | l
     """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
 
     Raises:
-        ValueError: the devices cannot share the global batch evenly.
+        ValueError: the devices cannot share the global batch evenly, or one of the numbers is none.
     """
+    check_counts({"global_batch": total, "most_per_device": most, "trainer.num_nodes": nodes})
     world = nodes * num_devices(accelerator, devices)
     if total % world:
         raise ValueError(
@@ -246,6 +263,7 @@ def device_batch(total: int, most: int, accelerator: str, devices: str | int | l
 
 def accumulation(total: int, batch_size: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
     """Batches before each optimizer step, so that all devices together see the global batch."""
+    check_counts({"global_batch": total, "data.batch_size": batch_size})
     rounds, rest = divmod(total, batch_size * (total // device_batch(total, total, accelerator, devices, nodes)))
     if rest:
         raise ValueError(f"data.batch_size={batch_size}: does not divide global_batch={total} over the devices")

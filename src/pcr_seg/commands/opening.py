@@ -20,7 +20,7 @@ from pcr_seg.training.values import check_node, check_type
 TYPES = {
     "checkpoint": str, "trust": str | list[str] | None, "eval.student": bool, "device": str, "num_workers": int,
     "prototype_head": bool, "private": bool, "repo": str | None, "port": int | None, "margin": int, "tile": int | None,
-    "threshold": float,
+    "threshold": float, "maps": str | list[str],
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The values of a configuration, looked at once before anything is built: types, ranges, keys that nobody reads."""
 
+import math
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -17,7 +18,7 @@ RANGES = {
     **dict.fromkeys(("dropout", "warmup"), SHARE),
     **dict.fromkeys(("num_prototypes", "grid_cells", "crop_size", "batch_size", "global_batch"), POSITIVE),
     **dict.fromkeys(("per_device", "most_per_device", "steps_per_epoch", "channels"), POSITIVE),
-    **dict.fromkeys(("every_n_steps", "log_every_n_steps"), POSITIVE),
+    **dict.fromkeys(("every_n_steps", "log_every_n_steps", "accumulate_grad_batches"), POSITIVE),
     **dict.fromkeys(("num_workers", "burn_in_epochs", "lr", "weight_decay", "poly_power", "seed"), NOT_NEGATIVE),
     **dict.fromkeys(("auxiliary_weight", "consistency_weight", "prototype_weight", "feature_weight"), NOT_NEGATIVE),
     "temperature": (1e-6, None),
@@ -26,6 +27,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 COMPILE = Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 TOP = {  # which no constructor takes
     "seed": int, "global_batch": int, "most_per_device": int, "per_device": int | None, "compile": COMPILE,
+    "baseline": bool, "diagnosis": bool, "upload_checkpoints": bool,
 }  # fmt: skip
 
 
@@ -58,13 +60,14 @@ def check_node(path: str, node: dict) -> None:
         name = f"{path}.{key}".lstrip(".")
         if isinstance(value, dict):
             check_node(name, value)
-        elif key in parameters:
-            check_type(name, value, parameters[key])
+        if key in parameters:
+            if not (isinstance(value, dict) and "_target_" in value):
+                check_type(name, value, parameters[key])
         elif parameters and not (key.startswith("_") or key == "name" or "**" in parameters):
             raise ValueError(f"{name}: no such key{suggestion(key, parameters)}")
         if key in RANGES and isinstance(value, int | float) and not isinstance(value, bool):
             low, high = RANGES[key]
-            if value < low or (high is not None and value > high):
+            if not (value >= low and (high is None or value <= high)):  # so that NaN fails
                 wanted = f"{low} or more" if high is None else f"{low:g} to {high:g}"
                 raise ValueError(f"{name}={value}: choose {wanted}")
 
@@ -102,8 +105,10 @@ def fits(value: object, hint: object) -> bool:
         return any(fits(value, one) for one in inner)
     if origin is Literal:
         return value in inner
+    if Callable in (hint, origin):
+        return isinstance(value, dict)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if origin is tuple and Ellipsis not in inner:
@@ -120,6 +125,8 @@ def described_type(hint: object) -> str:
         return " or ".join(described_type(one) for one in inner)
     if origin is Literal:
         return ", ".join(map(str, inner))
+    if Callable in (hint, origin):
+        return "a function, as {_target_: MODULE.NAME, _partial_: true}"
     if origin is tuple:
         return f"[{', '.join(described_type(one) for one in inner)}]"
     if origin in (list, Sequence):
