@@ -6,6 +6,7 @@ Random weights: it asks whether a family works, not how well. A failure is the l
 """
 
 import csv
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -32,6 +33,7 @@ FAMILIES = {
     "caformer": "caformer_s18",
 }  # fmt: skip
 PLAIN = ("vit", "dinov2", "dinov3", "eva02", "PE", "beit")
+MINUTES = 5  # of CPU time, after which an exporter is given up
 SIZES = ((97, 131), (50, 75))
 COLUMNS = ("family", "model", "decoder", "trains", "predicts", "scores", "ONNX")
 
@@ -44,10 +46,19 @@ def composed(name: str, *overrides: str):
 
 def attempt(action, *arguments) -> tuple[str, object]:
     """Whether and what an action returns: "yes", or the line that its error makes."""
+    signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, MINUTES * 60)
     try:
         return "yes", action(*arguments)
     except Exception as error:  # the table's business
         return (str(error).splitlines() or [type(error).__name__])[0], None
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def too_long(*_: object) -> None:
+    """End what is running."""
+    raise TimeoutError(f"no end in {MINUTES} minutes")
 
 
 def row(family: str, model: str, folder: Path) -> dict[str, str]:
@@ -72,6 +83,9 @@ def row(family: str, model: str, folder: Path) -> dict[str, str]:
     result["predicts"], _ = attempt(predict)
     result["scores"], _ = attempt(evaluate, composed("eval", f"checkpoint={checkpoint}", "device=cpu"))
     result["ONNX"], _ = attempt(export, composed("export", f"checkpoint={checkpoint}", "format=onnx"))
+    if result["ONNX"] != "yes":
+        sized, _ = attempt(export, composed("export", f"checkpoint={checkpoint}", "format=onnx", "size=[97,131]"))
+        result["ONNX"] = "with size=[H,W]" if sized == "yes" else sized
     return result
 
 

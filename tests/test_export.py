@@ -5,21 +5,27 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import composed, small_config
 from faults import finish, start
 from PIL import Image
 from timm.layers import Conv2dSame
+from torch import nn
 
 from pcr_seg.checkpoint import load
-from pcr_seg.commands.export import export, pad_alike
+from pcr_seg.commands.export import export, export_program, pad_alike
 from pcr_seg.data.files import read_image
+from pcr_seg.inference import whole_image
+from pcr_seg.method import Supervised
 from pcr_seg.models.backbones import TimmBackbone
 from pcr_seg.models.mlp import MLP
 from pcr_seg.pixels import as_tensor, normalize
+from pcr_seg.predictor import Predictor
 from pcr_seg.training.fit import fit
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +117,33 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, checkpoint: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"file: cannot be written \(.*\); name another file with output=FILE"):
         export(composed(f"checkpoint={checkpoint}", f"output={tmp_path}/file/m.onnx", name="export"))
+
+
+class InFours(nn.Module):
+    """A network that shows its layers multiples of four pixels, which torch's tracer does not follow."""
+
+    num_classes, feature_dim = 3, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 3, 3, 2, 1)
+
+    def forward(self, images: torch.Tensor) -> SimpleNamespace:
+        sides = [4 * round(int(side) / 4) for side in images.shape[-2:]]
+        features = self.layer(F.interpolate(images, sides))
+        return SimpleNamespace(logits=features, features=features)
+
+
+def test_a_network_of_one_size_says_so_and_is_exported_for_it(tmp_path: Path) -> None:
+    predictor = Predictor(InFours(), Supervised(), list("abc"), [(0, 0, 0)] * 3, whole_image).eval()
+    arguments = ["checkpoint=own.ckpt", "format=pt2", f"output={tmp_path}/m.pt2"]
+    with pytest.raises(ValueError, match=r"^format=pt2: torch .* any size \(.*\); .* as size=\[512,512\]$"):
+        export_program(composed(*arguments, name="export"), predictor)
+    file = export_program(composed(*arguments, "size=[41,57]", name="export"), predictor)
+    extra = {"metadata.json": ""}
+    program, image = torch.export.load(file, extra_files=extra).module(), torch.randn(2, 3, 41, 57)
+    assert json.loads(extra["metadata.json"])["size"] == [41, 57]
+    torch.testing.assert_close(program(image), predictor(image)["linear"])
 
 
 @pytest.mark.parametrize("size", [(64, 96), (97, 131), (224, 161)])

@@ -127,10 +127,13 @@ def push(cfg: DictConfig, predictor: Predictor) -> str:
 
 
 def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
-    """Write the predictor as ONNX or pt2 with dynamic batch, height and width, compared at three sizes.
+    """Write the predictor as ONNX or pt2 for any batch, and any height and width or those of `size` alone.
+
+    Its answers are compared with the network's for three batches, of three sizes where it takes any.
 
     Raises:
-        ValueError: no prototypes where their head is asked for, or a file that answers differently.
+        ValueError: no prototypes where their head is asked for, a network that cannot be exported so, or a file that
+            answers differently.
         OSError: nothing can be written beside OUTPUT.
     """
     if cfg.prototype_head and predictor.bank is None:
@@ -139,26 +142,36 @@ def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
     output_folder(output.parent, "name another file with output=FILE")
     function = Exported(predictor, prototype_head=cfg.prototype_head).eval()
     function.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
-    images = [torch.randn(batch, predictor.channels, height, width) for batch, height, width in SIZES]
-    axes = {0: "batch", 2: "height", 3: "width"}
+    sizes = [(batch, *(cfg.size or size)) for batch, *size in SIZES]
+    images = [torch.randn(batch, predictor.channels, height, width) for batch, height, width in sizes]
+    axes = {0: "batch"} if cfg.size else {0: "batch", 2: "height", 3: "width"}
     dynamic = {axis: torch.export.Dim(name, min=1 if axis == 0 else 32) for axis, name in axes.items()}
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9):
         raise ValueError(f"format={cfg.format}: needs torch 2.9, and this is {torch.__version__}; pip install -U torch")
-    program = torch.export.export(
-        function,
-        (images[0],),
-        dynamic_shapes={"image": dynamic},
-        prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
-    )
+    try:
+        program = torch.export.export(
+            function,
+            (images[0],),
+            dynamic_shapes={"image": dynamic},
+            prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
+        )
+    except Exception as error:  # of torch's tracer, which has many
+        what, remedy = "this size", ""
+        if not cfg.size:
+            what, remedy = "any size", "; give that of your images, as size=[512,512]"
+        reason = " ".join(str(error).partition("For more information")[0].split())[:120]
+        message = f"format={cfg.format}: torch cannot export this network for {what} ({reason}){remedy}"
+        raise ValueError(message) from error
     partial = output.with_name("partial_" + output.name)
     write = write_pt2 if cfg.format == "pt2" else write_onnx
-    exported = write(program, partial, metadata(predictor))
+    about = metadata(predictor) | ({"size": list(cfg.size)} if cfg.size else {})
+    exported = write(program, partial, about)
     difference = max(largest_difference(function, exported, image) for image in images)
     if difference > TOLERANCE:
         raise ValueError(f"{output}: its logits differ from the network's by {difference:.2g}; not written")
     os.replace(partial, output)
-    sizes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in SIZES)
-    print(f"{output}: logits within {difference:.1g} of the network's at {sizes}")
+    shapes = ", ".join(f"{batch} x {height} x {width}" for batch, height, width in sizes)
+    print(f"{output}: logits within {difference:.1g} of the network's at {shapes}")
     print(f"docs/export.md runs it without this package; python app.py checkpoint={cfg.checkpoint}")
     return output
 

@@ -21,6 +21,7 @@ TYPES = {
     "checkpoint": str, "trust": str | list[str] | None, "eval.student": bool, "device": str, "num_workers": int,
     "prototype_head": bool, "private": bool, "repo": str | None, "port": int | None, "margin": int, "tile": int | None,
     "threshold": float, "maps": str | list[str],
+    "size": tuple[int, int] | None,
 }  # fmt: skip
 
 
