@@ -93,12 +93,14 @@ def alone_on_disk(path: Path | str) -> bool:
     return not is_url(path) and not MEMBER.match(str(path))
 
 
-INHERITED: set[Any] = set()  # file systems, kept until a process ends
+# fsspec's file systems. A loader's worker inherits its parent's and makes others; to collect those of the parent there
+# would close connections under it, and the parent would wait for an answer forever.
+KEPT: set[Any] = set()
 
 
 @contextmanager
 def reaching(url: str) -> Iterator[tuple[Any, str]]:
-    """fsspec's file system for a URL, and what it calls the place; credentials are those of the environment.
+    """The file system that fsspec has for a URL, and its name for the place; credentials are the environment's.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -108,10 +110,8 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
 
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # its gRPC hangs in a loader's worker
     try:
-        system, place = url_to_fs(url)  # of this process: fsspec makes another one after a fork
-        # A loader's worker inherits its parent's. To collect it there would close the connections under the parent,
-        # which then waits for an answer forever.
-        INHERITED.add(system)
+        system, place = url_to_fs(url)
+        KEPT.add(system)
         yield system, place
     except (DataError, tarfile.TarError):
         raise
@@ -124,7 +124,7 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
     except Exception as error:  # each store has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         remedy = "see to the connection and the credentials, or write the manifest again if the file has changed"
-        raise DataError(f"{url}: cannot be read ({reason}); {remedy}", "url") from None
+        raise DataError(f"{url}: cannot be read ({reason}); {remedy}", "not reached") from None
 
 
 @contextmanager

@@ -304,8 +304,8 @@ def folder(
         root: the folder. `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include
             sub-folders.
         name: of the data set; by default the folder's, so that results of two folders never mix.
-        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`; or the manifest of
-            such images, FILE.manifest (`prepare.py manifest`).
+        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`, here or at a URL;
+            or the manifest of such images, FILE.manifest (`prepare.py manifest`).
         channels: of the images: 1 (grey), 3 (RGB) or 4 (the file's own four).
         max_value: what becomes 255 in images with more than 8 bits; by default 65535.
         masks: "ids", where pixels are class ids (masks of three channels are looked up in the classes' colors), or
@@ -362,7 +362,7 @@ def _gather(places: list[str], key: str) -> dict[str, str]:
         if not paths:
             raise DataError(f"{key}={place}: {nothing_found(place)}", "no unlabeled images")
     starts = [_absolute(start).replace(os.sep, "/").rpartition("/")[0] + "/" for start, _ in found]
-    shared = os.path.commonprefix(starts)
+    shared = os.path.commonprefix(starts)  # noqa: RUF071  cut at a slash below
     if "/" not in shared:
         raise DataError(f"{key}={', '.join(places)}: lie in different stores; choose one", "no unlabeled images")
     paths = {_absolute(path) for _, paths in found for path in paths}  # of places that overlap, once
