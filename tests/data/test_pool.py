@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.features import FixedView, FrozenFeatures
-from pcr_seg.data.files import Sample, num_bytes, read_bytes, read_image
+from pcr_seg.data.files import Sample, image_size, num_bytes, read_bytes, read_header, read_image
 from pcr_seg.data.pool import Pool
 from pcr_seg.data.prepare import manifest
 from pcr_seg.data.sources import Source, folder
@@ -116,7 +116,7 @@ def pack(root: Path, shard: str, **options: str) -> Path:
     path = root / "shards" / shard
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, options.get("mode", "w")) as tar:
-        for file in sorted((root / "unlabeled").rglob("*.*g")):
+        for file in sorted((root / "unlabeled").rglob("*.*")):
             name = str(file.relative_to(root / "unlabeled"))
             tar.add(file, name)
             note = tarfile.TarInfo(name.rpartition(".")[0] + ".json")
@@ -136,6 +136,25 @@ def test_images_in_tars_are_read_by_their_places(root: Path) -> None:
         assert num_bytes(sample.image) == file.stat().st_size
         assert np.array_equal(read_image(sample.image), read_image(file))
     check(source, make_split(source, 2))
+
+
+def test_headers_in_tars_are_those_of_the_files(root: Path) -> None:
+    """Long before the pixels, on further pages, or sideways."""
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name, options in {
+        "l.jpg": {"icc_profile": bytes(150_000), "exif": exif},
+        "l.png": {"icc_profile": np.random.default_rng(1).bytes(150_000)},
+        "l.tif": {"save_all": True, "append_images": [large]},
+        "l.webp": {"lossless": True, "exif": exif},
+        "l.bmp": {},
+    }.items():
+        shutil.rmtree(root / "unlabeled"), (root / "unlabeled").mkdir()
+        large.save(root / "unlabeled" / name, **options)
+        [found] = folder(root, unlabeled=str(pack(root, "00.tar"))).unlabeled
+        file = root / "unlabeled" / name
+        assert read_header(found.image) == read_header(file) and image_size(found.image) == image_size(file), name
 
 
 def test_decoded_images_of_tars_are_kept(root: Path, tmp_path: Path) -> None:
