@@ -6,6 +6,7 @@ import re
 import runpy
 import shutil
 import sys
+import tarfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from test_sources import save
 from pcr_seg.data import splits
 from pcr_seg.data.check import check, num_errors, show, write
 from pcr_seg.data.held_out import num_folds
+from pcr_seg.data.prepare import manifest
 from pcr_seg.data.sources import folder
 
 PAGE = (Path(__file__).parents[2] / "docs/data.md").read_text(encoding="utf-8")
@@ -77,6 +79,14 @@ def other_images(root: Path) -> None:
 def single_class(root: Path) -> None:
     (root / "classes.txt").write_text("0 cat 255 255 255\n")
     all_masks(root, "**", np.where(MASK == 1, 255, 0))
+
+
+def changed_tar(root: Path) -> dict:
+    with tarfile.open(root / "x.tar", "w") as tar:
+        tar.add(root / "unlabeled/u6.png", "u6.png")
+    manifest(folder(root, unlabeled=str(root / "x.tar")), root / "x.manifest")
+    (root / "x.tar").write_bytes((root / "x.tar").read_bytes()[1:])
+    return {"unlabeled": str(root / "x.manifest")}
 
 
 def bomb(path: Path) -> None:
@@ -139,6 +149,9 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "no unlabeled images": lambda root: {"unlabeled": str(root / "nothing/*.png")},
     "manifest": lambda root: [(root / "x.manifest").write_text("a.png"), {"unlabeled": str(root / "x.manifest")}][1],
     "tar": lambda root: [(root / "x.tar").write_text("a.png" * 200), {"unlabeled": str(root / "x.tar")}][1],
+    "tar changed": changed_tar,
+    "not reached": lambda root: {"unlabeled": "http://127.0.0.1:1/*.tar"},
+    "nothing there": lambda root: {"unlabeled": "memory://none/*.tar"},
     "no classes": lambda root: (root / "classes.txt").unlink(),
     "classes": lambda root: (root / "classes.txt").write_text("0 ground 0 0 0\n1 cat\n"),
     "class ids": lambda root: (root / "classes.txt").write_text("0 ground 0 0 0\n2 cat 1 1 1\n"),

@@ -30,7 +30,7 @@ from pcr_seg.commands.maps import (
     write_png,
 )
 from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, writing
-from pcr_seg.data.files import IGNORE_INDEX, MEMBER, Sample, read_bytes
+from pcr_seg.data.files import IGNORE_INDEX, Sample, alone_on_disk, read_bytes
 from pcr_seg.data.sources import class_table, without_masks
 from pcr_seg.pictures.panels import View
 from pcr_seg.predictor import Predictor
@@ -124,10 +124,10 @@ def image_place(output: Path, sample: Sample) -> Path:
 
 
 def put(image: str, target: Path) -> None:
-    """Link an image from its place in the data set, unless it stands there; one in a tar is copied."""
+    """Link an image from its place in the data set, unless it stands there; one in a tar or at a URL is copied."""
     if os.path.lexists(target):
         return
-    if MEMBER.match(image):
+    if not alone_on_disk(image):
         with complete(target) as file:
             file.write_bytes(read_bytes(image))
         return

@@ -27,7 +27,7 @@ from pcr_seg.commands.maps import (
 )
 from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, whole_number, writing
 from pcr_seg.data import annotations, tiles
-from pcr_seg.data.files import DataError, Format
+from pcr_seg.data.files import DataError, Format, is_url
 from pcr_seg.data.sources import find_images
 from pcr_seg.data.tiles import Cut
 from pcr_seg.pictures.panels import View, look
@@ -144,8 +144,10 @@ def named_images(place: str, output: Path) -> dict[str, Path]:
     """Images of a file, a folder (with sub-folders) or a glob, by the name that their maps get; without maps.
 
     Raises:
-        ValueError: no images, or two whose maps would have one name.
+        ValueError: no images, those of a URL, or two whose maps would have one name.
     """
+    if is_url(place):
+        raise ValueError(f"images={place}: is a URL, which autolabel.py reads; copy the images to this machine")
     start, paths = find_images(place)
     images: dict[str, Path] = {}
     maps = [path for path in paths if is_map(Path(path), output.resolve())]

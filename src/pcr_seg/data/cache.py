@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcr_seg.data.files import DataError, Sample, image_size, member_free, place_of, read_mask
+from pcr_seg.data.files import DataError, Sample, image_size, member_free, read_mask, version
 
 AUTO, FOLDER = "auto", Path("runs/cache")
 SLOW = (".png", ".tif", ".tiff")
@@ -55,9 +55,9 @@ def memory_mapped(path: str, read: Callable[[], np.ndarray], cache: Path | None,
     """
     if cache is None:
         return read()
-    stat, label_map = os.stat(place_of(path)[0]), sample.label_map
+    (real, size, time), label_map = version(path), sample.label_map
     way = (sample.format, None if label_map is None else label_map.tolist())
-    key = hashlib.sha256(repr((os.path.realpath(path), stat.st_mtime_ns, stat.st_size, way)).encode()).hexdigest()
+    key = hashlib.sha256(repr((real, time, size, way)).encode()).hexdigest()
     file = cache / f"{key}.npy"
     if not file.is_file():
         cache.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pcr_seg.data.files import IGNORE_INDEX, Sample, place_of, read_image, read_mask
+from pcr_seg.data.files import IGNORE_INDEX, Sample, read_image, read_mask, version
 from pcr_seg.pixels import as_tensor, normalize
 
 HALF = torch.finfo(torch.float16).max
@@ -105,8 +105,7 @@ class FrozenFeatures:
     def key(self, sample: Sample, view: FixedView, part: int | str) -> str:
         """All that a map follows from, as a file's name; the image is looked at once in a process."""
         if sample.image not in self.images:
-            stat = os.stat(place_of(sample.image)[0])
-            read = (os.path.realpath(sample.image), stat.st_size, stat.st_mtime_ns, sample.format[:2])
+            read = (*version(sample.image), sample.format[:2])
             self.images[sample.image] = hashlib.sha256(repr((self.origin, read)).encode()).hexdigest()
         return f"{self.images[sample.image]}_{view.scale:g}{'m' * view.mirrored}_{part}"
 

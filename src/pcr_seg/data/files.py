@@ -7,11 +7,12 @@ docs/data.md lists every case; `DataError.kind` is its row there.
 import io
 import os
 import re
+import tarfile
 import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ IGNORE_INDEX = 255
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")  # nothing else is ever opened: some of Pillow's readers run programs
 MASK_SUFFIXES = tuple(suffix for suffix in IMAGE_SUFFIXES if suffix not in (".jpg", ".jpeg"))
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+JPEG_SIGNATURE, PNG_SIGNATURE = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 EIGHT_BIT_RGB = bytes([8, 2, 0, 0, 0])  # bits, color type, and no interlace, in a PNG's header
 PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME"}  # of which Pillow heeds none
 HAS_SPNG = find_spec("imagecodecs") is not None
@@ -34,6 +35,7 @@ READ_BANDS = (
 DEEP = {"I;16", "I;16L", "I;16B", "I;16N", "I", "F"}  # Pillow's modes of one channel with more than 8 bits
 DARK = 32  # of 255: an eighth of 16 bits; the values of 12 bits end at 16
 MEMBER = re.compile(r"(.+\.tar)@(\d+)\+(\d+)/")  # SHARD.tar@OFFSET+SIZE/NAME: a file in a tar, in bytes
+HEAD = 2**16  # bytes in which most images say all but their pixels
 MISSING_IMAGE, MISSING_MASK = "no such image; correct the path", "no such mask; correct the path"
 
 
@@ -81,18 +83,104 @@ def place_of(path: Path | str) -> tuple[str, int, int]:
     return (member[1], int(member[2]), int(member[3])) if member else (str(path), 0, -1)
 
 
-def read_bytes(path: Path | str) -> bytes:
-    """The content of an image's file, or of its place in a tar."""
+def is_url(path: Path | str) -> bool:
+    """Whether a path is a URL, which fsspec reads, and no file of this machine."""
+    return "://" in str(path)
+
+
+def alone_on_disk(path: Path | str) -> bool:
+    """Whether an image is a file of its own on this machine, neither in a tar nor at a URL."""
+    return not is_url(path) and not MEMBER.match(str(path))
+
+
+# fsspec's file systems. A loader's worker inherits its parent's and makes others; to collect those of the parent there
+# would close connections under it, and the parent would wait for an answer forever.
+KEPT: set[Any] = set()
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[tuple[Any, str]]:
+    """The file system that fsspec has for a URL, and its name for the place; credentials are the environment's.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        DataError: anything else that a store or its package says. Both are one line with the remedy.
+    """
+    from fsspec.core import url_to_fs  # a tenth of a second
+
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # its gRPC hangs in a loader's worker
+    try:
+        system, place = url_to_fs(url)
+        KEPT.add(system)
+        yield system, place
+    except (DataError, tarfile.TarError):
+        raise
+    except FileNotFoundError as error:
+        reason = f" ({' '.join(str(error.__cause__).split())})" if error.__cause__ else ""
+        raise FileNotFoundError(f"{url}: nothing is there{reason}; correct the URL") from None
+    except ImportError as error:
+        message = f"{url}: {error}; pip install 'pcr-seg[remote]' brings what reads s3:// and gs://"
+        raise DataError(message, "protocol") from None
+    except Exception as error:  # each store has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        remedy = "see to the connection and the credentials, or write the manifest again if the file has changed"
+        raise DataError(f"{url}: cannot be read ({reason}); {remedy}", "not reached") from None
+
+
+@contextmanager
+def opened(file: str) -> Iterator[Any]:
+    """A file to read parts of; at a URL, what lies between them is not fetched."""
+    if not is_url(file):
+        with open(file, "rb") as content:
+            yield content
+        return
+    with reaching(file) as (system, place), system.open(place, block_size=HEAD, cache_type="readahead") as content:
+        yield content
+
+
+def read_bytes(path: Path | str, most: int = -1) -> bytes:
+    """The content of an image's file, or of its place in a tar, or `most` bytes of it; at a URL by one request.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: the URL cannot be read, or the tar is not the one that was listed.
+    """
     file, offset, size = place_of(path)
-    with open(file, "rb") as content:
-        content.seek(offset)
-        return content.read(size)
+    header = tarfile.BLOCKSIZE if size >= 0 else 0  # which stands right before the file in a tar
+    length = most if size < 0 else size if most < 0 else min(size, most)
+    start, stop = offset - header, offset + length if length >= 0 else None
+    if is_url(file):
+        with reaching(file) as (system, place):
+            content = system.cat_file(place, start=start or None, end=stop)
+    else:
+        with open(file, "rb") as whole:
+            whole.seek(start)
+            content = whole.read(header + length)
+    if not header:
+        return content
+    with suppress(tarfile.TarError):
+        told = tarfile.TarInfo.frombuf(content[:header], tarfile.ENCODING, "surrogateescape")
+        if told.size == size and len(content) == header + length:
+            return content[header:]
+    message = "is not as it was listed: the tar has changed, or its server gives no parts of files"
+    raise DataError(f"{path}: {message}; write the manifest again, or copy the tar", "tar changed")
 
 
 def num_bytes(path: Path | str) -> int:
     """Size of an image's file, or of its place in a tar."""
     file, _, size = place_of(path)
+    if size < 0 and is_url(file):
+        with reaching(file) as (system, place):
+            return system.size(place)
     return os.stat(file).st_size if size < 0 else size
+
+
+def version(path: Path | str) -> tuple[str, int, int]:
+    """What changes with an image's file: real path, size in bytes, time in nanoseconds; of a URL its text alone."""
+    if is_url(path):
+        return str(path), 0, 0
+    stat = os.stat(place_of(path)[0])
+    return os.path.realpath(path), stat.st_size, stat.st_mtime_ns
 
 
 def member_free(path: str) -> str:
@@ -213,8 +301,12 @@ def _of_bands(path: Path | str, odd: str) -> DataError:
 
 def _open(path: Path | str, content: bytes | None = None) -> Image.Image:
     """Open a file, or its content, unless Pillow would leave some of its bands out unnoticed."""
-    if content is None and MEMBER.match(str(path)):
-        content = read_bytes(path)
+    if content is None and not alone_on_disk(path):
+        content = read_bytes(path, HEAD)
+        if content.startswith((JPEG_SIGNATURE, PNG_SIGNATURE)):
+            with suppress(Exception):  # what comes before the pixels may be longer
+                return Image.open(io.BytesIO(content), formats=FORMATS)
+        content = read_bytes(path) if len(content) == HEAD else content
     image = Image.open(str(path) if content is None else io.BytesIO(content), formats=FORMATS)
     if image.format == "TIFF" and (odd := _odd_bands(image.tag_v2, image)):
         image.close()

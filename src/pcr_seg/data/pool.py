@@ -1,7 +1,7 @@
 """A million images without masks: a manifest, written and checked once, and read as one array and not as objects.
 
 A manifest is a NumPy file of rows (path, size in bytes), sorted by name and memory-mapped, so that processes share it.
-Its first row is the folder of the paths, relative to the manifest's own where the images lie below that.
+Its first row is the folder of the paths, relative to the manifest's own where the images lie below that, or a URL.
 """
 
 import bisect
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pcr_seg.data.files import DataError, Format, Sample, member_free, name_of
+from pcr_seg.data.files import DataError, Format, Sample, is_url, member_free, name_of
 
 SUFFIX = ".manifest"
 
@@ -33,11 +33,13 @@ class Pool(Sequence[Sample]):
             raise FileNotFoundError(f"{file}: no such manifest; write it with prepare.py manifest")
         try:
             rows = np.asarray(np.load(file, mmap_mode="r"))
-            folder = os.path.join(os.path.dirname(os.path.abspath(file)), os.fsdecode(rows["path"][0]))
+            folder = os.fsdecode(rows["path"][0])
         except (ValueError, IndexError, EOFError) as error:
             message = f"{file}: not a manifest ({error}); write it with prepare.py manifest"
             raise DataError(message, "manifest") from None
-        self.folder = os.path.join(os.path.normpath(folder), "")
+        if not is_url(folder):
+            folder = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(file)), folder))
+        self.folder = os.path.join(folder, "")
         self.rows, self.paths, self.sizes = rows, rows["path"][1:], rows["size"][1:]
 
     def __reduce__(self) -> tuple:
@@ -77,9 +79,11 @@ class Pool(Sequence[Sample]):
 
 def write_manifest(file: Path, samples: Sequence[Sample], sizes: Sequence[int]) -> None:
     """Write the manifest of images, whose files have these sizes in bytes; it appears when it is complete."""
-    here, folder = os.path.abspath(file.parent), os.path.abspath(_folder(samples[0]))
-    beside = os.path.commonpath([here, folder]) in (here, folder)
-    first = os.path.relpath(folder, here) if beside else folder
+    here, first = os.path.abspath(file.parent), _folder(samples[0])
+    if not is_url(first):
+        folder = os.path.abspath(first)
+        beside = os.path.commonpath([here, folder]) in (here, folder)
+        first = os.path.relpath(folder, here) if beside else folder
     paths = np.array([os.fsencode(first), *(os.fsencode(s.image[len(_folder(s)) :]) for s in samples)])
     rows = np.empty(len(paths), [("path", paths.dtype), ("size", "<i8")])
     rows["path"], rows["size"] = paths, (-1, *sizes)

@@ -8,6 +8,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -15,7 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from pcr_seg.data.classes import ADE20K_CLASSES, COCO_THINGS, Color, colormap
-from pcr_seg.data.files import IGNORE_INDEX, IMAGE_SUFFIXES, DataError, Format, Sample, name_of
+from pcr_seg.data.files import (
+    IGNORE_INDEX,
+    IMAGE_SUFFIXES,
+    DataError,
+    Format,
+    Sample,
+    is_url,
+    name_of,
+    opened,
+    reaching,
+)
 from pcr_seg.data.pool import SUFFIX as MANIFEST
 from pcr_seg.data.pool import Pool
 
@@ -113,9 +124,12 @@ def read_lines(path: Path | str) -> list[str]:
 def find_images(place: Path | str) -> tuple[str, list[str]]:
     """Images below a folder, of a glob, or one file, and where they start: their names are relative to that.
 
-    A glob or file that ends in .tar means the images in these tars, as they lie there (`files.MEMBER`).
+    A glob or file that ends in .tar means the images in these tars, as they lie there (`files.MEMBER`). A URL means a
+    glob, tar or image if it looks like one, else a folder.
     """
-    if os.path.isfile(place):  # whatever brackets its name has
+    if is_url(place):
+        start, found = _at_url(str(place))
+    elif os.path.isfile(place):  # whatever brackets its name has
         start, found = os.path.dirname(place), [str(place)]
     elif os.path.isdir(place):
         start, found = str(place), _below(str(place))
@@ -123,7 +137,8 @@ def find_images(place: Path | str) -> tuple[str, list[str]]:
         start = os.path.dirname(re.split(r"[*?\[]", str(place))[0] + "x")
         found = (file for file in glob(str(place), recursive=True) if not re.search(r"/\.", file.removeprefix(start)))
     if str(place).endswith(".tar"):
-        found = (member for file in found for member in _members(file))
+        with ThreadPoolExecutor(32 if is_url(place) else 1) as pool:  # a request waits most of its time
+            found = [member for members in pool.map(_members, found) for member in members]
     return start, [file for file in sorted(found) if file.lower().endswith(IMAGE_SUFFIXES)]
 
 
@@ -134,13 +149,31 @@ def _below(folder: str) -> Iterator[str]:
         yield from (inside + name for name in files if not name.startswith("."))  # ._a.jpg
 
 
-def _members(file: str) -> Iterator[str]:
+def _at_url(place: str) -> tuple[str, list[str]]:
+    with reaching(place) as (system, path):
+        before = re.split(r"[*\[]", path)[0]
+        if before != path:
+            start, found = os.path.dirname(before + "x"), system.glob(path)
+        elif path.lower().endswith((".tar", *IMAGE_SUFFIXES)):
+            start, found = os.path.dirname(path), [path]
+        else:
+            start, found = path, system.find(path)
+        if not found:
+            system.ls(start)  # says why, if it is not the name
+        system.invalidate_cache()  # of the listing
+        start, *found = (system.unstrip_protocol(file) for file in (start, *found))
+    return start, [file for file in found if "/." not in file.removeprefix(start)]
+
+
+def _members(file: str) -> list[str]:
     """The files in an uncompressed tar, by their places."""
     try:
-        with tarfile.open(file, "r:") as tar:
-            for member in tar:
-                if member.isreg() and not member.issparse():
-                    yield f"{file}@{member.offset_data}+{member.size}/{os.path.normpath(member.name)}"
+        with opened(file) as content, tarfile.open(fileobj=content, mode="r:") as tar:
+            return [
+                f"{file}@{member.offset_data}+{member.size}/{os.path.normpath(member.name)}"
+                for member in tar
+                if member.isreg() and not member.issparse()
+            ]
     except tarfile.TarError as error:
         message = f"{file}: not read as a tar ({error}); pack it without compression, as images have their own"
         raise DataError(message, "tar") from None
@@ -271,8 +304,8 @@ def folder(
         root: the folder. `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include
             sub-folders.
         name: of the data set; by default the folder's, so that results of two folders never mix.
-        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`; or the manifest of
-            such images, FILE.manifest (`prepare.py manifest`).
+        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`, here or at a URL;
+            or the manifest of such images, FILE.manifest (`prepare.py manifest`).
         channels: of the images: 1 (grey), 3 (RGB) or 4 (the file's own four).
         max_value: what becomes 255 in images with more than 8 bits; by default 65535.
         masks: "ids", where pixels are class ids (masks of three channels are looked up in the classes' colors), or
@@ -324,13 +357,20 @@ def _own_unlabeled(root: Path, format: Format) -> tuple[Sample, ...]:
 
 def _gather(places: list[str], key: str) -> dict[str, str]:
     """Images of several folders and globs; their names begin with their folder's, so that places never mix."""
-    found = [find_images(Path(place)) for place in places]
+    found = [find_images(place if is_url(place) else Path(place)) for place in places]
     for place, (_, paths) in zip(places, found, strict=True):
         if not paths:
             raise DataError(f"{key}={place}: {nothing_found(place)}", "no unlabeled images")
-    starts = [os.path.dirname(os.path.abspath(start)) for start, _ in found]
-    paths = {os.path.abspath(path) for _, paths in found for path in paths}  # of places that overlap, once
-    return _named(sorted(paths), os.path.commonpath(starts))
+    starts = [_absolute(start).replace(os.sep, "/").rpartition("/")[0] + "/" for start, _ in found]
+    shared = os.path.commonprefix(starts)  # noqa: RUF071  cut at a slash below
+    if "/" not in shared:
+        raise DataError(f"{key}={', '.join(places)}: lie in different stores; choose one", "no unlabeled images")
+    paths = {_absolute(path) for _, paths in found for path in paths}  # of places that overlap, once
+    return _named(sorted(paths), shared[: shared.rindex("/") + 1])
+
+
+def _absolute(path: str) -> str:
+    return path if is_url(path) else os.path.abspath(path)
 
 
 def camvid(root: Path | str) -> Source:
