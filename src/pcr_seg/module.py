@@ -139,7 +139,7 @@ class Segmentation(L.LightningModule):
         return found.pop("unlabeled") | found
 
     def with_strong(self, batch: dict, name: str) -> dict:
-        """Return a loader's views; of features the student makes strong ones. Raise a ValueError if there are too few."""
+        """Return a loader's views; of features the student makes strong ones. Raise a ValueError if any is missing."""
         views, wanted = as_floats(batch[name], self.student), self.method.views.strong
         if "strong" not in views and hasattr(self.student, "perturb"):
             views["strong"] = torch.stack([self.student.perturb(views["weak"]) for _ in range(wanted)], dim=1)
