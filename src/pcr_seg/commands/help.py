@@ -1,4 +1,4 @@
-"""What `--help` shows: what a command does, examples, its choices and keys; `--help=all` is Hydra's own page."""
+"""The page that `--help` shows: what a command does, examples, choices and keys. `--help=all` is Hydra's own page."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ KEY = re.compile(r"(?P<key>\w+): *(?P<value>[^\s#].*?)?(?:\s*# *(?P<meaning>.*))
 
 
 def show_help(name: str, text: str, chosen: Mapping[str, str | None]) -> None:
-    """Print a command's docstring, its groups with what is chosen by default, and the keys of conf/NAME.yaml."""
+    """Print a command's docstring, its groups with their default and choices, and the keys in conf/NAME.yaml."""
     console = Console(highlight=False, soft_wrap=False)
     console.print(escape(text.strip()), soft_wrap=True)
     for title, rows in (("Choices", groups(chosen)), (KEYS, keys(name))):
@@ -29,7 +29,7 @@ def show_help(name: str, text: str, chosen: Mapping[str, str | None]) -> None:
 
 
 def groups(chosen: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
-    """Each group with its default, and its choices."""
+    """Yield each group with its default, "group=choice", and all its choices."""
     for group, choice in chosen.items():
         choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         if len(choices) > 1:
@@ -37,7 +37,7 @@ def groups(chosen: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
 
 
 def keys(name: str) -> Iterator[tuple[str, str, str]]:
-    """The keys of a command that stand in no group, with default and meaning, as the file has them."""
+    """Yield the top-level keys of a command that are in no group, with default and comment, from its YAML file."""
     lines = (CONF / f"{name}.yaml").read_text(encoding="utf-8").partition("defaults:")[2].splitlines()
     row = None
     for line in lines:
