@@ -38,7 +38,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     A link that leads to no file stays as it is, and a strict build refuses it.
     """
-    folder = Path(page.file.abs_src_path).parent
+    folder = Path(page.file.abs_src_path or ROOT / "docs" / page.file.src_uri).parent  # a generated page has no file
 
     def within_site(match: re.Match) -> str:
         file = (folder / match[0]).resolve()

@@ -103,13 +103,10 @@ def read_window(file, rows: Cut, columns: Cut, format: Format) -> np.ndarray:
 
 @contextmanager
 def create_tiff(path: Path, like, picture: np.ndarray, block: int) -> Iterator:
-    """Create a deflated TIFF with the size and geographic position of `like`, to be written by windows.
+    """Create a deflated TIFF with the size and geographic position of `like`, an open TIFF file.
 
-    Args:
-        path: the file to create.
-        like: an open TIFF file.
-        picture: an example of what will be written, for the number of bands and the type.
-        block: side of the square blocks. A window of exactly one block is compressed and written once.
+    `picture` is an example of the windows that will be written: of their bands and type. The file has square blocks of
+    side `block`; a window of exactly one block is compressed and written once.
     """
     import rasterio
 
