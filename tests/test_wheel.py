@@ -66,7 +66,9 @@ def test_what_pypi_shows_leads_to_files_and_pages_of_this_repository(installed: 
     assert re.sub(r"\]\(.*?\)", "", text) == re.sub(r"\]\(.*?\)", "", readme)
     links, pages = re.findall(r"\]\((.*?)\)", text), 0
     for link, original in zip(links, re.findall(r"\]\((.*?)\)", readme), strict=True):
-        place = r"https://(?:raw\.githubusercontent\.com/pcr-seg/pcr-seg/main|github\.com/pcr-seg/pcr-seg/blob/main)/(.*)"
+        place = (
+            r"https://(?:raw\.githubusercontent\.com/pcr-seg/pcr-seg/main|github\.com/pcr-seg/pcr-seg/blob/main)/(.*)"
+        )
         if file := re.fullmatch(place, link):
             assert (ROOT / file[1]).is_file() and file[1] == original
         elif page := re.fullmatch(r"https://pcr-seg\.github\.io/pcr-seg/(\w+)\.html(.*)", link):
