@@ -15,7 +15,7 @@ from pcr_seg.config import one_line_errors
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
     with one_line_errors():
-        from pcr_seg.commands.app import serve  # seconds, which --help need not wait for
+        from pcr_seg.commands.app import serve  # takes seconds, for which --help should not wait
 
         serve(cfg)
 

@@ -1,4 +1,4 @@
-"""Pseudo-labels of very many images as a data set to train on: by many processes, and going on after a kill.
+"""Label very many images by a model, as a data set to train on: by many processes, and going on after a kill.
 
 python autolabel.py checkpoint=RUN/checkpoints/last.ckpt images=FOLDER output=labels threshold=0.9
 python autolabel.py checkpoint=... images=/pool/all.manifest output=labels maps=[confidence,disagreement]
@@ -17,12 +17,12 @@ from pcr_seg.config import one_line_errors
 
 @hydra.main(config_path="conf", config_name="autolabel", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Run, and turn a user's mistake into one line; 1 where images were left out, but not as one of several processes.
+    """Run, and turn a user's mistake into one line; exit with 1 if images were left out.
 
-    torchrun would end the others.
+    One of several processes exits with 0 then, because torchrun would end the others.
     """
     with one_line_errors():
-        from pcr_seg.commands.autolabel import autolabel  # seconds, which --help need not wait for
+        from pcr_seg.commands.autolabel import autolabel  # takes seconds, for which --help should not wait
 
         failed = autolabel(cfg)
     if failed and place().total == 1:

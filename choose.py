@@ -1,12 +1,12 @@
-"""Choose which images to label next: those that the network doubts most, apart from each other.
+"""Choose which images to label next: those that the network is least sure of, and that differ from each other.
 
 python choose.py checkpoint=RUN/checkpoints/last.ckpt budget=50
 python choose.py checkpoint=... budget=50 dataset=folder dataset.root=FOLDER dataset.unlabeled=PHOTOS
 python choose.py checkpoint=... budget=50 format=labelme group=places.csv
 """
 
-# Not select.py: Python looks for modules beside the script first, and a file of that name would replace the standard
-# library's `select`, which subprocess and asyncio need, for every command here.
+# The name is not select.py: Python looks for modules beside the script first, so that a file of this name would hide
+# the standard library's `select` from every command here; subprocess and asyncio need it.
 
 import hydra
 from omegaconf import DictConfig
@@ -19,7 +19,7 @@ from pcr_seg.config import one_line_errors
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
     with one_line_errors():
-        from pcr_seg.commands.choose import choose  # seconds, which --help need not wait for
+        from pcr_seg.commands.choose import choose  # takes seconds, for which --help should not wait
 
         choose(cfg)
 

@@ -16,7 +16,7 @@ from pcr_seg.config import one_line_errors
 def main(cfg: DictConfig) -> None:
     """Run, and turn a user's mistake into one line."""
     with one_line_errors():
-        from pcr_seg.commands.evaluate import evaluate  # seconds, which --help need not wait for
+        from pcr_seg.commands.evaluate import evaluate  # takes seconds, for which --help should not wait
 
         evaluate(cfg)
 

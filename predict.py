@@ -17,9 +17,9 @@ from pcr_seg.config import one_line_errors
 
 @hydra.main(config_path="conf", config_name="predict", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Run, and turn a user's mistake into one line; 130 after Ctrl-C, 1 where images were left out."""
+    """Run, and turn a user's mistake into one line; exit with 130 after Ctrl-C, with 1 if images were left out."""
     with one_line_errors():
-        from pcr_seg.commands.predict import predict  # seconds, which --help need not wait for
+        from pcr_seg.commands.predict import predict  # takes seconds, for which --help should not wait
 
         failed = predict(cfg)["failed"]
     if failed:

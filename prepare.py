@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from pcr_seg.commands.start import start
 from pcr_seg.config import one_line_errors
 
-ACTIONS = ("check", "suggest", "import", "manifest")  # typed as one word; without one, files are put into place
+ACTIONS = ("check", "suggest", "import", "manifest")  # each is typed as one word; without one, the action is prepare
 
 
 @hydra.main(config_path="conf", config_name="prepare", version_base="1.3")
@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> None:
     overrides = HydraConfig.get().overrides.task
     dataset = shlex.join(override for override in overrides if override.startswith("dataset"))
     with one_line_errors():
-        from pcr_seg.commands.prepare import act  # seconds, which --help need not wait for
+        from pcr_seg.commands.prepare import act  # takes seconds, for which --help should not wait
 
         act(cfg, dataset)
 

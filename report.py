@@ -17,9 +17,9 @@ from pcr_seg.config import one_line_errors
 
 @hydra.main(config_path="conf", config_name="report", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Run with the config of conf/report.yaml; a user's mistake ends in one line."""
+    """Run, and turn a user's mistake into one line."""
     with one_line_errors():
-        from pcr_seg.report.write import report  # seconds, which --help need not wait for
+        from pcr_seg.report.write import report  # takes seconds, for which --help should not wait
 
         report(str(cfg.runs), cfg.output, list(cfg.baselines))
 

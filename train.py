@@ -19,9 +19,9 @@ from pcr_seg.config import going_on, one_line_errors, report_failures
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float:
-    """Return the last epoch's mIoU, for sweepers; in a sweep a cell that fails is noted, and the others go on."""
+    """Return the last epoch's mIoU, for sweepers. In a sweep a cell that fails is noted, and the others go on."""
     with going_on(), one_line_errors():
-        from pcr_seg.training.fit import fit  # seconds, which --help need not wait for
+        from pcr_seg.training.fit import fit  # takes seconds, for which --help should not wait
 
         return fit(cfg)["miou_last"]
     return float("nan")

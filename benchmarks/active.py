@@ -1,11 +1,11 @@
-"""Whether images that `choose.py` chooses train better than drawn ones: few labels, then as many more, by each way.
+"""Measure whether images that `choose.py` chooses train better than random ones.
 
     python benchmarks/active.py data=FOLDER [features=FOLDER] [seeds=0:10] [sets=voc_animals,camvid] [part=0/2]
 
-For each data set and seed: a supervised training in laptop mode on 28 drawn images chooses 27 more of the rest, by
-each of WAYS, and a new training on the 55 is scored as in evidence.py. "drawn" are drawn with the seed; "doubt and
-apart" is the default of `choose.py`. Rows are appended to docs/results/active.csv when a training ends, and those that
-are there are not made again. The table:
+For each data set and seed a supervised training in laptop mode on 28 random images chooses 27 more of the rest, in each
+of the ways in WAYS. A new training on the 55 images is scored as in evidence.py. "drawn" are random images; "doubt and
+apart" is the default of `choose.py`. Each training's rows are appended to docs/results/active.csv when it ends, and a
+training that has rows is not repeated. The table is made by:
 
     python benchmarks/evidence_table.py docs/results/active.csv seeds=0:10 over=drawn
 """
@@ -32,7 +32,7 @@ WAYS = ("drawn", "doubt", "apart", "doubt and apart")
 
 
 def main(*arguments: str) -> None:
-    """Run what has no row yet."""
+    """Run the trainings that have no row yet."""
     options = dict(argument.split("=", 1) for argument in arguments)
     table = Path(options.get("output", "docs/results/active.csv"))
     part, parts = map(int, options.get("part", "0/1").split("/"))
@@ -47,7 +47,7 @@ def main(*arguments: str) -> None:
 
 
 def run(table: Path, name: str, seed: int, overrides: list[str], places: list[str]) -> None:
-    """Train on the first images, choose in each way, train on them; those that have no row."""
+    """Train on the first images of a data set and seed; choose more in each way without a row, and train on all."""
     rows = rows_of(table)
     ways = [way for way in WAYS if (name, str(FIRST + MORE), way, seed) not in rows]
     if not ways:
@@ -72,7 +72,7 @@ def run(table: Path, name: str, seed: int, overrides: list[str], places: list[st
 
 
 def survey_all(module: torch.nn.Module, data, samples: list) -> list[tuple[float, np.ndarray]]:
-    """Doubt and place of each image, by its kept features."""
+    """Return doubt and place (`survey`) of each image, from its kept features."""
     features = data.features
     features.compute(samples, module.device, whole=True)
     found = []
@@ -84,7 +84,7 @@ def survey_all(module: torch.nn.Module, data, samples: list) -> list[tuple[float
 
 
 def choose(way: str, seen: list, labeled: int, names: list[str], seed: int) -> list[int]:
-    """Which of the images behind the labeled ones are taken."""
+    """Return the indices of the chosen images, counted behind the `labeled` first ones in `seen`."""
     if way == "drawn":
         return np.random.default_rng(seed).permutation(len(names))[:MORE].tolist()
     scores, places = np.array([score for score, _ in seen[labeled:]]), np.stack([place for _, place in seen])

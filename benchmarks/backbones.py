@@ -1,8 +1,8 @@
-"""What each family of backbones can do: trained for two steps, saved, scored, predicting odd sizes, exported as ONNX.
+"""Test what each family of backbones can do: train for two steps, predict odd sizes, be scored, be exported as ONNX.
 
 python benchmarks/backbones.py [FAMILY ...]    writes docs/results/backbones.csv and its table in docs/backbones.md
 
-Random weights: it asks whether a family works, not how well. A failure is the line that a user gets.
+Weights are random: the table says whether a family works, not how well. A failure is shown by the line a user gets.
 """
 
 import csv
@@ -39,18 +39,18 @@ COLUMNS = ("family", "model", "decoder", "trains", "predicts", "scores", "ONNX")
 
 
 def composed(name: str, *overrides: str):
-    """What a script's command line means."""
+    """Return the configuration of a script's command line."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, command_line(list(overrides)))
 
 
 def attempt(action, *arguments) -> tuple[str, object]:
-    """Whether and what an action returns: "yes", or the line that its error makes."""
+    """Return "yes" and an action's result; or the first line of its error, and None."""
     signal.signal(signal.SIGPROF, too_long)
     signal.setitimer(signal.ITIMER_PROF, MINUTES * 60)
     try:
         return "yes", action(*arguments)
-    except Exception as error:  # the table's business
+    except Exception as error:  # any failure goes into the table
         return (str(error).splitlines() or [type(error).__name__])[0], None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -62,7 +62,7 @@ def too_long(*_: object) -> None:
 
 
 def row(family: str, model: str, folder: Path) -> dict[str, str]:
-    """What one family can do, as words."""
+    """Return the table's row of one family."""
     decoder = "dpt" if family in PLAIN else "deeplab_small"
     result = dict.fromkeys(COLUMNS, "") | {"family": family, "model": model, "decoder": decoder}
     run = composed(
@@ -90,14 +90,14 @@ def row(family: str, model: str, folder: Path) -> dict[str, str]:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """The rows as Markdown, failures cut to what a cell holds."""
+    """Return the rows as Markdown, with failures cut to 160 characters."""
     cells = [COLUMNS, *([each[column].replace("|", "/")[:160] for column in COLUMNS] for each in rows)]
     head, *body = (f"| {' | '.join(line)} |" for line in cells)
     return "\n".join([head, "|" + "---|" * len(COLUMNS), *body])
 
 
 def write(rows: dict[str, dict[str, str]]) -> None:
-    """Write the rows, by family, as a CSV file and into the page."""
+    """Write the rows, given by family, to the CSV file and into the page."""
     known = [rows[family] for family in FAMILIES if family in rows]
     with CSV.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -109,7 +109,7 @@ def write(rows: dict[str, dict[str, str]]) -> None:
 
 
 def main(chosen: list[str]) -> None:
-    """Run the families one after the other; rows of others stay."""
+    """Run the chosen families, or all; the rows of others stay."""
     rows = {each["family"]: each for each in csv.DictReader(CSV.open())} if CSV.is_file() else {}
     with tempfile.TemporaryDirectory() as top:
         for family in chosen or FAMILIES:

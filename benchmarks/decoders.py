@@ -1,9 +1,9 @@
-"""What a training step of ViT-S with DPT costs beside the paper's ResNet-101 with DeepLab.
+"""Compare the cost of a training step of ViT-S with DPT with that of the paper's ResNet-101 with DeepLab.
 
 python benchmarks/decoders.py [SIDE]    one image of about SIDE pixels, forward and backward, in one process
 
-Processor seconds, and bytes that autograd keeps for the backward pass (each storage once, weights left out). Ratios are
-what to read.
+It measures processor seconds, and the bytes that autograd keeps for the backward pass (each storage once, without
+weights). Read the ratios; absolute figures depend on the machine.
 """
 
 import gc
@@ -19,7 +19,7 @@ from pcr_seg.models.dpt import DPT
 
 
 def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
-    """Bytes of activations that the backward pass of these images needs."""
+    """Return the bytes of activations that the backward pass of these images needs."""
     weights, kept = {p.untyped_storage().data_ptr() for p in network.parameters()}, {}
 
     def pack(x: torch.Tensor) -> torch.Tensor:
@@ -34,7 +34,7 @@ def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
 
 
 def measure(network: nn.Module, images: torch.Tensor) -> tuple[float, float]:
-    """Processor seconds of a step, the better one of two, and MiB that it keeps."""
+    """Return the processor seconds of a step, the faster one of two, and the MiB that it keeps for backward."""
     seconds = []
     for _ in range(2):
         start = time.process_time()
@@ -44,7 +44,7 @@ def measure(network: nn.Module, images: torch.Tensor) -> tuple[float, float]:
 
 
 def main(side: int = 518) -> None:
-    """Measure the networks one after the other and print their ratios to the paper's."""
+    """Measure the networks one after the other and print their ratios to the paper's network."""
     paper = {"output_stride": 8, "multi_grid": [4, 8, 16], "ceil_mode": True}
     vit, images = "vit_small_patch14_dinov2", torch.randn(1, 3, side // 14 * 14, side // 14 * 14)
     networks = {

@@ -1,4 +1,4 @@
-"""Whole images and sliding windows: what evaluation costs beyond the network's own passes."""
+"""Measure what evaluation costs beyond the network's forward, for whole images and sliding windows."""
 
 from functools import partial
 
@@ -16,7 +16,7 @@ SIZE, WINDOW, STRIDE = (1024, 2048), 769, 513
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows of the bare network and of prediction and scoring with one head and with both."""
+    """Return rows of the network alone, and of prediction and scoring with one head and with both."""
     module = make_module("backbone=mobilenetv2").eval()
     images, mask = torch.randn(1, 3, *SIZE), torch.randint(len(CLASSES), (1, *SIZE))
     network, predicted = module.teacher.network, partial(predict, module, images)
@@ -49,36 +49,36 @@ def measure(repeats: int) -> list[Row]:
 
 
 def passes_alone(network: torch.nn.Module, crops: Tensor) -> Tensor:
-    """Predict, and give something small instead of the logits."""
+    """Run the network, and return something small instead of logits, so that nothing else costs time."""
     network(crops)
     return crops[:, :1]
 
 
 def logits(network: torch.nn.Module, crops: Tensor) -> Tensor:
-    """The linear head's, at full size."""
+    """Return the linear head's logits at full size."""
     return predict_heads(network, None, crops)["linear"]
 
 
 def predict(module: Segmentation, images: Tensor, protocol: Protocol, *, linear: bool = False) -> dict[str, Tensor]:
-    """Logits of both heads, or of the linear one alone."""
+    """Return the logits of both heads, or with `linear` of the linear one alone."""
     module.protocol = protocol
     return module.predictor.scored(images, linear=linear)
 
 
 def score(module: Segmentation, protocol: Protocol, images: Tensor, mask: Tensor) -> None:
-    """What validation does with an image."""
+    """Do what a validation does with an image."""
     module.protocol = protocol
     module.validation_step({"image": images, "mask": mask}, 0)
 
 
 def many(module: Segmentation, images: Tensor, mask: Tensor, count: int) -> None:
-    """Validation of some images."""
+    """Validate an image `count` times."""
     for _ in range(count):
         score(module, whole_image, images, mask)
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     window = {row["version"]: row["ratio"] for row in found if row["case"].startswith("windows")}
     return [
         ("sliding window over the network on the same windows", "1.1", f"{window['prediction']:.2f}"),

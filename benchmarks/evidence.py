@@ -1,11 +1,12 @@
-"""Which method gains what, where labels are what is short: many short trainings on kept features, in one process.
+"""Compare methods with few labels: many short trainings on kept features, one after another in one process.
 
     python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER            # the cells that have no row yet
     python benchmarks/evidence.py benchmarks/evidence.yaml data=FOLDER group=compare part=0/2   # half of a group
 
-Each cell (data set, labels, method, seed) is one training as `train.py` would do it; its rows are appended to the CSV
-when it ends, so the command can be stopped and started again. Scores are those of the last epoch's teacher on all
-validation images at full size; `half` 0 are the images at even places of the set, on which settings are chosen.
+A cell (data set, labels, method, seed) is one training, as `train.py` would do it. Its rows are appended to the CSV
+file when it ends, so the command can be stopped and started again. Scores are those of the last epoch's teacher on all
+validation images at full size. There are two rows: `half` 0 has the images at even places of the set, on which settings
+are chosen, `half` 1 the others.
 """
 
 import csv
@@ -32,7 +33,7 @@ from pcr_seg.inference import iou_per_class
 from pcr_seg.pixels import as_floats
 from pcr_seg.training.fit import build_module, streams
 
-ADJUSTED = 0.25  # logit adjustment at test time
+ADJUSTED = 0.25  # logit adjustment at test time, for the column "adjusted"
 HEADER = [
     "set", "labels", "method", "seed", "half", "linear", "prototype", "average", "adjusted", "train_seconds", "steps",
     "commit", "iou_linear", "iou_prototype", "ece_linear", "ece_prototype", "auroc_confidence", "auroc_disagreement",
@@ -41,7 +42,7 @@ HEADER = [
 
 
 def main(file: str, *arguments: str) -> None:
-    """Run the cells of a file that have no row in its CSV."""
+    """Run the cells of a plan (YAML) that have no row in its CSV file."""
     options = dict(argument.split("=", 1) for argument in arguments)
     plan = OmegaConf.to_container(OmegaConf.load(file))
     table = Path(options.get("output", Path(file).with_suffix(".csv")))
@@ -60,7 +61,7 @@ def main(file: str, *arguments: str) -> None:
 
 
 def cells_of(plan: dict) -> Iterator[tuple]:
-    """(set, labels, method, seed, overrides) of each cell, seed by seed, so that means grow together."""
+    """Yield (set, labels, method, seed, overrides) of each cell, seed by seed, so that all means grow alike."""
     for seed in range(max(stop for _, stop in (group.get("seeds", plan["seeds"]) for group in plan["groups"]))):
         for group in plan["groups"]:
             if seed not in range(*group.get("seeds", plan["seeds"])):
@@ -74,7 +75,7 @@ def cells_of(plan: dict) -> Iterator[tuple]:
 
 
 def rows_of(table: Path) -> set[tuple]:
-    """Cells that have a row."""
+    """Return the cells that have a row, as (set, labels, method, seed)."""
     if not table.is_file():
         return set()
     with table.open() as file:
@@ -95,13 +96,13 @@ def append(table: Path, names: list, overrides: list[str], found: list[dict]) ->
 
 
 def run(overrides: list[str], *, score: bool = True) -> list[dict]:
-    """Train one cell; return a row for each half of the validation images, or none."""
+    """Train one cell; return a row for each half of the validation images, or [] without `score`."""
     module, data, cost = trained(overrides)
     return [row | cost for row in scored(module, data)] if score else []
 
 
 def trained(overrides: list[str]) -> tuple[L.LightningModule, L.LightningDataModule, dict]:
-    """Train as `train.py` would, and leave nothing on the disk; what it cost are columns of a row."""
+    """Train as `train.py` would, without writing a run folder; return module, data, and the columns of its cost."""
     with initialize_config_dir(str(CONF), version_base=None):
         cfg = compose("train", overrides=[*map(quote_split, overrides), "output=none"])
     L.seed_everything(cfg.seed, verbose=False)
@@ -115,13 +116,13 @@ def trained(overrides: list[str]) -> tuple[L.LightningModule, L.LightningDataMod
     started = time.process_time()
     trainer.fit(module, data)
     cost = {"train_seconds": round(time.process_time() - started, 1), "steps": trainer.global_step}
-    module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
+    module.to(trainer.strategy.root_device)  # the trainer has moved it to the CPU in the end
     return module, data, cost
 
 
 @torch.inference_mode()
 def scored(module: L.LightningModule, data: L.LightningDataModule) -> list[dict]:
-    """A row of scores for each half of the validation images."""
+    """Return a row of scores for each half of the validation images."""
     num_classes = module.student.num_classes
     frequency = torch.zeros(num_classes)
     for batch in data.labeled_dataloader():
@@ -137,7 +138,7 @@ def scored(module: L.LightningModule, data: L.LightningDataModule) -> list[dict]
 
 
 class Half:
-    """What some of the validation images add up to: pixels by class, and how sure the heads are of some of them."""
+    """Counts over half of the validation images: confusion matrices, and the heads' confidence at some pixels."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
@@ -145,7 +146,7 @@ class Half:
         self.pixels: dict[str, list[Tensor]] = defaultdict(list)
 
     def add(self, heads: dict[str, Tensor], truth: Tensor, prior: Tensor) -> None:
-        """Count an image: logits (C, H, W) of each head, the mask (H, W), log frequencies (C, 1, 1) of the classes."""
+        """Count an image: logits (C, H, W) by head, the mask (H, W), and the classes' log frequencies (C, 1, 1)."""
         predictions = heads | {"adjusted": heads["linear"] - ADJUSTED * prior}
         if "prototype" in heads:
             predictions["average"] = heads["linear"].softmax(dim=0) + heads["prototype"].softmax(dim=0)
@@ -167,7 +168,10 @@ class Half:
             self.pixels["distance"].append(-some["prototype"].amax(dim=0))
 
     def row(self) -> dict:
-        """Mean IoU in percent of each head; calibration errors; how well each doubt finds the linear head's errors."""
+        """Return the columns of a row: IoU in percent, calibration errors, and how well measures of doubt find errors.
+
+        AUROC and AURC (area under the risk-coverage curve) are of the linear head's errors at every eighth pixel.
+        """
         pixels = {name: torch.cat(parts) for name, parts in self.pixels.items()}
         wrong, row = ~pixels["right_linear"], {}
         for head, count in self.confusion.items():
@@ -181,7 +185,7 @@ class Half:
         doubts = {"confidence": 1 - pixels["sure_linear"]}
         doubts |= {name: pixels[name] for name in ("disagreement", "distance") if name in pixels}
         for name, doubt in doubts.items():
-            rank = doubt.argsort().argsort().float() / len(doubt)  # a probability, as the metric wants it
+            rank = doubt.argsort().argsort().float() / len(doubt)  # in 0..1, as the metric requires
             row[f"auroc_{name}"] = round(binary_auroc(rank, wrong.long()).item(), 4)
             sorted_wrong = wrong[doubt.argsort()].float()
             kept = torch.arange(1, len(doubt) + 1, device=doubt.device)

@@ -1,9 +1,9 @@
-"""Tables of docs/results.md from the rows of evidence.py: means, and paired differences with 95 % intervals.
+"""Print the tables of docs/results.md from the rows of evidence.py: means, and paired differences with 95 % intervals.
 
     python benchmarks/evidence_table.py docs/results/evidence.csv [seeds=5:15] [half=1] [over=supervised,consistency]
 
-Of voc_animals, on whose half 0 settings were chosen, half 1 counts; of other sets the mean of both halves. A difference
-is that of two methods with the same labels, seed by seed; its interval is Student's.
+For voc_animals, on whose half 0 settings were chosen, only half 1 counts; for other sets the mean of both halves. A
+difference is between two methods with the same labels, seed by seed; its interval is Student's t.
 """
 
 import sys
@@ -30,7 +30,7 @@ def main(file: str, *arguments: str) -> None:
 
 
 def table(cell: pd.DataFrame, baselines: list[str]) -> str:
-    """Rows of one set and number of labels as Markdown, from scores by (method, seed)."""
+    """Return the table of one set and number of labels as Markdown, from scores by (method, seed)."""
     linear = cell.linear.unstack("seed")
     baselines = [name for name in baselines if name in linear.index]
     heads = ["method", "seeds", "linear head", "prototype head", *(f"over {name}" for name in baselines)]
@@ -46,7 +46,7 @@ def table(cell: pd.DataFrame, baselines: list[str]) -> str:
 
 
 def difference(pairs: pd.Series) -> str:
-    """The mean of paired differences and how many are above 0; of three or more, half its 95 % interval's width."""
+    """Write the mean of paired differences, with its 95 % interval from three on, and how many are above 0."""
     pairs = pairs.dropna()
     if not pairs.any():
         return "-"

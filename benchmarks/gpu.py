@@ -1,7 +1,7 @@
-"""Training steps of the paper's recipes on a GPU: time and memory of each method.
+"""Measure time and memory of training steps of the paper's recipes on a GPU, for each method.
 
-The Trainer's steps with hooks, losses, bank, teacher and logging, one after another without waiting for each; the batch
-is on the GPU already.
+Steps are the Trainer's, with hooks, losses, prototypes, teacher and logging. They run one after another without waiting
+for the GPU, and the batch is on the GPU already.
 """
 
 import time
@@ -28,11 +28,11 @@ VERSIONS = (  # method, precision, torch.compile's mode
     ("pcr", "bf16-mixed", "default"),
     ("pcr", "bf16-mixed", "reduce-overhead"),
 )
-ROUND = 10  # steps
+ROUND = 10  # steps between two looks at the clock
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows of each method, against a supervised step on the same labels."""
+    """Return rows of each method, compared with a supervised step on the same labels."""
     found = []
     for dataset, crop, images in CASES:
         seconds, peaks = {}, {}
@@ -47,32 +47,32 @@ def measure(repeats: int) -> list[Row]:
 
 
 def steps(module: Segmentation, images: int, crop: int, repeats: int, precision: str) -> tuple[list[float], float]:
-    """Seconds of a step in each round of ten, and the most memory held, in MiB, networks and optimizer included."""
+    """Return the seconds of a step in each round, and the peak memory in MiB, with networks and optimizer."""
     clock, batch = Clock(repeats), make_batch(images, crop, 2, "cuda")
     train(module, batch, clock, accelerator="gpu", devices=1, precision=precision)
     return clock.seconds, torch.cuda.max_memory_allocated() / 2**20
 
 
 class Clock(L.Callback):
-    """Times rounds of steps; the first one warms up."""
+    """Times rounds of steps, of which the first one is for warming up."""
 
     def __init__(self, repeats: int) -> None:
         self.total, self.passed = ROUND * (repeats + 1) + 1, []
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
-        """Look at the clock after each round, once the GPU is done."""
+        """Note the time after each round, when the GPU is done."""
         if batch_idx % ROUND == 0:
             torch.cuda.synchronize()
             self.passed.append(time.perf_counter())
 
     @property
     def seconds(self) -> list[float]:
-        """Of a step, for each round but the first."""
+        """Seconds of a step in each round but the first."""
         return [(end - start) / ROUND for start, end in pairwise(self.passed)][1:]
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     milliseconds = {(row["case"], row["version"]): row["milliseconds"] for row in found}
     cases = {case for case, _ in milliseconds}
     extra = max(milliseconds[c, "pcr, bf16-mixed"] / milliseconds[c, "consistency, bf16-mixed"] - 1 for c in cases)

@@ -1,12 +1,11 @@
-"""Fine-tuned networks compared within a given time on one GPU: several trainings at once, each row as it ends.
+"""Compare fine-tuned networks within a given time on one GPU, by several trainings at once.
 
     python benchmarks/gpu_evidence.py pack data=cityscapes_small file=data/packed.tar mebibytes=40
     python benchmarks/gpu_evidence.py run file=data/packed.tar seconds=540 output=gpu_evidence.csv
 
-The first command packs a part of a Cityscapes folder: every second image of val, and as many training images as fit, in
-an order drawn once. The second unpacks it, measures how fast all trainings run beside each other, gives each so many
-steps as the time allows, and trains them: with few and with all labels, and the methods with few. `steps=2` rehearses
-it on a CPU.
+The first command packs a part of a Cityscapes folder: every second image of val, and as many random training images as
+fit. The second command unpacks it, measures how fast the trainings of CELLS run beside each other, and trains each for
+as many steps as the time allows. A training's row is appended when it ends. `steps=2` tests the command on a CPU.
 """
 
 import os
@@ -36,11 +35,11 @@ FINE_TUNED = [
     "dataset=cityscapes", "recipe=folder", "split_family=drawn", "data.crop_size=257", "data.scale=[0.75,1.5]",
     "global_batch=16", "data.num_workers=2", "recipe.threshold=0.8", "trainer.check_val_every_n_epoch=1000",
 ]  # fmt: skip
-MEASURED = 60  # steps that say how fast a training is, the first third of which warms up
+MEASURED = 60  # steps by which the speed is measured
 
 
 def pack(data: str, file: str, mebibytes: str = "40") -> None:
-    """Write the part of a Cityscapes folder that the trainings use as one tar file."""
+    """Write the part of a Cityscapes folder that the trainings use into a tar file."""
     source, budget = cityscapes(data), int(mebibytes) * 2**20
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as tar:
@@ -67,7 +66,7 @@ def compare(file: str, output: str, seconds: str = "540", steps: str | None = No
 
 
 def together(folder: str, output: str, steps: int, options: str) -> list[float]:
-    """Run a process for each cell at once; return the steps of each in a second."""
+    """Run a process for each cell, all at once; return the steps per second of each."""
     given = {"folder": folder, "output": output, "steps": steps, "options": options}
     command = [sys.executable, __file__, "cell", *(f"{key}={value}" for key, value in given.items())]
     running = [subprocess.Popen([*command, f"name={name}"], stdout=subprocess.PIPE, text=True) for name in CELLS]
@@ -75,7 +74,7 @@ def together(folder: str, output: str, steps: int, options: str) -> list[float]:
 
 
 def cell(folder: str, output: str, steps: str, name: str, options: str) -> None:
-    """Train one cell, append its row where there is an output, and print its steps in a second."""
+    """Train one cell, append its row if there is an output, and print its steps per second."""
     labels, overrides = CELLS[name]
     epochs = -(-int(steps) // 100) + 1
     short = ["data.steps_per_epoch=100", f"trainer.max_steps={steps}", f"trainer.max_epochs={epochs}"]

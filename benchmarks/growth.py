@@ -1,6 +1,6 @@
-"""How time and memory grow with classes, prototypes, crop, batch, and the number of unlabeled images.
+"""Measure how time and memory grow with classes, prototypes, crop, batch, and the number of unlabeled images.
 
-A slope is that of a straight line through the logarithms: 1 is proportional.
+Slopes are those of a straight line through the logarithms: 1 means proportional.
 """
 
 import math
@@ -23,7 +23,7 @@ from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.prepare import manifest
 from pcr_seg.data.sources import folder
 
-# images, crop, C, K: one of them at a time
+# From START, one of these is changed at a time.
 START = {"images": 2, "crop": 257, "classes": 21, "prototypes": 4}
 GROWTH = {
     "classes": (2, 10, 100, 1000),
@@ -35,7 +35,7 @@ NAMES = (10**2, 10**3, 10**4, 10**5, 10**6)
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows of the prototype head's step as in `method.py`, D = 512, and of starting with many unlabeled images."""
+    """Return rows of the prototype head's step as in `method.py`, D = 512, and of starting with many images."""
     found = []
     for axis, values in GROWTH.items():
         for value in values:
@@ -53,11 +53,11 @@ def measure(repeats: int) -> list[Row]:
 
 
 def write_pool(root: Path, number: int) -> None:
-    """A folder data set of four labeled images and `number` unlabeled ones, names of a few files."""
+    """Write a folder data set of four labeled images and `number` unlabeled ones, which are links to a few files."""
     for part in ("images/train", "images/val", "labels/train", "labels/val", "unlabeled"):
         (root / part).mkdir(parents=True)
     (root / "classes.txt").write_text("0 ground 0 0 0\n1 figure 255 0 0\n")
-    for kind in ("image", "val"):  # not the same: a training refuses copies
+    for kind in ("image", "val"):  # with different pixels, since training refuses copies in val
         values = np.arange(64 * 64 * 3, dtype=np.uint8) + (kind == "val")
         Image.fromarray(values.astype(np.uint8).reshape(64, 64, 3)).save(root / f"{kind}.png")
     Image.fromarray(np.arange(64 * 64, dtype=np.uint8).reshape(64, 64) % 2).save(root / "mask.png")
@@ -68,7 +68,7 @@ def write_pool(root: Path, number: int) -> None:
     pixels = (root / "image.png").read_bytes()
     for i in range(number):
         place = root / "unlabeled" / f"street_{i:07}.png"
-        if i % 50_000 == 0:  # file systems allow some 65,000 names for one file
+        if i % 50_000 == 0:  # file systems allow about 65,000 links to a file
             first = place
             first.write_bytes(pixels)
         else:
@@ -76,7 +76,7 @@ def write_pool(root: Path, number: int) -> None:
 
 
 def start(case: str, number: int, *places: str) -> Row:
-    """Time and memory until the first batch of such a pool, checks included, in a process of its own."""
+    """Return a row of time and memory up to the first batch, checks included, in a process of its own."""
     output = subprocess.run([sys.executable, __file__, *places], capture_output=True, text=True, check=True).stdout
     seconds, mebibytes, worker = map(float, output.split()[-3:])
     row = {"case": case, "version": f"{number}", "milliseconds": 1000 * seconds}
@@ -84,7 +84,7 @@ def start(case: str, number: int, *places: str) -> Row:
 
 
 def first_batch(root: str, unlabeled: str | None = None) -> tuple[float, float, float]:
-    """CPU seconds to the first batch, memory that names took, and memory of the worker's own."""
+    """Return CPU seconds to the first batch, MiB that the names take, and MiB that a worker has for itself."""
     before, started = resident_mebibytes("self"), time.process_time()
     source = folder(root, unlabeled=unlabeled)
     data = SegmentationData(source, 4, crop_size=64, batch_size=2, num_workers=1)
@@ -100,7 +100,7 @@ def first_batch(root: str, unlabeled: str | None = None) -> tuple[float, float, 
 
 
 def resident_mebibytes(process: int | str, kind: str = "Rss") -> float:
-    """Memory of a process: all of it, or what it shares with no other; without /proc this process's peak."""
+    """Return MiB of a process: all ("Rss"), or what it shares with no other; without /proc this process's peak."""
     rollup = Path(f"/proc/{process}/smaps_rollup")
     if not rollup.is_file():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
@@ -109,19 +109,19 @@ def resident_mebibytes(process: int | str, kind: str = "Rss") -> float:
 
 
 def slopes(found: list[Row]) -> list[tuple[str, float, float]]:
-    """(case, slope of time, slope of memory) from the first to the last size of each case."""
+    """Return (case, slope of time, slope of memory) from the first to the last size of each case."""
     result = []
     for case, group in groupby(found, key=lambda row: row["case"]):
         first, *_, last = group
         grown = 2 * math.log(int(last["version"]) / int(first["version"]))
-        grown /= 1 if case.endswith("crop") else 2  # a crop grows in two directions
+        grown /= 1 if case.endswith("crop") else 2  # a crop's pixels grow with the square of its side
         slope = [math.log(last[key] / max(first[key], 1e-3)) / grown for key in ("milliseconds", "mebibytes")]
         result.append((case, *slope))
     return result
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     result = [
         (f"{case}: slopes of time and memory", "1", f"{time:.2f}, {memory:.2f}") for case, time, memory in slopes(found)
     ]

@@ -1,6 +1,7 @@
-"""What makes a difference, one thing at a time: the plain way and ours, on the same inputs.
+"""Measure what each optimization brings: the plain way and ours on the same inputs, one optimization at a time.
 
-`LEVERS` name pairs of functions of nothing that return the same values; the tests compare them at a small size.
+`levers` returns pairs of functions without arguments that return the same values; the tests compare them at a small
+size.
 """
 
 import copy
@@ -30,7 +31,7 @@ from pcr_seg.pixels import as_tensor, normalize
 
 
 class Lever(NamedTuple):
-    """Two functions, plain and ours, whose results differ by at most `tolerance`."""
+    """Two functions, the plain way and ours, whose results differ by at most `tolerance`."""
 
     plain: Callable
     ours: Callable
@@ -38,7 +39,7 @@ class Lever(NamedTuple):
 
 
 def measure(repeats: int) -> list[Row]:
-    """A row for each way of each lever."""
+    """Return a row for each way of each lever."""
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for name, lever in levers(Path(folder), side=512).items():
@@ -47,12 +48,12 @@ def measure(repeats: int) -> list[Row]:
 
 
 def levers(folder: Path, side: int) -> dict[str, Lever]:
-    """All of them at a crop of `side` pixels; files go to `folder`."""
+    """Return all levers for crops of `side` pixels; files are written to `folder`."""
     return losses(side) | prototypes(side) | networks(side) | data(folder, side) | evaluation(side)
 
 
 def losses(side: int) -> dict[str, Lever]:
-    """Of pseudo-labels and losses, 21 classes, two images."""
+    """Return the levers of pseudo-labels and losses, for 21 classes and two images."""
     generator = torch.Generator().manual_seed(0)
     logits = 4 * torch.randn(2, 21, side, side, generator=generator)
     labels = torch.randint(21, (2, side, side), generator=generator)
@@ -78,7 +79,7 @@ def losses(side: int) -> dict[str, Lever]:
 
 
 def prototypes(side: int) -> dict[str, Lever]:
-    """Of the bank: 21 classes, 4 prototypes each, 512 channels, 4 x 1,024 points or every pixel."""
+    """Return the levers of prototypes: 21 classes with 4 each, 512 channels, 4 x 1,024 points or every pixel."""
     generator = torch.Generator().manual_seed(0)
     bank = PrototypeBank(21, 4, 512)
     bank.prototypes.copy_(torch.rand(bank.prototypes.shape, generator=generator))
@@ -104,12 +105,12 @@ def prototypes(side: int) -> dict[str, Lever]:
 
 
 def networks(side: int) -> dict[str, Lever]:
-    """Of MobileNetV2, at a quarter of the side."""
+    """Return the levers of networks: MobileNetV2 at a quarter of the side."""
     module = make_module("backbone=mobilenetv2", "model.dropout=0")
     last, first = module.student, copy.deepcopy(module.student).to(memory_format=torch.contiguous_format)
     for layer in (*last.modules(), *first.modules()):
         if isinstance(layer, torch.nn.BatchNorm2d):
-            layer.eval()  # statistics of the batch are different numbers for one batch and for two
+            layer.eval()  # so that results for one batch and for two halves are the same
     labeled, unlabeled = torch.randn(2, 4, 3, side // 4, side // 4, generator=torch.Generator().manual_seed(0))
 
     def gradients(network: torch.nn.Module, *batches: Tensor) -> Tensor:
@@ -141,7 +142,7 @@ def networks(side: int) -> dict[str, Lever]:
 
 
 def data(folder: Path, side: int) -> dict[str, Lever]:
-    """Of a view of a large image: twice as high and four times as wide as the crop."""
+    """Return the levers of data: a view of an image twice as high and four times as wide as the crop."""
     generator = np.random.default_rng(0)
     coarse = generator.integers(0, 256, (side // 4, side // 2, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (4 * side, 2 * side))
@@ -152,7 +153,7 @@ def data(folder: Path, side: int) -> dict[str, Lever]:
     half = View(quarter, quarter, (side, side), False)  # what a scale of 2 shows at the top left
 
     def shown(pixels: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
-        inside = (slice(0, side - 2), slice(0, side - 2))  # a crop's last pixels are interpolated with the next ones
+        inside = (slice(0, side - 2), slice(0, side - 2))  # the last pixels are interpolated with those beyond the crop
         return torch.from_numpy(pixels[inside].astype(int)), torch.from_numpy(labels[inside].astype(int))
 
     return {
@@ -177,7 +178,7 @@ def data(folder: Path, side: int) -> dict[str, Lever]:
 
 
 def evaluation(side: int) -> dict[str, Lever]:
-    """Of scoring an image of 21 classes."""
+    """Return the lever of scoring an image of 21 classes."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 21, side, side, generator=generator)
     truth = torch.randint(21, (1, side, side), generator=generator)
@@ -193,5 +194,5 @@ def evaluation(side: int) -> dict[str, Lever]:
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """None: a lever that gives nothing is removed."""
+    """Return no targets: a lever that brings nothing is removed."""
     return []

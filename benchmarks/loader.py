@@ -1,7 +1,7 @@
-"""From files to batches: decoding, views, and what a training waits for them.
+"""Measure loading: from files to batches, and how long a training waits for them.
 
-The usual pipeline resizes the whole image before it crops. Pictures are generated, of the published sets' formats,
-sizes, and about the same bytes a file.
+The usual pipeline, which ours is compared with, resizes the whole image before it crops. Pictures are generated with
+the format, the size and about the bytes of the published sets'.
 """
 
 import tempfile
@@ -33,7 +33,7 @@ WORKERS = (0, 1, 2)
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows of the usual pipeline, ours, and ours with a cache, per image and core; then of the waiting."""
+    """Return rows of the usual pipeline, ours, and ours with a cache, for an image on one core; then of the waiting."""
     found = []
     with tempfile.TemporaryDirectory() as root:
         for name, height, width, suffix, options, crop, files, count in KINDS:
@@ -59,7 +59,7 @@ def measure(repeats: int) -> list[Row]:
 
 
 def write_pictures(root: Path, files: int, height: int, width: int, suffix: str, options: dict) -> tuple[Sample, ...]:
-    """Soft shapes under a little noise, and masks of large patches."""
+    """Write pictures of soft shapes with a little noise, and masks of large patches."""
     root.mkdir()
     generator, samples = np.random.default_rng(0), []
     for i in range(files):
@@ -78,7 +78,7 @@ def write_pictures(root: Path, files: int, height: int, width: int, suffix: str,
 
 
 def make_loader(dataset: Dataset, count: int, workers: int) -> DataLoader:
-    """Batches of four of `count` images, each in a view of its own."""
+    """Return a loader of `count` images in batches of four, each image in another view."""
     order = list(zip(islice(cycle(range(len(dataset))), count), range(count), strict=True))
     return DataLoader(dataset, batch_size=4, sampler=order, num_workers=workers, persistent_workers=workers > 0)
 
@@ -99,7 +99,10 @@ class UsualViews(Dataset):
 
 
 def waiting(samples: tuple[Sample, ...], steps: int) -> Row:
-    """Seconds a training of MobileNetV2 at 321 x 321 waits for its batches, over those of its steps; 2 + 2 images."""
+    """Measure how long a training of MobileNetV2, with 2 + 2 crops of 321 x 321, waits for its batches.
+
+    The row's ratio is the seconds of waiting over the seconds of the steps.
+    """
     palette = tuple((c, c, c) for c in range(len(CLASSES)))
     source = Source("pictures", tuple(CLASSES), palette, samples, (), (), ())
     data = SegmentationData(source, len(samples) // 2, crop_size=321, batch_size=2, steps_per_epoch=steps, seed=0)
@@ -117,27 +120,27 @@ def waiting(samples: tuple[Sample, ...], steps: int) -> Row:
 
 
 class WaitClock(L.Callback):
-    """Times of a trainer's steps and of what lies between them."""
+    """Measures the seconds of a trainer's steps, and those between them."""
 
     def __init__(self) -> None:
         self.waited, self.worked, self.moment = [], [], None
 
     def on_train_batch_start(self, *_: object) -> None:
-        """The batch is there."""
+        """End the waiting: the batch is there."""
         now = time.perf_counter()
         if self.moment is not None:
             self.waited.append(now - self.moment)
         self.moment = now
 
     def on_train_batch_end(self, *_: object) -> None:
-        """The step is over."""
+        """End the step, and begin to wait."""
         now = time.perf_counter()
         self.worked.append(now - self.moment)
         self.moment = now
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     result = []
     for (name, *_), goal in zip(KINDS, ("4 x", "1.5 x"), strict=True):
         for version in ("pcr-seg", "pcr-seg, data.cache"):

@@ -1,4 +1,4 @@
-"""Time and memory of functions, side by side in one process."""
+"""Measure time and memory of functions, side by side in one process."""
 
 import os
 import platform
@@ -17,11 +17,11 @@ Row = dict  # case, version, milliseconds, quartiles, ratio to the case's first 
 
 
 def compare(case: str, versions: dict[str, Callable[[], object]], repeats: int, *, memory: bool = True) -> list[Row]:
-    """A row for each version of doing the same; the first is the one the others are measured against.
+    """Return a row for each version of doing the same thing; ratios are to the first version.
 
-    Each round runs every version once, so that a busier or slower moment of the machine meets all of them alike.
+    Each round runs every version once, so that a slow moment of the machine affects all of them alike.
     """
-    peaks = {name: peak_mebibytes(function) if memory else None for name, function in versions.items()}  # and warm-up
+    peaks = {name: peak_mebibytes(function) if memory else None for name, function in versions.items()}  # and warms up
     seconds: dict[str, list[float]] = {name: [] for name in versions}
     for _ in range(repeats):
         for name, function in versions.items():
@@ -30,7 +30,7 @@ def compare(case: str, versions: dict[str, Callable[[], object]], repeats: int, 
 
 
 def rows(case: str, seconds: dict[str, list[float]], peaks: dict[str, float | None] | None = None) -> list[Row]:
-    """Rows from the seconds of each version, round by round; ratios are the median of the rounds' ratios."""
+    """Return rows from the seconds of each version, round by round; a ratio is the median of the rounds' ratios."""
     first = next(iter(seconds.values()))
     return [
         {
@@ -46,7 +46,7 @@ def rows(case: str, seconds: dict[str, list[float]], peaks: dict[str, float | No
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:
-    """The first and the third; of a single value itself."""
+    """Return the first and the third quartile; both are the value if there is only one."""
     if len(values) < 2:
         return values[0], values[0]
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
@@ -54,14 +54,14 @@ def quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     started = time.perf_counter()
     function()
     return time.perf_counter() - started
 
 
 def peak_mebibytes(function: Callable[[], object]) -> float:
-    """Most tensor memory that one call holds at once beyond what was there before it."""
+    """Return the peak memory, in MiB, of the tensors that one call allocates."""
     peak = MemoryPeak()
     peak.start()
     result = function()  # kept until the end: what a version returns is part of its memory
@@ -71,7 +71,7 @@ def peak_mebibytes(function: Callable[[], object]) -> float:
 
 
 class MemoryPeak:
-    """Peak of the tensors allocated on the CPU between `start` and `stop`, from the profiler's allocation events."""
+    """Measures the peak memory of tensors allocated on the CPU between `start` and `stop`, by torch's profiler."""
 
     def start(self) -> None:
         """Begin to record."""
@@ -87,7 +87,7 @@ class MemoryPeak:
 
 
 def machine() -> dict:
-    """What the figures were measured on and with."""
+    """Return the machine and the versions that figures were measured with."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

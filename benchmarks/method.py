@@ -1,6 +1,6 @@
-"""What the prototype head adds to a training step: as the released code has it, and as it is done here.
+"""Measure what the prototype head adds to a training step: as in the released code, and as in this project.
 
-Sampling, logits, loss, backward to the features, and the bank's update, at the paper's shapes.
+That is sampling, logits, loss, backward to the features, and the prototypes' update, with the paper's shapes.
 """
 
 from itertools import product
@@ -18,13 +18,13 @@ SHAPES = ((513, 21, 4, 4), (769, 19, 3, 1))  # crop, classes, prototypes of each
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows for both of the paper's data sets, with one thread and with two."""
+    """Return rows for both of the paper's data sets, with one thread and with two."""
     found, before = [], torch.get_num_threads()
     for threads, (crop, num_classes, num_prototypes, images) in product(THREADS, SHAPES):
         torch.set_num_threads(threads)
         features, labels, bank = inputs(images, 512, crop, num_classes, num_prototypes)
         case = f"{images} x {crop} x {crop}, C={num_classes}, K={num_prototypes}, {threads} thread(s)"
-        first = features.detach().contiguous().requires_grad_()  # what suits it best
+        first = features.detach().contiguous().requires_grad_()  # the layout with which the released code is fastest
         versions = {
             "released": lambda f=first, y=labels, b=bank: released(f, y, b),
             "pcr-seg": lambda f=features, y=labels, b=bank: ours(f, y, b),
@@ -38,7 +38,7 @@ def measure(repeats: int) -> list[Row]:
 def inputs(
     images: int, dim: int, crop: int, num_classes: int, num_prototypes: int
 ) -> tuple[Tensor, Tensor, PrototypeBank]:
-    """Features at a quarter of the crop, labels of the crop, and a filled bank; random, always the same."""
+    """Return features at a quarter of the crop, labels of the crop, and a filled bank; random, but always the same."""
     generator, small = torch.Generator().manual_seed(0), (crop - 1) // 4 + 1
     features = torch.rand(images, dim, small, small, generator=generator)
     features = features.to(memory_format=torch.channels_last).requires_grad_()  # as the network returns them
@@ -50,17 +50,17 @@ def inputs(
 
 
 def points_of(labels: Tensor) -> Tensor:
-    """The grid that both versions use."""
+    """Return the grid points that both versions use."""
     return jittered_grid(*labels.shape[-2:], CELLS, generator=torch.Generator().manual_seed(0))
 
 
 def released(features: Tensor, labels: Tensor, bank: PrototypeBank) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss, gradient of the features, and the bank's new prototypes."""
+    """Return loss, gradient of the features, and new prototypes, computed as in the released code."""
     return prototype_step(features, labels, points_of(labels), bank.prototypes, bank.temperature, bank.momentum)
 
 
 def ours(features: Tensor, labels: Tensor, bank: PrototypeBank) -> tuple[Tensor, Tensor, Tensor]:
-    """The same; the bank is put back, so that each call starts from the same prototypes."""
+    """Return the same, computed as in this project; the bank is put back, so that all calls start alike."""
     before, points = bank.prototypes, points_of(labels)
     sampled = sample_features(features, points, labels.shape[-2:])
     wanted = labels[..., points[:, 0], points[:, 1]]
@@ -72,7 +72,7 @@ def ours(features: Tensor, labels: Tensor, bank: PrototypeBank) -> tuple[Tensor,
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     pairs = list(zip(found[::3], found[1::3], product(THREADS, SHAPES), strict=True))
     result = []
     for threads in THREADS:
@@ -85,5 +85,5 @@ def targets(found: list[Row]) -> list[tuple[str, str, str]]:
 
 
 def gradient_mebibytes(crop: int, num_classes: int, num_prototypes: int, images: int) -> float:
-    """Of the features, 512 channels at a quarter of the crop."""
+    """Return the MiB of the features' gradient, 512 channels at a quarter of the crop."""
     return 4 * 512 * images * ((crop - 1) // 4 + 1) ** 2 / 2**20

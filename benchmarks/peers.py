@@ -1,7 +1,7 @@
-"""A training step beside UniMatch's published one, on the same network, crop and batch.
+"""Compare training steps with UniMatch's published one, on the same network, crop and batch.
 
-Ours are the Trainer's steps with hooks and logging; UniMatch's is its algorithm without a framework (`plain.py`). Its
-pipeline of images is the usual one in `loader.py`.
+Ours are the Trainer's steps with hooks and logging. UniMatch's is its algorithm without a framework (`plain.py`). Its
+way of loading images is the usual one in `loader.py`.
 """
 
 import copy
@@ -20,7 +20,7 @@ METHODS = ("unimatch", "pcr", "consistency")
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows of UniMatch's step and of one method's, for each method and size."""
+    """Return rows of UniMatch's step and of a method's, for each method and size."""
     found = []
     for backbone, crop, images in CASES:
         batch = make_batch(images, crop, strong_views=2)
@@ -33,21 +33,21 @@ def measure(repeats: int) -> list[Row]:
 
 
 class Published:
-    """UniMatch's step on a copy of the student, on all streams."""
+    """UniMatch's published step, on a copy of a module's student."""
 
     def __init__(self, module: Segmentation, batch: dict) -> None:
         self.network, self.batch = copy.deepcopy(module.student), batch
         self.optimizer = torch.optim.AdamW(self.network.parameters())
 
     def __call__(self, module: Segmentation, batch: dict) -> None:
-        """One step, whatever the other method is given."""
+        """Run one step on its own batch; the arguments, which a `Clock` passes, are not used."""
         weak = self.batch["unlabeled"]["weak"]
         boxes = [small_boxes(len(weak), *weak.shape[-2:], probability=0.5, device=weak.device) for _ in range(2)]
         unimatch_step(self.network, self.optimizer, self.batch, [box[:, 0] for box in boxes], threshold=0.95)
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     ours = {row["version"]: row["ratio"] for row in found if row["version"] in METHODS}
     worst = {name: max(row["ratio"] for row in found if row["version"] == name) for name in ours}
     return [(f"a step of {name} over UniMatch's published one", "1.0", f"{ratio:.2f}") for name, ratio in worst.items()]

@@ -1,7 +1,7 @@
-"""What the project does, done the usual way: what its figures are compared with.
+"""The usual way of doing what this project does, for comparison.
 
-Each function does in plain operations what published training code does, in that code's order, as a competent author
-writes it; the docstrings name whose it is. They share nothing with `pcr_seg`.
+Each function does with plain operations what published training code does, in the same order and as a competent author
+would write it. Docstrings name the code. Nothing here uses `pcr_seg`.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12
 def prototype_step(
     features: Tensor, labels: Tensor, points: Tensor, prototypes: Tensor, temperature: float, momentum: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The prototype head as the released code has it: loss, gradient of the features, and the moved prototypes.
+    """Return loss, gradient of the features, and moved prototypes, as PCR's released code computes them.
 
-    Features (B, D, h, w) are upsampled to the size of the labels (B, H, W) and picked at points (N, 2); those are
-    normalised. Logits and update go class by class. Channels-first features suit it best.
+    Features (B, D, h, w) are upsampled to the size of the labels (B, H, W), picked at points (N, 2) and normalised.
+    Logits and update are computed class by class. It is fastest with channels-first features.
     """
     upsampled = F.interpolate(features, labels.shape[-2:], mode="bilinear", align_corners=True)
     rows, columns = points.unbind(1)
@@ -40,9 +40,9 @@ def prototype_step(
 
 
 def bank_update(prototypes: Tensor, features: Tensor, labels: Tensor, momentum: float) -> Tensor:
-    """Prototypes (C, K, D), moved one by one to the mean of the features (N, D) of their class that are nearest.
+    """Move prototypes (C, K, D) one by one towards the mean of the features (N, D) of their class nearest to them.
 
-    As in the released code's `update_proto`.
+    As `update_proto` does in PCR's released code.
     """
     moved, unit = prototypes.clone(), F.normalize(features, dim=1)
     for c, of_class in enumerate(prototypes):
@@ -57,20 +57,20 @@ def bank_update(prototypes: Tensor, features: Tensor, labels: Tensor, momentum: 
 
 
 def dense_logits(prototypes: Tensor, features: Tensor, size: tuple[int, int], temperature: float) -> Tensor:
-    """The prototype head at every pixel: upsample and normalise the features, compare, take the best of each class."""
+    """Return the prototype head's logits at every pixel, from upsampled and normalised features."""
     unit = F.normalize(F.interpolate(features, size, mode="bilinear", align_corners=True), dim=1)
     cosines = torch.einsum("bdhw,ckd->bckhw", unit, F.normalize(prototypes, dim=2))
     return cosines.max(dim=2).values / temperature
 
 
 def pseudo_label(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Class and probability of the best class, out of all probabilities (UniMatch)."""
+    """Return the best class and its probability, from the probabilities of all classes (UniMatch)."""
     confidence, labels = logits.softmax(dim=1).max(dim=1)
     return labels, confidence
 
 
 def ohem_cross_entropy(logits: Tensor, labels: Tensor, threshold: float, min_kept: int) -> Tensor:
-    """Hard pixels by sorting the probabilities of the true class (U2PL)."""
+    """Cross-entropy of hard pixels, found by sorting the probabilities of the true class (U2PL)."""
     probability = logits.softmax(dim=1).gather(1, labels.masked_fill(labels == IGNORE_INDEX, 0)[:, None])[:, 0]
     probability = probability.detach().masked_fill(labels == IGNORE_INDEX, 1.0)
     limit = max(threshold, probability.flatten().sort().values[min_kept - 1].item())
@@ -90,14 +90,14 @@ def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
 def unimatch_step(
     network: nn.Module, optimizer: torch.optim.Optimizer, batch: dict, boxes: list[Tensor], threshold: float
 ) -> dict[str, float]:
-    """One step of UniMatch in its own order: losses and the confident share, as numbers.
+    """Do one step of UniMatch in its own order; return losses and the confident share as numbers.
 
     Args:
-        network: has `encode(images)` -> maps, `decode(maps)` -> output with logits; labels and learns.
-        optimizer: of the network.
-        batch: streams `labeled` (image, mask), `unlabeled` and `other` (weak, strong of two views, valid).
-        boxes: of each strong view, (B, H, W) bool, where it shows the other batch.
-        threshold: least confidence of a pseudo-label that trains.
+        network: has `encode(images)`, which returns maps, and `decode(maps)`, which returns an output with logits.
+        optimizer: the network's.
+        batch: `labeled` (image, mask), `unlabeled` and `other` (weak, strong with two views, valid).
+        boxes: for each strong view (B, H, W) bool, True where it shows the other batch.
+        threshold: least confidence of a pseudo-label that trains, in 0..1.
     """
 
     def logits_of(maps: list[Tensor]) -> Tensor:
@@ -175,7 +175,7 @@ def whole_image_view(image: np.ndarray, mask: np.ndarray, factor: float, crop_si
 
 
 def normalize(image: np.ndarray) -> Tensor:
-    """(H, W, 3) uint8 -> (3, H, W) float, in the image's own layout."""
+    """Normalize an image (H, W, 3) of uint8 to (3, H, W) of floats, in the image's memory layout."""
     pixels = torch.from_numpy(image).permute(2, 0, 1).float()
     return pixels.sub_(MEAN[:, None, None]).div_(STD[:, None, None])
 
@@ -184,7 +184,7 @@ def normalize(image: np.ndarray) -> Tensor:
 
 
 def sliding_window(predict: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int) -> Tensor:
-    """One window of the image (1, 3, H, W) at a time, logits averaged where windows overlap (UniMatch)."""
+    """Predict one window of the image (1, 3, H, W) at a time, and average logits where windows overlap (UniMatch)."""
     height, width = image.shape[-2:]
     total, count = None, torch.zeros(height, width)
     for row in [*range(0, height - window, stride), height - window]:
@@ -199,7 +199,7 @@ def sliding_window(predict: Callable[[Tensor], Tensor], image: Tensor, window: i
 
 
 def confusion_matrix(logits: Tensor, truth: Tensor) -> Tensor:
-    """(C, C) counts [truth, prediction]: the ignored pixels are dropped first, as everywhere."""
+    """Count pixels by [truth, prediction] (C, C), after dropping ignored pixels, as is usual."""
     predicted, num_classes = logits.argmax(dim=1), logits.shape[1]
     known = truth != IGNORE_INDEX
     pairs = truth[known] * num_classes + predicted[known]

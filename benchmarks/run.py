@@ -1,10 +1,11 @@
-"""Measure what the project costs, side by side with the usual ways; print tables, write JSON and docs/performance.md.
+"""Measure what this project costs, compared with the usual ways; print tables, write JSON and docs/performance.md.
 
     python benchmarks/run.py                          # everything: make bench
     python benchmarks/run.py part=method repeats=3    # one part; several: part=[method,step]
 
-Parts: start, method, levers, step, peers, loader, evaluation, growth, and gpu where there is one. Only an undisturbed
-machine gives figures worth keeping; parts that are not measured keep those they have.
+Parts: start, method, levers, step, peers, loader, evaluation, growth, and gpu if there is one. Figures are worth
+    keeping
+only from a machine that does nothing else. Parts that are not measured keep their figures.
 """
 
 import json
@@ -16,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler measures memory here and need not announce itself
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # hides the announcements of torch's profiler
 
 import torch
 from measure import Row, machine
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(arguments: list[str]) -> None:
-    """Run the chosen parts and store what they found."""
+    """Run the chosen parts and store their results."""
     here = [part for part in PARTS if part != "gpu" or torch.cuda.is_available()]
     options = OmegaConf.create({"part": here, "repeats": 5, "threads": 1, "output": "benchmarks/results.json",
                                 "document": "docs/performance.md"})  # fmt: skip
@@ -66,7 +67,7 @@ def show(part: str, result: dict) -> None:
 
 
 def table(rows: list[Row]) -> list[list[str]]:
-    """Header and rows as words."""
+    """Return header and rows as text."""
     result = [["case", "version", "median ms", "quartiles", "ratio", "MiB"]]
     for row in rows:
         spread = " ... ".join(map(number, row["quartiles"])) if row["quartiles"] else ""
@@ -76,14 +77,14 @@ def table(rows: list[Row]) -> list[list[str]]:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, or nothing."""
+    """Write a number with three significant digits, None as ""."""
     if value is None:
         return ""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def filled(document: str, results: dict) -> str:
-    """The document with the tables between its markers `<!-- part -->` and `<!-- end -->` made anew."""
+    """Return the document with new tables between its markers `<!-- part -->` and `<!-- end -->`."""
     tables = {
         part: markdown(table(result["rows"])) + f"\n\n{footnote(result['machine'])}" for part, result in results.items()
     }
@@ -97,13 +98,13 @@ def filled(document: str, results: dict) -> str:
 
 
 def markdown(rows: list[list[str]]) -> str:
-    """Rows as a Markdown table."""
+    """Return rows as a Markdown table."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def footnote(machine: dict) -> str:
-    """What a table was measured on."""
+    """Describe in one line the machine and versions that a table was measured with."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = ", ".join(filter(None, (machine["cpu"], machine.get("gpu"))))
     return (

@@ -1,6 +1,6 @@
-"""From the keystroke to the work: CPU seconds of whole processes, beside the imports that nobody can do without.
+"""Measure starting times: CPU seconds of whole processes, compared with those of unavoidable imports.
 
-Each row's process is started anew; the first of a case is what the others are measured against.
+Each measurement starts a new process. Ratios are to the first row of a case.
 """
 
 import os
@@ -27,7 +27,7 @@ TRAIN = (
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows of each command and of what it is compared with."""
+    """Return rows of each command, and of what it is compared with."""
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder, "image.png")
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)).save(image)
@@ -61,7 +61,7 @@ def measure(repeats: int) -> list[Row]:
 
 
 def spent(command: tuple[str, ...]) -> float:
-    """CPU seconds of a Python process, its children's included."""
+    """Return the CPU seconds of a Python process and its children."""
     before = os.times()
     subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
     after = os.times()
@@ -69,7 +69,7 @@ def spent(command: tuple[str, ...]) -> float:
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     ratio = {row["version"]: f"{row['ratio']:.2f}" for row in found if row["case"] != "--help"}
     slowest = max(row["milliseconds"] for row in found if row["case"] == "--help") / 1000
     return [

@@ -1,6 +1,6 @@
-"""A whole training step against its floor: what its network passes alone cost, and against a supervised step.
+"""Measure a whole training step, compared with the cost of its network passes alone (floor) and a supervised step.
 
-The step is the Trainer's, with its hooks, losses, bank, teacher and logging; its batch is in memory already.
+The step is the Trainer's, with hooks, losses, prototypes, teacher and logging; its batch is in memory already.
 """
 
 import copy
@@ -21,7 +21,7 @@ from pcr_seg.module import Segmentation
 from pcr_seg.training.fit import build_module
 
 CLASSES = [str(c) for c in range(11)]
-PAPER_DECODER = ["model=deeplab", "model.pooled_norm=false"]  # that norm needs more than one image
+PAPER_DECODER = ["model=deeplab", "model.pooled_norm=false"]  # the pooled norm needs more than one image
 # backbone, crop, output stride, labeled images (and as many unlabeled ones), further settings
 CASES = (
     ("mobilenetv2", 161, 16, 4, ()),
@@ -33,7 +33,7 @@ CASES = (
 
 
 def measure(repeats: int) -> list[Row]:
-    """Rows of floor, step, the prototypes' share of it, and the supervised step, for each network."""
+    """Return rows of floor, step, the prototypes' part of it, and the supervised step, for each network."""
     found = []
     for backbone, crop, stride, images, further in CASES:
         overrides = (f"backbone={backbone}", f"backbone.output_stride={stride}", *further)
@@ -49,7 +49,7 @@ def measure(repeats: int) -> list[Row]:
 
 
 def make_module(*overrides: str, dataset: str = "camvid") -> Segmentation:
-    """The module that `train.py` makes for a data set, with random weights and a filled bank."""
+    """Return the module that `train.py` makes for a data set, with random weights and a filled bank."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = [f"dataset={dataset}", "output=.", "recipe.burn_in_epochs=0", *overrides, "backbone.weights=null"]
         config = compose("train", settings)
@@ -61,7 +61,7 @@ def make_module(*overrides: str, dataset: str = "camvid") -> Segmentation:
 
 
 def make_batch(images: int, crop: int, strong_views: int = 1, device: str = "cpu") -> dict:
-    """What the loaders return, of noise."""
+    """Return a batch as the loaders give it, of noise."""
     generator = torch.Generator().manual_seed(0)
     image, weak = torch.randn(2, images, 3, crop, crop, generator=generator)
     mask = torch.randint(len(CLASSES), (images, crop, crop), generator=generator)
@@ -73,7 +73,7 @@ def make_batch(images: int, crop: int, strong_views: int = 1, device: str = "cpu
 
 
 def fitting(batch: dict, module: Segmentation) -> dict:
-    """The streams and strong views that a module's method takes."""
+    """Return the streams of a batch, with as many strong views, that a module's method takes."""
     if not module.uses_unlabeled:
         return {"labeled": batch["labeled"]}
     views, unlabeled = module.method.views, batch["unlabeled"]
@@ -82,7 +82,7 @@ def fitting(batch: dict, module: Segmentation) -> dict:
 
 
 def run(module: Segmentation, batch: dict, repeats: int, others: dict) -> "Clock":
-    """Train on the same batch on the CPU; return the clock that watched it."""
+    """Train on the same batch on the CPU; return the clock that timed it."""
     clock = Clock(repeats, others)
     train(module, batch, clock, accelerator="cpu")
     return clock
@@ -99,15 +99,15 @@ def train(module: Segmentation, batch: dict, clock: L.Callback, **trainer: objec
 
 
 class Clock(L.Callback):
-    """Times the trainer's steps, from a batch's start to the next one's; between them, other functions."""
+    """Times the trainer's steps, from one batch's start to the next one's, and other functions between them."""
 
     def __init__(self, repeats: int, others: dict) -> None:
-        self.total = repeats + 3  # one to warm up, one for the memory, and one that no other follows
+        self.total = repeats + 3  # one to warm up, one to measure memory, and a last one, which no other follows
         self.functions, self.others = others, {name: [] for name in others}
         self.steps, self.peak, self.started = [], MemoryPeak(), None
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
-        """End the step before, run the other functions, and start a step."""
+        """End the previous step, time the other functions, and start a step."""
         now, last = time.perf_counter(), self.total - 1
         if 1 < batch_idx < last:
             self.steps.append(now - self.started)
@@ -123,14 +123,14 @@ class Clock(L.Callback):
 
 
 class Floor:
-    """What no mean teacher can do without: its forward, the student's forward and backward, the optimizer's step."""
+    """What every mean teacher has to compute: its forward, the student's forward and backward, the optimizer's step."""
 
     def __init__(self, module: Segmentation) -> None:
         self.student, self.teacher = copy.deepcopy(module.student), copy.deepcopy(module.teacher.network)
         self.optimizer = build(OmegaConf.create({"_target_": "torch.optim.AdamW"}), self.student.parameters())
 
     def __call__(self, module: Segmentation, batch: dict) -> None:
-        """One such step on copies of the module's networks."""
+        """Do this once, on copies of the module's networks."""
         with torch.no_grad():
             self.teacher(batch["unlabeled"]["weak"])
         logits = self.student(torch.cat([batch["labeled"]["image"], batch["unlabeled"]["strong"][:, 0]])).logits
@@ -140,7 +140,7 @@ class Floor:
 
 
 def prototypes_alone(module: Segmentation, batch: dict) -> None:
-    """What the prototype head does in a step: sampling, loss, its backward to the features, and the bank's update."""
+    """Do what the prototype head does in a step: sampling, loss, backward to the features, and the bank's update."""
     mask = batch["labeled"]["mask"].repeat(2, 1, 1)
     size, small = mask.shape[-2:], -(-mask.shape[-1] // 4)
     features = torch.rand(len(mask), module.student.feature_dim, small, small)
@@ -152,7 +152,7 @@ def prototypes_alone(module: Segmentation, batch: dict) -> None:
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
-    """What the project sets itself, and what came out."""
+    """Return each target of the project: what it is about, the goal, and what was measured."""
     by_version = {name: [row for row in found if row["version"] == name] for name in {r["version"] for r in found}}
     over_floor = max(row["ratio"] for row in by_version["step"])
     pairs = zip(by_version["step"], by_version["supervised step"], strict=True)

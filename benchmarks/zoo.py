@@ -1,4 +1,4 @@
-"""The table of published rows in docs/zoo.md: python benchmarks/zoo.py [RUN_FOLDER ...] fills in a row for each run."""
+"""Write the table of published rows in docs/zoo.md: python benchmarks/zoo.py [RUN_FOLDER ...] fills in runs' rows."""
 
 import csv
 import hashlib
@@ -10,7 +10,7 @@ from pcr_seg.report.tables import U2PL
 
 ROOT = Path(__file__).parents[1]
 CSV, PAGE = ROOT / "docs/results/zoo.csv", ROOT / "docs/zoo.md"
-# The rows of labels alone in the README of github.com/HeimingX/semi_seg_proto @1b98ea6, from U2PL.
+# mIoU in % of trainings on labels alone: from U2PL, in the README of github.com/HeimingX/semi_seg_proto @1b98ea6.
 SUPERVISED = {
     "voc": {92: 45.77, 183: 54.92, 366: 65.88, 732: 71.69, 1464: 72.50},
     "cityscapes": {186: 65.74, 372: 72.53, 744: 74.43, 1488: 77.83},
@@ -21,7 +21,7 @@ HEAD = (*PUBLISHED, *RUN[1:])
 
 
 def row(folder: Path) -> dict[str, str]:
-    """What a finished run says for its row; raises a ValueError where it is none of a published row."""
+    """Return the columns of a finished run; raise a ValueError if it does not belong to a published row."""
     summary = json.loads((folder / "summary.json").read_text())
     dataset, count = summary["dataset"], summary["num_labeled"]
     wanted = {"method": "pcr", "split_family": "u2pl", "backbone": "resnet101s"}
@@ -36,13 +36,13 @@ def row(folder: Path) -> dict[str, str]:
 
 
 def rows() -> dict[str, dict[str, str]]:
-    """The runs so far, by experiment."""
+    """Return the runs in the CSV file, by experiment."""
     with CSV.open(newline="") as file:
         return {each["experiment"]: each for each in csv.DictReader(file)}
 
 
 def table(runs: dict[str, dict[str, str]]) -> str:
-    """The published rows as Markdown, with the runs' columns where there is a run."""
+    """Return the published rows as Markdown, with the columns of runs where there are any."""
     lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
     for dataset, counts in U2PL.items():
         for count, figures in counts.items():
@@ -55,13 +55,13 @@ def table(runs: dict[str, dict[str, str]]) -> str:
 
 
 def filled(page: str, runs: dict[str, dict[str, str]]) -> str:
-    """The page with its table made anew."""
+    """Return the page with a new table."""
     before, _, after = page.partition("<!-- table -->")
     return f"{before}<!-- table -->\n\n{table(runs)}\n\n<!-- end -->{after.partition('<!-- end -->')[2]}"
 
 
 def main(folders: list[str]) -> None:
-    """Add the runs' rows to the CSV file, and make the page's table of it."""
+    """Add the runs' rows to the CSV file, and write the page's table from it."""
     runs = rows() | {each["experiment"]: each for each in map(row, map(Path, folders))}
     with CSV.open("w", newline="") as file:
         writer = csv.DictWriter(file, RUN, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The W&B dashboards of this project, as code: one to look into a run, one to compare a sweep over label ratios.
+"""The W&B dashboards of this project, as code: one for a single run, one to compare methods over numbers of labels.
 
     python dashboards/workspaces.py [ENTITY/PROJECT]      (make dashboards: your own pcr-seg)
 
@@ -18,7 +18,7 @@ STEP = "trainer/global_step"
 
 
 def run_workspace(entity: str, project: str) -> ws.Workspace:
-    """What one run did: curves, pictures, classes, prototypes."""
+    """Return the dashboard of a single run: curves, pictures, classes, prototypes."""
     curves = [
         lines("mIoU of both heads", "val/miou", "val/miou_prototype"),
         lines("losses", "train/supervised_loss", "train/consistency_loss", "train/prototype_loss"),
@@ -52,7 +52,7 @@ def run_workspace(entity: str, project: str) -> ws.Workspace:
 
 
 def sweep_workspace(entity: str, project: str) -> ws.Workspace:
-    """What methods reach with how many labels: lines over labels, each run, what a setting does, cost."""
+    """Return the dashboard that compares methods: scores over numbers of labels, single runs, settings, cost."""
     by_method = {"groupby": wr.Config("method.name"), "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
     over_labels = [
         wr.LinePlot(title="mIoU over labels", x="num_labeled", y=["miou_last"], log_x=True, **by_method),
@@ -80,23 +80,23 @@ def sweep_workspace(entity: str, project: str) -> ws.Workspace:
 
 
 def lines(title: str, *keys: str) -> wr.LinePlot:
-    """Curves over optimizer steps."""
+    """Return a plot of logged keys over optimizer steps."""
     return wr.LinePlot(title=title, x=STEP, y=list(keys))
 
 
 def chart(preset: str, key: str, **fields: str) -> wr.CustomChart:
-    """One of W&B's charts over the table that `wandb.plot` logs beside it."""
+    """Return one of W&B's charts, drawn from the table that `wandb.plot` logs as KEY_table."""
     return wr.CustomChart(query={"summaryTable": {"tableKey": f"{key}_table"}}, chart_name=preset, chart_fields=fields)
 
 
 def workspace(entity: str, project: str, name: str, parts: dict[str, list]) -> ws.Workspace:
-    """A view with a section for each part."""
+    """Return a view with a section for each part."""
     sections = [ws.Section(name=title, panels=panels, is_open=True) for title, panels in parts.items()]
     return ws.Workspace(entity=entity, project=project, name=f"pcr-seg: {name}", sections=sections)
 
 
 def main() -> None:
-    """Push both."""
+    """Push both dashboards."""
     if wandb_mode() != "online":
         sys.exit("error: W&B knows no key or cannot be reached; run `wandb login` and try again")
     *entity, project = (sys.argv[1] if len(sys.argv) > 1 else "pcr-seg").split("/")

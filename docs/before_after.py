@@ -1,8 +1,8 @@
-"""README's picture: the labels of a run above, and what they lead to with and without other images below.
+"""Draw README's picture from two runs, one trained on labels alone and one with unlabeled images as well.
 
     python docs/before_after.py BEFORE_RUN AFTER_RUN [OUTPUT]
 
-Above the labeled images of a run with their masks; below the validation images on which the second run gains most.
+Above are the labeled images with their masks, below the validation images on which the second run gains most.
 """
 
 import sys
@@ -25,17 +25,17 @@ NUM_SHOWN = 8
 
 
 def labels(predictor: Predictor, sample: Sample) -> np.ndarray:
-    """What the linear head predicts, (H, W)."""
+    """Return the linear head's prediction (H, W)."""
     return look(predictor, [read_image(sample.image, sample.format)], nearest=False)[0].labels["linear"]
 
 
 def accuracy(found: np.ndarray, truth: np.ndarray) -> float:
-    """Mean over the image's classes of the share of their pixels that were found."""
+    """Return the mean over the image's classes of the share of their pixels that were found, in 0..1."""
     return float(np.mean([(found[truth == one] == one).mean() for one in np.unique(truth[truth != IGNORE_INDEX])]))
 
 
 def gains(before: Predictor, after: Predictor, source: Source) -> list[list[np.ndarray]]:
-    """Image, both predictions and the truth where the gain is largest."""
+    """Return image, both predictions and the truth of the validation images with the largest gain."""
     found = []
     for sample in source.val:
         truth, first, second = read_mask(sample), labels(before, sample), labels(after, sample)
@@ -48,12 +48,12 @@ def gains(before: Predictor, after: Predictor, source: Source) -> list[list[np.n
 
 
 def title_of(text: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """A row's title, as wide as any other's."""
+    """Draw a row's title, padded to the width of all titles."""
     return ImageOps.pad(visualize.write(text, font, 140), (140, 24), color=visualize.PAPER)
 
 
 def picture(before_run: Path, after_run: Path) -> Image.Image:
-    """Rows of pictures with their titles to the left."""
+    """Draw the whole picture: rows of images with their titles to the left."""
     before, after = (load(run / "checkpoints/last.ckpt") for run in (before_run, after_run))
     source = build(OmegaConf.create(after.metadata["config"]["dataset"]))
     names = (after_run / "splits/labeled.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""What MkDocs builds beside docs/: pages and linked files of the rest of the repository; shapes as they are written."""
+"""MkDocs builds these beside docs/: pages and linked files of the rest of the repository, and shapes as written."""
 
 import ast
 import posixpath
@@ -16,29 +16,29 @@ LINK = re.compile(r"(?<=\]\()[^)\s#:]+")
 
 
 class ShapesAsWritten(Extension):
-    """Reads every module as if its annotations were strings, for the API pages.
+    """Has Griffe read every module as if its annotations were strings, for the API pages.
 
-    Griffe would take a shape for an expression where it can: Float[Tensor, "B *S"] for a product.
+    Otherwise it would parse shapes as expressions: the one in Float[Tensor, "B *S"] as a product.
     """
 
     def on_module_node(self, *, node: ast.Module, **_: object) -> None:
-        """Add the import that says so, behind the docstring."""
+        """Add `from __future__ import annotations` behind the module's docstring."""
         [future] = ast.parse("from __future__ import annotations").body
         node.body.insert(1 if ast.get_docstring(node) else 0, future)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the pages of the root."""
+    """Add the pages that are Markdown files in the repository's root."""
     for source, uri in PAGES.items():
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / source)))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn links between files of the repository into links within the site, which then holds a copy of the file.
+    """Turn links between files of the repository into links within the site, and copy the linked files into it.
 
-    What names no file stays, and a strict build refuses it.
+    A link that leads to no file stays as it is, and a strict build refuses it.
     """
-    folder = Path(page.file.abs_src_path).parent
+    folder = Path(page.file.abs_src_path or ROOT / "docs" / page.file.src_uri).parent  # a generated page has no file
 
     def within_site(match: re.Match) -> str:
         file = (folder / match[0]).resolve()

@@ -180,6 +180,18 @@ def test_a_module_imports_only_what_lies_below_it(path: Path) -> None:
         assert not {"hydra", "omegaconf"} & {n.split(".")[0] for n in names}
 
 
+def test_the_house_of_contributing_has_each_file_above_what_it_imports() -> None:
+    house = (SRC.parents[1] / "CONTRIBUTING.md").read_text().partition("## The house")[2].partition("| beside it")[0]
+    rows = re.findall(r"^\| (`.*?) \|", house, re.MULTILINE)
+    places = {re.sub(r"\.py$|/$", "", name): i for i, row in enumerate(rows) for name in re.findall("`(.*?)`", row)}
+
+    def place(module: str) -> int:
+        return places[module] if module in places else places[module.partition(".")[0]]
+
+    assert places.keys() - {"data/imports"} == {name.partition(".")[0] for name in ALLOWED}
+    assert not [(name, other) for name, others in ALLOWED.items() for other in others if place(name) > place(other)]
+
+
 @pytest.mark.parametrize("path", sorted((SRC / "method").glob("*.py")), ids=lambda path: path.stem)
 def test_a_method_needs_torch_alone(path: Path) -> None:
     roots = {name.split(".")[0] for name in imported(path)}

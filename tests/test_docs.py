@@ -4,12 +4,16 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
+
+from pcr_seg.commands.help import keys
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,7 +57,7 @@ def pages(site: Path) -> dict[Path, Links]:
 
 def test_no_page_is_missing(site: Path, pages: dict[Path, Links]) -> None:
     written = {path.relative_to(ROOT / "docs").with_suffix(".html") for path in (ROOT / "docs").rglob("*.md")}
-    wanted = written | {Path("index.html"), Path("contributing.html"), Path("changelog.html")}
+    wanted = written | {Path(f"{name}.html") for name in ("index", "contributing", "changelog", "configuration")}
     assert {path.relative_to(site) for path in pages} == wanted
     menu = {(site / link).resolve() for _, link in pages[site / "changelog.html"].links}
     assert set(pages) <= menu | {site / "changelog.html"}, "the menu leads to each"
@@ -105,6 +109,37 @@ def test_the_readme_is_the_start_page_with_its_links_turned(site: Path, pages: d
     for file in ("images/before_after.png", "src/pcr_seg/method/pcr.py"):
         original = ROOT / file if file.endswith(".py") else ROOT / "docs" / file
         assert (site / file).read_bytes() == original.read_bytes()
+
+
+def leaves(node: dict, above: str) -> Iterator[str]:
+    """Dotted keys of a YAML file's values, but for those that Hydra reads itself."""
+    for key, value in node.items():
+        if isinstance(value, dict) and value and key != "hydra":
+            yield from leaves(value, f"{above}{key}.")
+        elif key not in ("defaults", "hydra") and not re.fullmatch("_[a-z]+_", key):
+            yield f"{above}{key}"
+
+
+def test_every_key_has_its_row_in_the_page_of_configuration(site: Path) -> None:
+    page = unescape((site / "configuration.html").read_text(encoding="utf-8"))
+    _, *parts = re.split(r'<h3 id="[^"]*">(.*?)<a', page)
+    sections = dict(zip(parts[::2], parts[1::2], strict=True))
+    for file in (ROOT / "conf").rglob("*.yaml"):
+        group, *names = file.relative_to(ROOT / "conf").with_suffix("").parts
+        if group == "no_run_folder":
+            continue
+        text = file.read_text(encoding="utf-8")
+        package = re.search(r"^# @package (\w+)", text)
+        node = package[1] if package else group if names else "_global_"
+        found = [*leaves(yaml.safe_load(text) or {}, "" if node == "_global_" else f"{node}.")]
+        rows = sections.pop(f"{group}={'/'.join(names)}" if names else f"{group}.py")
+        assert not [key for key in found if f"<code>{key}</code>" not in rows], file
+    assert not sections
+
+
+def test_a_comment_may_go_on_and_a_value_hold_the_sign_of_one(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text('one: "a # b"   # first\n               # and more\n# not of two\ntwo: {x: 1}\n')
+    assert [*keys(tmp_path / "a.yaml")] == [("one", '"a # b"', "first and more"), ("two", "{x: 1}", "")]
 
 
 def test_tables_are_tables(site: Path) -> None:

@@ -1,6 +1,7 @@
 """An installed wheel is enough: pcr-seg runs outside of a checkout, which it does not see."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,7 +17,8 @@ COMMANDS = ("train", "eval", "predict", "export", "report", "prepare", "app", "c
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the package as its wheel holds it, and nothing of its dependencies."""
-    pytest.importorskip("hatchling", reason="needs hatchling (extra: dev)")
+    for module in ("hatchling", "hatch_fancy_pypi_readme"):
+        pytest.importorskip(module, reason=f"needs {module} (extra: dev)")
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
     result = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
@@ -56,6 +58,25 @@ def test_wheel_holds_what_the_checkout_does(installed: Path) -> None:
     assert configs[0] == configs[1]
     sources = {path.relative_to(ROOT / "src") for path in (ROOT / "src").rglob("*") if path.suffix in (".html", ".md")}
     assert sources and all((installed / path).is_file() for path in sources)
+
+
+def test_what_pypi_shows_leads_to_files_and_pages_of_this_repository(installed: Path) -> None:
+    text = next(installed.glob("*.dist-info/METADATA")).read_text(encoding="utf-8").partition("\n\n")[2]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.sub(r"\]\(.*?\)", "", text) == re.sub(r"\]\(.*?\)", "", readme)
+    links, pages = re.findall(r"\]\((.*?)\)", text), 0
+    for link, original in zip(links, re.findall(r"\]\((.*?)\)", readme), strict=True):
+        place = (
+            r"https://(?:raw\.githubusercontent\.com/pcr-seg/pcr-seg/main|github\.com/pcr-seg/pcr-seg/blob/main)/(.*)"
+        )
+        if file := re.fullmatch(place, link):
+            assert (ROOT / file[1]).is_file() and file[1] == original
+        elif page := re.fullmatch(r"https://pcr-seg\.github\.io/pcr-seg/(\w+)\.html(.*)", link):
+            assert (ROOT / f"docs/{page[1]}.md").is_file() and original == f"docs/{page[1]}.md{page[2]}"
+            pages += 1
+        else:
+            assert link == original and link.startswith("https://")
+    assert pages > 10 and "](https://raw.githubusercontent.com/" in text
 
 
 def test_no_command_and_a_wrong_one_are_one_line(installed: Path, tmp_path: Path) -> None:

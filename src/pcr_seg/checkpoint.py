@@ -1,7 +1,7 @@
-"""From a checkpoint file to what it predicts with. Needs torch and the network's own libraries alone.
+"""Load a checkpoint file as a `Predictor`. Needs only torch and the libraries that the network itself needs.
 
-A checkpoint says how its network and method were made: a class by its dotted name, and the arguments it was made with.
-Only this project's own classes are called, unless the caller trusts others by name.
+A checkpoint tells how its network and method were made: the dotted name of a class, and its arguments. `load` calls
+only classes of this project, unless the caller names others to trust.
 """
 
 import functools
@@ -24,11 +24,11 @@ from pcr_seg.predictor import Predictor
 
 FORMAT = 2
 LAST = "last.ckpt"
-HUB, HUB_FILE = "hf://", "model.ckpt"  # of a repository on the Hugging Face Hub
-BACKBONES = ("student.backbone.", "teacher.network.backbone.")  # a frozen one may be left out
+HUB, HUB_FILE = "hf://", "model.ckpt"  # prefix of a repository on the Hugging Face Hub, and the file in it
+BACKBONES = ("student.backbone.", "teacher.network.backbone.")  # weights that a file may lack if they are frozen
 MISSING = object()
 
-# What a checkpoint may be rebuilt from: a stranger's must not name anything else, not even of ours.
+# The only names that a checkpoint may call. A stranger's file must not call anything else, even of this project.
 TRUSTED = (
     r"pcr_seg\.(method\.(\w+\.)?([A-Z]\w*|((per_image_)?ohem_|balanced_)?cross_entropy)"
     r"|inference\.(whole_image|sliding_window|multi_scale|center_padded)"
@@ -48,21 +48,21 @@ def load(
     network: str = "teacher",
     protocol: Protocol | None = None,
 ) -> Predictor:
-    """Rebuild what a checkpoint predicts with, in eval mode on the CPU, from nothing but the file.
+    """Rebuild network and method from a checkpoint alone and return them as a predictor, in eval mode on the CPU.
 
     Args:
         checkpoint: a file of a run's `checkpoints` folder, one that a plain `Trainer` or `export.py format=weights` has
-            written, or "hf://USER/NAME", perhaps with "@REVISION", of the Hugging Face Hub.
-        student: a network of the class that was trained, where that is not this project's. It becomes the predictor's:
-            its weights are replaced and frozen, and it is in eval mode from then on.
-        trust: dotted names of modules, or packages, whose classes may be called to rebuild network and method instead.
-        network: which one predicts, "teacher" or "student".
-        protocol: how to predict whole images, instead of the checkpoint's way.
+            written, or "hf://USER/NAME", with "@REVISION" if wanted, of the Hugging Face Hub.
+        student: a network like the one that was trained, if its class is not this project's. The predictor takes it
+            over: its weights are replaced and frozen, and it stays in eval mode.
+        trust: dotted names of modules or packages whose classes may also be called to rebuild network and method.
+        network: which network predicts, "teacher" or "student".
+        protocol: how to predict whole images; by default as the checkpoint says.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not a checkpoint of this project, one that asks for code that is not trusted, weights that do not
-            fit the network, or the other network's alone.
+        ValueError: the file is not a checkpoint of this project; it asks for code that is not trusted; its weights do
+            not fit the network; or it holds the other of the two networks alone.
     """
     if network not in ("teacher", "student"):
         raise ValueError(f"network={network}: choose teacher or student")
@@ -91,16 +91,16 @@ def load(
     predictor = Predictor(
         model, method, made["classes"], made["palette"], protocol, name=made["name"], metadata=metadata
     )
-    return predictor.requires_grad_(False).to(memory_format=torch.channels_last).eval()  # as it was trained
+    return predictor.requires_grad_(False).to(memory_format=torch.channels_last).eval()  # the layout of training
 
 
 def part(state: dict, prefix: str) -> dict:
-    """The entries of a state dict below a prefix."""
+    """Return the entries of a state dict whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def fetched(checkpoint: str | Path) -> Path:
-    """The file of a checkpoint; one of the Hugging Face Hub is downloaded into its cache.
+    """Return a checkpoint's file; one of the Hugging Face Hub is downloaded into the hub's cache first.
 
     Raises:
         FileNotFoundError: the hub has no such repository or file, or cannot be reached.
@@ -112,18 +112,18 @@ def fetched(checkpoint: str | Path) -> Path:
     repo, _, revision = str(checkpoint).removeprefix(HUB).partition("@")
     try:
         return Path(hf_hub_download(repo, HUB_FILE, revision=revision or None))
-    except Exception as error:  # of the network, of the hub, and of names, each with a class of its own
+    except Exception as error:  # connection, hub and invalid names each raise classes of their own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FileNotFoundError(f"checkpoint={checkpoint}: no {HUB_FILE} on the hub ({reason})") from error
 
 
 def is_on_hub(checkpoint: str | Path) -> bool:
-    """Whether a checkpoint is named as one of the Hugging Face Hub."""
+    """Whether a checkpoint's name is that of a repository on the Hugging Face Hub (hf://...)."""
     return str(checkpoint).startswith(HUB)
 
 
 def weights_alone(content: dict, network: str) -> dict:
-    """What it takes to predict, of a checkpoint's content: the weights of one network and of the method."""
+    """Reduce a checkpoint's content to what prediction needs: the weights of one network and of the method."""
     prefix = {"student": "student.", "teacher": "teacher.network."}[network]
     state = {key: value for key, value in content["state_dict"].items() if key.startswith((prefix, "method."))}
     return {"state_dict": state, "pcr_seg": content["pcr_seg"] | {"only": network}}
@@ -132,11 +132,11 @@ def weights_alone(content: dict, network: str) -> dict:
 def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict:
     """Load a checkpoint of this project to the CPU; nothing in it is executed.
 
-    With `whole` it has to hold all that a training goes on from.
+    With `whole` it also has to hold everything that a training needs to resume.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged (checksums included), of an older format, or not of this project.
+        ValueError: it is damaged (checksums are verified), of an older format, or not of this project.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,11 +161,14 @@ def read_checkpoint(path: str | Path, *, whole: bool = False) -> dict:
 
 
 def described(thing: object) -> object:
-    """How an object was made, in plain values: `_target_` and arguments, as Hydra writes it.
+    """Describe in plain values how an object was made: a dictionary of `_target_` and arguments, as Hydra writes it.
 
-    A module's arguments are its attributes of the same names, as scikit-learn's estimators keep them. Those that it did
-    not keep are listed as `_assumed_`: their defaults will do. Where there is none, or a value is not plain, the node
-    is marked `_unknown_`, and `load` needs the network itself.
+    The arguments of a module are read from its attributes of the same names, as with scikit-learn's estimators. One
+    that has no such attribute is listed under `_assumed_`: `rebuilt` will use its default. If it has no default either,
+    or a value is not plain, the node is marked `_unknown_`, and `load` needs the network itself (`student=`).
+
+    Raises:
+        TypeError: a value, outside of a module's arguments, is not plain.
     """
     if isinstance(thing, functools.partial):
         arguments = inspect.signature(thing.func).bind_partial(*thing.args, **thing.keywords).arguments
@@ -173,7 +176,7 @@ def described(thing: object) -> object:
     if isinstance(thing, FunctionType):
         return {"_target_": f"{thing.__module__}.{thing.__qualname__}", "_partial_": True}
     if isinstance(thing, Number) and hasattr(thing, "item"):
-        return thing.item()  # NumPy's, which `weights_only` refuses
+        return thing.item()  # a NumPy number, which torch.load with `weights_only` refuses
     if isinstance(thing, nn.Module):
         cls = class_of(thing)
         node = {"_target_": f"{cls.__module__}.{cls.__qualname__}"}
@@ -191,17 +194,17 @@ def described(thing: object) -> object:
 
 
 def class_of(module: nn.Module) -> type:
-    """The class that a module was made of; FSDP puts one of its own before it."""
+    """Return the class that a module was made of; FSDP replaces it by a subclass of its own."""
     return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed.fsdp"))
 
 
 def kept_arguments(module: nn.Module) -> dict:
-    """The arguments of a module's constructor, as described; raises a TypeError for one that cannot be known."""
+    """Return the arguments of a module's constructor, as `described`; raise a TypeError for one that is unknown."""
     arguments, assumed = {}, []
     for name, parameter in constructor_parameters(class_of(module)).items():
         value, default = getattr(module, name, MISSING), parameter.default
         if is_foreign_loss(value) and default is not inspect.Parameter.empty:
-            continue  # a prediction needs none: the default will do
+            continue  # prediction uses no loss, so the default will do
         if value is not MISSING and not replaces_another(value, default):
             arguments[name] = described(value)
         elif default is inspect.Parameter.empty:
@@ -212,45 +215,49 @@ def kept_arguments(module: nn.Module) -> dict:
 
 
 def replaces_another(value: object, default: object) -> bool:
-    """Whether an attribute is a layer made of the argument of its name: `self.dropout = nn.Dropout(dropout)`."""
+    """Whether an attribute is a layer made from the argument of its name: `self.dropout = nn.Dropout(dropout)`."""
     return isinstance(value, nn.Module) and default not in (None, inspect.Parameter.empty)
 
 
 def is_foreign_loss(value: object) -> bool:
-    """Whether a value is a loss that is not this project's: a function, or one of torch's loss modules."""
+    """Whether a value is a loss that a checkpoint may not call: a foreign function, or one of torch's loss modules."""
     if not isinstance(value, FunctionType | functools.partial | nn.modules.loss._Loss):
         return False
     return isinstance(value, nn.Module) or not re.fullmatch(TRUSTED, str(described(value)["_target_"]))
 
 
 def constructor_parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """Named parameters of a constructor, and of its parent's where it passes further ones on."""
+    """Return the named parameters of a constructor and, if it takes **kwargs, of the constructors behind it."""
     return {name: p for init in reversed(constructors(cls)) for name, p in named_parameters(init).items()}
 
 
 def constructors(cls: type) -> list[Callable]:
-    """A class's constructor, its parent's where it passes further arguments on, and so forth."""
+    """Return a class's constructors up to the first that takes no **kwargs: its own, its parent's, and so on."""
     inits = [owner.__init__ for owner in cls.__mro__ if "__init__" in vars(owner)]
     last = next((place for place, init in enumerate(inits) if not takes_further(init)), len(inits))
     return inits[: last + 1]
 
 
 def named_parameters(function: Callable) -> dict[str, inspect.Parameter]:
-    """The parameters of a function that have a name of their own, without `self`."""
+    """Return the parameters of a function without `self`, *args and **kwargs."""
     several = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     parameters = inspect.signature(function).parameters
     return {name: p for name, p in parameters.items() if p.kind not in several and name != "self"}
 
 
 def takes_further(function: Callable) -> bool:
-    """Whether a function takes arguments that it does not name."""
+    """Whether a function takes **kwargs."""
     return any(p.kind == inspect.Parameter.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def rebuilt(node: object, *, weights: bool = False) -> object:
-    """What `described` describes. Calls whatever the nodes name: `refuse_strangers` comes first.
+    """Make the object that `described` has described. It calls whatever a node names: use `refuse_strangers` before.
 
-    With `weights` pretrained ones are had again, from where they came; else they are in the checkpoint.
+    With `weights` a network is made with its pretrained weights, from where they first came. Without, the arguments
+    that ask for them are None, since the checkpoint has the weights.
+
+    Raises:
+        ValueError: the node is `_unknown_`, or names what is no class or function.
     """
     if isinstance(node, list):
         return [rebuilt(value, weights=weights) for value in node]
@@ -279,7 +286,7 @@ def rebuilt(node: object, *, weights: bool = False) -> object:
 
 
 def imported(target: str) -> Callable:
-    """A class or function by its dotted name; raises a ValueError for what a module has merely imported."""
+    """Import a class or function by its dotted name; raise a ValueError if another package has defined it."""
     module, _, name = target.rpartition(".")
     found = getattr(importlib.import_module(module), name)
     home = getattr(found, "__module__", "")
@@ -291,7 +298,14 @@ def imported(target: str) -> Callable:
 def refuse_strangers(
     origin: str, nodes: Iterable[object], trust: str | Sequence[str] = (), trusted: str = TRUSTED
 ) -> None:
-    """Raise a ValueError where one of these nodes would call something that is not trusted."""
+    """Raise a ValueError if one of these nodes, or a node in them, would call something that is not trusted.
+
+    Args:
+        origin: the checkpoint, as the message names it.
+        nodes: as `described` makes them.
+        trust: dotted names of modules or packages whose classes are allowed too.
+        trusted: a regular expression of the names that are always allowed.
+    """
     nodes, names = list(nodes), [trust] if isinstance(trust, str) else list(trust or ())
     own = "|".join(rf"{re.escape(name)}\.[\w.]+" for name in names if name)
     while nodes:

@@ -1,4 +1,4 @@
-"""Who started this process as one of several, torchrun or SLURM's srun, and what all of them have to agree on."""
+"""Whether torchrun or SLURM's srun started this process as one of several, and what all of these have to agree on."""
 
 import functools
 import hashlib
@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-INTERACTIVE = ("bash", "interactive")  # names of SLURM's jobs in which a person types commands, as Lightning has them
-STARTED = "PCR_SEG_STARTED"  # the variable by which the trainer's own processes learn what `started` says
-HOSTED: list["TCPStore"] = []  # by this process: a store lives as long as somebody holds it
+INTERACTIVE = ("bash", "interactive")  # names of SLURM jobs in which a person types commands; Lightning's list
+STARTED = "PCR_SEG_STARTED"  # environment variable that hands the result of `started` on to processes of the trainer
+HOSTED: list["TCPStore"] = []  # stores that this process hosts; one closes when nothing refers to it
 
 
 class Launch(NamedTuple):
-    """The launcher, and the processes it started: one for each device of each node."""
+    """A launcher, and the processes that it started: one for each device of each node."""
 
-    by: str
+    by: str  # "torchrun" or "srun"
     nodes: int
-    devices: int
+    devices: int  # of each node
 
 
 def launched() -> Launch | None:
-    """Who started this process, by the environment; None where it was nobody but a person, or the trainer.
+    """Return the launcher that started this process, by its environment; None if a person or the trainer did.
 
     Raises:
-        ValueError: nodes have different numbers of processes, or the launcher is one that is not read.
+        ValueError: nodes have different numbers of processes, or the launcher is not supported (mpirun).
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
@@ -47,7 +47,7 @@ def launched() -> Launch | None:
 
 
 def check_launch(nodes: int, devices: int) -> None:
-    """Raise a ValueError where a launcher has started other processes than the hardware asks for."""
+    """Raise a ValueError if a launcher has started other numbers of processes than the configuration asks for."""
     found = launched()
     if found and found[1:] != (nodes, devices):
         raise ValueError(
@@ -57,15 +57,15 @@ def check_launch(nodes: int, devices: int) -> None:
 
 
 class Place(NamedTuple):
-    """Which of the launcher's processes this one is: its number among all `total`, and among those of its node."""
+    """Which of the launcher's processes this one is."""
 
-    rank: int
+    rank: int  # 0..total - 1
     total: int
-    local_rank: int
+    local_rank: int  # its number on its node, from 0
 
 
 def place() -> Place:
-    """This process's place; that of a single one where no launcher started it."""
+    """Return this process's place among the launcher's; without a launcher, that of a single process."""
     found, env = launched(), os.environ
     if not found:
         return Place(0, 1, 0)
@@ -75,10 +75,10 @@ def place() -> Place:
 
 @functools.cache
 def started() -> str:
-    """When this command was started, as all of its processes say it, for the name of a folder.
+    """Return a name for this start of the command, for its run folder: the same in all of its processes.
 
-    In a job of SLURM's queue the job's number, which it keeps when it is queued again, and a digest of the command.
-    Restarts by torchrun keep the time of the first start.
+    It is the time of the start; restarts by torchrun keep the time of the first. In a queued SLURM job it is the job's
+    number, which the job keeps when it is queued again, and a digest of the command.
     """
     env = os.environ
     if "SLURM_JOB_ID" in env and env.get("SLURM_JOB_NAME") not in INTERACTIVE:
@@ -88,14 +88,14 @@ def started() -> str:
     now = time.strftime("%Y-%m-%d_%H-%M-%S")
     if "TORCHELASTIC_RUN_ID" in env:
         return _store().compare_set("pcr_seg/started", "", now).decode()
-    if "LOCAL_RANK" in env:  # the trainer started this process, and handed its environment on
+    if "LOCAL_RANK" in env:  # the trainer started this process, with a copy of its own environment
         return env.get(STARTED, now)
     return env.setdefault(STARTED, now)
 
 
 @functools.cache
 def _store() -> "TCPStore":
-    """What torchrun's processes share: its own store, or one of rank 0's."""
+    """Return the store that torchrun's processes share: torchrun's own, or one that rank 0 hosts."""
     from torch.distributed import TCPStore  # seconds, which a command without a launcher need not wait for
 
     env = os.environ
@@ -104,9 +104,10 @@ def _store() -> "TCPStore":
 
 
 def meet_anew() -> None:
-    """After a restart by torchrun let the processes meet at another port, once.
+    """After a restart by torchrun, let the processes meet at another port; once in each process.
 
-    Its store still holds the addresses of those that are gone, and who reads them first waits for these (torch 2.14).
+    torchrun's store still has the addresses of the processes that ended, and a new one that reads them waits for these
+    in vain (seen with torch 2.14).
     """
     env = os.environ
     attempt = int(env.get("TORCHELASTIC_RESTART_COUNT", 0))

@@ -1,4 +1,7 @@
-"""Hydra, told how people write: splits on the command line, references that compute, errors in one line."""
+"""Hydra, made easier to use: splits and paths as people type them, values computed from others, one-line errors.
+
+The functions that are registered as resolvers at the end compute values of conf/*.yaml, as `${global_batch:...}`.
+"""
 
 import difflib
 import errno
@@ -27,18 +30,19 @@ from pcr_seg.data.published import NUM_TRAIN
 from pcr_seg.data.splits import num_labeled
 from pcr_seg.moved import GONE, LAST_READER, MOVED
 
-WHEEL = Path(__file__).parent / "scripts"  # where a wheel puts what stands in the root of a checkout
-# Nodes of their files.
+WHEEL = Path(__file__).parent / "scripts"  # where a wheel has the scripts and conf/, which a checkout has in its root
+# The groups whose choice is the file that fills the node of the same name.
 GROUPS = ("dataset", "split", "method", "backbone", "model", "optimizer", "protocol", "features", "logger")
 CONF = (WHEEL if WHEEL.is_dir() else Path(__file__).parents[2]) / "conf"
 QUOTES = "\"'"
 
 
 def command_line(arguments: list[str]) -> list[str]:
-    """Make Hydra read the command line as a person means it; safe to apply twice (DDP starts us again).
+    """Rewrite the command line so that Hydra reads it as it was meant; applying it twice changes nothing more.
 
-    `split=1_8` is `split.labeled='1_8'`, quoted, since 1_8 is the integer 18 for Hydra; `experiment=voc_1_8` is the
-    published row of that count; `--cfg` shows values instead of references. A key that has moved ends the command.
+    `split=1_8` becomes `split.labeled='1_8'`, in quotes because Hydra reads 1_8 as the integer 18. `experiment=voc_1_8`
+    becomes the published row of that many images, voc_183. Paths are quoted. `--cfg` shows values instead of
+    references. A key that has moved, or is gone, ends the command.
     """
     refuse_moved(arguments)
     arguments = [quote_path(name_row(quote_split(argument))) for argument in arguments]
@@ -46,7 +50,7 @@ def command_line(arguments: list[str]) -> list[str]:
 
 
 def refuse_moved(arguments: list[str]) -> None:
-    """End the command where it uses a key, or a choice of method, that stands elsewhere now."""
+    """Exit with one line if an argument is a key, or a method, that has moved or is gone (`moved.py`)."""
     for argument in arguments:
         key, _, value = argument.lstrip("+~").partition("=")
         ablations = [name for name in value.split(",") if (CONF / f"method/ablation/{name}.yaml").is_file()]
@@ -60,12 +64,12 @@ def refuse_moved(arguments: list[str]) -> None:
 
 
 def quote_split(argument: str) -> str:
-    """Make `split.labeled=` of a `split=`, its value(s) quoted; leave anything else alone."""
+    """Turn `split=VALUES` into `split.labeled='VALUE',...`; return any other argument as it is."""
     match = re.fullmatch(r"split(?:\.labeled)?=(.+)", argument)
     if not match:
         return argument
     values = match[1]
-    if not re.search(r"[()\[\]{}]", values):  # Hydra's own functions and lists
+    if not re.search(r"[()\[\]{}]", values):  # these are Hydra's own functions and lists
         values = ",".join(f"'{value.strip(QUOTES)}'" for value in values.split(","))
     return f"split.labeled={values}"
 
@@ -77,7 +81,7 @@ PATHS = (
 
 
 def quote_path(argument: str) -> str:
-    """Quote the path of an override whatever its name holds, its ~ written out; leave lists and quoted ones alone."""
+    """Expand ~ in the value of a key in `PATHS` and quote it if needed; leave lists and quoted values as they are."""
     key, separator, value = argument.partition("=")
     if not separator or key.lstrip("+~") not in PATHS or value in ("", "null") or re.fullmatch(r"'.*'|\".*\"", value):
         return argument
@@ -92,7 +96,7 @@ def quote_path(argument: str) -> str:
 
 
 def name_row(argument: str) -> str:
-    """Name the published rows of an `experiment=` that are given by their fraction: voc_1_8 is voc_183."""
+    """In `experiment=`, replace published rows that are named by a fraction: voc_1_8 becomes voc_183."""
     key, _, values = argument.partition("=")
     if key != "experiment":
         return argument
@@ -100,7 +104,7 @@ def name_row(argument: str) -> str:
 
 
 def published_row(name: str) -> str:
-    """The name by count of a published row that is named by fraction; any other name as it is."""
+    """Return voc_183 for voc_1_8, and the like; any other name as it is."""
     match = re.fullmatch(r"(\w+?)_(1_\d+|full)", name)
     if not match or match[1] not in NUM_TRAIN:
         return name
@@ -108,18 +112,21 @@ def published_row(name: str) -> str:
 
 
 def published_count(labeled: str, reader: str) -> int | None:
-    """Labeled images that a split means on a published data set, read by `reader`; None for any other."""
+    """Return how many labeled images a split means on the published data set of a `reader` (dotted name).
+
+    None for any other data set, and for a list of names.
+    """
     size = NUM_TRAIN.get(reader.rsplit(".", 1)[-1])
     return num_labeled(labeled, size) if size and not str(labeled).endswith(".txt") else None
 
 
 def wandb_mode() -> str:
-    """How to log: as WANDB_MODE says, else offline without a login, or when no server answers in three seconds."""
+    """Return W&B's mode: WANDB_MODE if set; else online if there is a login and the server answers within 3 seconds."""
     if mode := os.environ.get("WANDB_MODE"):
         if mode not in ("online", "offline", "disabled", "shared", "run", "dryrun"):  # the last two are W&B's old names
             raise ValueError(f"WANDB_MODE={mode}: choose online, offline or disabled")
         return mode
-    import wandb  # half a second, which no other setting needs
+    import wandb  # takes half a second, so only where it is used
 
     host = wandb.Settings().base_url.split("//")[-1].split("/")[0]
     name, _, port = host.partition(":")
@@ -133,7 +140,7 @@ def wandb_mode() -> str:
 
 
 def has_wandb_key(host: str) -> bool:
-    """Whether there is a key for the server: in the environment, or where `wandb login` puts it (netrc)."""
+    """Whether there is a login for the server: WANDB_API_KEY, or an entry of `wandb login` in a netrc file."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     places = [os.environ.get("NETRC"), "~/.netrc", "~/_netrc"]
@@ -146,9 +153,9 @@ def has_wandb_key(host: str) -> bool:
 
 
 def num_devices(accelerator: str, devices: str | int | list) -> int:
-    """Devices of one node that the trainer's keys mean."""
+    """Return how many devices of one node `trainer.accelerator` and `trainer.devices` mean."""
     if devices in (-1, "-1", "auto"):
-        import torch  # seconds, which --help and a misspelt key need not wait for
+        import torch  # takes seconds, for which --help and misspelt keys should not wait
 
         devices = torch.cuda.device_count() if accelerator in ("gpu", "cuda", "auto") else 1
     if isinstance(devices, list | ListConfig):
@@ -159,7 +166,7 @@ def num_devices(accelerator: str, devices: str | int | list) -> int:
 
 
 def check_launch(trainer: DictConfig | dict) -> None:
-    """Raise a ValueError where the trainer's keys ask for a GPU that is not there, or other processes than started."""
+    """Raise a ValueError if the trainer asks for a GPU that is not there, or a launcher started other processes."""
     if (name := trainer["accelerator"]) in ("mps", "gpu", "cuda"):
         import torch
 
@@ -171,30 +178,30 @@ def check_launch(trainer: DictConfig | dict) -> None:
 
 
 class BeforeRun(Callback):
-    """Refuses a launch that does not fit before Hydra writes into the run folder."""
+    """A Hydra callback that refuses unfit hardware before anything is written into the run folder."""
 
     def on_run_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Look at a run's own hardware; that of one to be resumed is not known yet."""
+        """Check a new run's hardware; that of a run to resume is not known yet."""
         with one_line_errors():
             if config.resume in (None, "auto"):
                 check_launch(config.trainer)
 
 
 class Failures(Callback):
-    """Reads, when a sweep is over, which of its cells failed, wherever they ran."""
+    """A Hydra callback that collects which cells of a sweep failed, in whichever process each ran."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: object) -> None:
-        """Forget those of an earlier start of the same sweep."""
+        """Delete the notes of an earlier start of the same sweep."""
         shutil.rmtree(Path(config.hydra.sweep.dir, NOTES), ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: object) -> None:
-        """Note them for `report_failures`."""
+        """Read the notes that `going_on` has left, for `report_failures`."""
         notes = sorted(Path(config.hydra.sweep.dir, NOTES).glob("*"), key=lambda note: int(note.name))
         FAILED.extend(note.read_text(encoding="utf-8").rstrip() for note in notes)
 
 
 def launched(key: str) -> int:
-    """`nodes`, or `devices` of each, that the launcher started, for `hardware=cluster`."""
+    """Return the number of `nodes`, or of `devices` on each, that the launcher started, for `hardware=cluster`."""
     if found := cluster.launched():
         return getattr(found, key)
     raise ValueError(
@@ -204,7 +211,11 @@ def launched(key: str) -> int:
 
 
 def global_batch(batch: int, per_device: int | None, accelerator: str, devices: str | int | list, nodes: int) -> int:
-    """Labeled images of an optimizer step: the recipe's, or so many on each device."""
+    """Return the labeled images of an optimizer step: the recipe's `batch`, or `per_device` times all devices.
+
+    Raises:
+        ValueError: one of the numbers is none.
+    """
     check_counts({"recipe.batch": batch, "trainer.num_nodes": nodes})
     if per_device is None:
         return batch
@@ -220,21 +231,23 @@ def check_counts(numbers: dict[str, object]) -> None:
 
 
 def growth(total: int, batch: int, per_device: int | None) -> float:
-    """How many times the recipe's batch `per_device` makes; 1 without it."""
+    """Return how many times the recipe's batch the batch `total` is that `per_device` leads to; 1 without it."""
     check_counts({"global_batch": total, "recipe.batch": batch})
     return 1.0 if per_device is None else total / batch
 
 
 def grown_lr(lr: float, optimizer: str, growth: float) -> float:
-    """The learning rate for a grown batch: SGD's grew alike in conf/optimizer (Goyal et al. 2017); Adam's by the root.
+    """Return the learning rate for a batch that is `growth` times the recipe's.
 
-    Source of the root: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", NeurIPS 2022.
+    For Adam and the like it grows by the square root of that (Malladi et al., "On the SDEs and Scaling Rules for
+    Adaptive Gradient Algorithms", NeurIPS 2022). For SGD it grows in proportion (Goyal et al. 2017), which
+    conf/optimizer has done already.
     """
     return lr if growth == 1 or optimizer.endswith(".SGD") else lr * growth**0.5
 
 
 def grown_decay(decay: float, growth: float) -> float:
-    """The decay of an average over steps, of which there are fewer: it forgets as much for each image as before.
+    """Return the decay of an average for a batch `growth` times as large: it forgets as much per image as before.
 
     Source: Busbridge et al., "How to Scale Your EMA", NeurIPS 2023.
     """
@@ -242,12 +255,12 @@ def grown_decay(decay: float, growth: float) -> float:
 
 
 def warmup(growth: float) -> float:
-    """Share of the steps in which the learning rate rises where it was raised (Goyal et al. 2017), else 0."""
+    """Return the share of the steps in which the learning rate rises: 0.05 for a grown batch (Goyal et al. 2017)."""
     return 0.05 if growth > 1 else 0.0
 
 
 def device_batch(total: int, most: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
-    """Largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
+    """Return the largest batch of one device, at most `most`, that makes up the global batch in whole rounds.
 
     Raises:
         ValueError: the devices cannot share the global batch evenly, or one of the numbers is none.
@@ -262,7 +275,11 @@ def device_batch(total: int, most: int, accelerator: str, devices: str | int | l
 
 
 def accumulation(total: int, batch_size: int, accelerator: str, devices: str | int | list, nodes: int) -> int:
-    """Batches before each optimizer step, so that all devices together see the global batch."""
+    """Return how many batches each device accumulates, so that all devices together see the global batch.
+
+    Raises:
+        ValueError: `batch_size` does not divide it, or one of the numbers is none.
+    """
     check_counts({"global_batch": total, "data.batch_size": batch_size})
     rounds, rest = divmod(total, batch_size * (total // device_batch(total, total, accelerator, devices, nodes)))
     if rest:
@@ -271,31 +288,37 @@ def accumulation(total: int, batch_size: int, accelerator: str, devices: str | i
 
 
 def set_name(choice: str, dataset: DictConfig) -> str:
-    """How a data set is called in folder names: own data by its folder."""
+    """Return a data set's name for run folders: the choice, or for own images the name of their folder."""
     if choice != "folder" or OmegaConf.is_missing(dataset, "root"):
         return choice
     return re.sub(r"[^\w.-]+", "_", Path(dataset.root).expanduser().absolute().name)
 
 
 def stem(labeled: str) -> str:
-    """How a split is called in folder names: a list by its name alone."""
+    """Return a split's name for run folders: that of a list's file without .txt, else the split itself."""
     return Path(labeled).stem if str(labeled).endswith(".txt") else str(labeled)
 
 
 def aspp_rates(output_stride: int | None) -> ListConfig:
-    """The paper's dilations of ASPP, which are for output stride 8, at another; None is a network's own, mostly 32."""
+    """Return ASPP's dilations, the paper's 12, 24, 36 for output stride 8, scaled to another; None counts as 32."""
     return OmegaConf.create([max(1, rate * 8 // (output_stride or 32)) for rate in (12, 24, 36)])
 
 
 def third(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
-    """A third of a training's epochs, at least one of two; of those that it has before it ends after `steps`."""
+    """Return a third of a training's epochs, but at least 1 and less than all of them.
+
+    If the training ends after `steps` (not -1), only the epochs until then count.
+    """
     if steps >= 0 and steps_per_epoch:
         epochs = min(epochs, -(-steps // steps_per_epoch))
     return min(max(1, epochs // 3), max(0, epochs - 1))
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """The name that was meant, perhaps; its last part alone may have been typed."""
+    """Return "; did you mean ...?" with the known name most like a misspelt one, or "".
+
+    Names are dotted; one with the same last part counts as well.
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1)
     close = close or [one for one in known if one.rpartition(".")[2] == name.rpartition(".")[2]]
@@ -304,9 +327,9 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the command with one line when something fails; HYDRA_FULL_ERROR=1 shows where.
+    """Turn an exception into an exit with one line; with HYDRA_FULL_ERROR=1 its traceback is shown.
 
-    A user's mistake is a ValueError or an OSError, and says the remedy itself. Of anything else the type is named.
+    A user's mistake is a ValueError or an OSError, whose message gives the remedy. Any other exception's type is named.
     """
     try:
         yield
@@ -319,13 +342,13 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(f"error: {one_line(error)}")
 
 
-NOTES = ".failed"  # folder of a sweep's: a file for each cell that failed, by its number; cells may be other processes
-FAILED: list[str] = []  # cells of this command's sweep, with their reasons
+NOTES = ".failed"  # folder in a sweep's: for each cell that failed a file, named by its number (cells may be processes)
+FAILED: list[str] = []  # "cell: reason" for each failed cell of this command's sweep
 
 
 @contextmanager
 def going_on() -> Iterator[None]:
-    """In a sweep, note a cell that ends with an error instead of ending them all; leave no folder without a run."""
+    """Let a sweep go on after a cell that ends with an error, and note it; remove a run folder without a run."""
     config = HydraConfig.get()
     try:
         yield
@@ -343,10 +366,10 @@ def going_on() -> Iterator[None]:
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder in which Hydra alone has written."""
+    """Remove a folder with nothing in it but what Hydra writes at the start."""
     if folder.is_dir() and {path.name for path in folder.iterdir()} <= {".hydra", "train.log"}:
         log = logging.getLogger()
-        for handler in log.handlers[:]:  # a launcher may have something to say yet
+        for handler in log.handlers[:]:  # a launcher may still log something, and must not write there
             if isinstance(handler, logging.FileHandler) and folder in Path(handler.baseFilename).parents:
                 log.removeHandler(handler)
                 handler.close()
@@ -360,10 +383,10 @@ def report_failures() -> None:
 
 
 def one_line(error: Exception) -> str:
-    """What happened, in one line."""
+    """Describe an exception in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if lines[0].startswith("Caught "):
-        # A loader's process sends its traceback as the message; what happened is its last line, behind the type.
+        # A loader's process sends a whole traceback as the message: its last line is "TYPE: what happened".
         return lines[-1].partition(": ")[2] or lines[-1]
     if isinstance(error, MissingConfigException) and error.options:
         return f"{error.missing_cfg_file}: no such choice; choose {', '.join(error.options)}"
@@ -379,7 +402,7 @@ def one_line(error: Exception) -> str:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those that led to it."""
+    """Yield an exception and those that led to it."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -407,8 +430,8 @@ OmegaConf.register_new_resolver("wandb_mode", wandb_mode, replace=True)
 
 
 def build(node: DictConfig, *args: object, **kwargs: object):
-    """Call what a node names, with its keys and further arguments; its errors stay its own.
+    """Call what a node's `_target_` names, with the node's keys and further arguments.
 
-    Hydra alone makes the partial: it would wrap a constructor's error into a page of its own.
+    Hydra only makes a partial of it, since Hydra's own call would wrap an exception into a longer one.
     """
     return instantiate(node, _partial_=True)(*args, **kwargs)

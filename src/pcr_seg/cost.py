@@ -1,10 +1,11 @@
-"""What a training needs of each GPU, and what the GPUs send each other: worked out on a CPU, without data or weights.
+"""Predict a training's memory on each GPU and its traffic between GPUs: on a CPU, without data or weights.
 
 python -m pcr_seg.cost dataset=cityscapes
 python -m pcr_seg.cost dataset=coco backbone=dinov2_base backbone.checkpointing=true trainer.precision=32-true
 
-It takes the keys of train.py. One step is run on tensors that have shapes but no numbers, and what is alive in it is
-counted. docs/scaling.md says what is assumed.
+It takes the keys of train.py. One training step runs on fake tensors, which have shapes but no numbers. The bytes of
+the tensors that exist at the same time are counted, and their peak is the step's memory. docs/scaling.md lists the
+assumptions.
 """
 
 import sys
@@ -32,51 +33,51 @@ from pcr_seg.training.fit import build_module
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 NODE = 8  # GPUs of a machine
-FLOPS = 1.8e14  # a second: what a step of the Cityscapes recipe reaches in bf16 on an H200, docs/performance.md
-INSIDE, BETWEEN = 3e11, 2.5e10  # bytes a second of each GPU: NVLink, and 200 Gbit/s between machines
-IMAGES = 10_000  # unlabeled ones, about VOC's
+FLOPS = 1.8e14  # per second: measured for a step of the Cityscapes recipe in bf16 on an H200, docs/performance.md
+INSIDE, BETWEEN = 3e11, 2.5e10  # bytes per second of each GPU: NVLink inside of a machine, 200 Gbit/s between machines
+IMAGES = 10_000  # unlabeled images, about as many as VOC has
 CLASSES = {
     "voc": sources.VOC_CLASSES, "voc_aug": sources.VOC_CLASSES, "cityscapes": sources.CITYSCAPES_CLASSES,
     "camvid": sources.CAMVID_CLASSES, "ade20k": sources.ADE20K_CLASSES, "coco": range(1 + len(sources.COCO_THINGS)),
     "synthetic": synthetic.CLASSES,
-}  # fmt: skip  # others are counted with VOC's number
+}  # fmt: skip  # any other data set is counted with VOC's classes
 
 
 class Unit(NamedTuple):
-    """What FSDP gathers at once: its bytes, those that have gradients, and how often a step asks for it."""
+    """Weights that FSDP gathers at once, and how often a step does so."""
 
-    bytes: int
-    trained: int
-    with_gradient: int
-    without: int
+    bytes: int  # of all its weights
+    trained: int  # bytes of those with a gradient
+    with_gradient: int  # forwards that a backward follows, which gathers once more
+    without: int  # forwards without a backward
 
 
 class Cost(NamedTuple):
-    """What one process needs for a batch of its own, in bytes."""
+    """What one process needs for one batch: bytes, unless another unit is given."""
 
-    student: int  # its weights
-    teacher: int  # that are not the student's
+    student: int  # the student's weights
+    teacher: int  # the teacher's weights, without those that it shares with the student
     buffers: int
     trained: int  # weights with a gradient
-    optimizer: int
-    peak: int  # of what a step makes beside all that, its gradients included
-    activations: int  # the same without the gradients
-    flops: float  # of the step
-    bank: int
-    units: tuple[Unit, ...]
+    optimizer: int  # the optimizer's state
+    peak: int  # the most that a step allocates beside all these at one time, gradients included
+    activations: int  # the same without gradients
+    flops: float  # floating-point operations of the step
+    bank: int  # prototypes
+    units: tuple[Unit, ...]  # by which FSDP would divide the weights
 
     def memory(self, gpus: int, *, divided: bool) -> float:
-        """Bytes on each of so many GPUs, with `ddp` or divided by `fsdp`."""
+        """Return the bytes that each of `gpus` holds, with `ddp` or, `divided`, with `fsdp`."""
         if not divided:
             buckets = self.trained if gpus > 1 else 0
             return self.student + self.teacher + self.buffers + self.optimizer + buckets + self.peak
         shares = (self.student + self.teacher + self.trained + self.optimizer) / gpus
         largest = max((unit.bytes + unit.trained for unit in self.units), default=0)
-        training = 2 * largest + self.activations  # the next one is gathered while one computes
-        return shares + self.buffers + max(training, self.teacher)  # which is whole while it is evaluated
+        training = 2 * largest + self.activations  # twice: while a unit computes, the next one is gathered
+        return shares + self.buffers + max(training, self.teacher)  # an evaluation holds the whole teacher
 
     def sent(self, gpus: int, rounds: int, *, divided: bool) -> float:
-        """Bytes that each GPU sends in an optimizer step of so many batches."""
+        """Return the bytes that each GPU sends in an optimizer step of `rounds` batches."""
         share = (gpus - 1) / gpus
         bank = 2 * self.bank * rounds
         if not divided:
@@ -87,7 +88,7 @@ class Cost(NamedTuple):
 
 
 class Alive(TorchDispatchMode):
-    """Counts the bytes of tensors that are made within, and their peak, while they are alive."""
+    """A context that counts the bytes of the tensors made inside of it, from their creation to their deletion."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,7 +96,7 @@ class Alive(TorchDispatchMode):
         self.now = self.peak = self.gradients = self.activations = 0
 
     def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
-        """Note what an operation returns."""
+        """Run an operation and count the tensors that it returns."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
@@ -107,16 +108,16 @@ class Alive(TorchDispatchMode):
         return result
 
     def forget(self, key: int) -> None:
-        """A tensor is gone."""
+        """Take off a tensor that has been deleted."""
         self.now -= self.sizes.pop(key)
 
     def keep(self, parameter: nn.Parameter) -> None:
-        """A weight's gradient is there, and stays."""
+        """Count a weight's gradient, which stays to the end of the step."""
         self.gradients += parameter.grad.untyped_storage().nbytes()
 
 
 def cost(cfg: DictConfig, images: int) -> Cost:
-    """Run a step of `images` labeled images, and as many unlabeled ones, without numbers."""
+    """Return the cost of a step of `images` labeled images and as many unlabeled ones, run on fake tensors."""
     classes = CLASSES.get(cfg.dataset._target_.rpartition(".")[2], sources.VOC_CLASSES)
     with torch.device("meta"):
         module = build_module(OmegaConf.to_container(cfg, resolve=True), [f"class {i}" for i in range(len(classes))])
@@ -148,7 +149,7 @@ def cost(cfg: DictConfig, images: int) -> Cost:
 
 
 def run(module: Segmentation, cfg: DictConfig, images: int) -> tuple[Alive, float]:
-    """One step; what was alive in it, and its multiplications and additions."""
+    """Run one step on fake tensors; return the memory that it took, and its number of floating-point operations."""
     alive, counter = Alive(), FlopCounterMode(display=False)
     with FakeTensorMode(), counter:
         for part in module.modules():
@@ -170,7 +171,7 @@ def run(module: Segmentation, cfg: DictConfig, images: int) -> tuple[Alive, floa
 
 
 def views(module: Segmentation, images: int, side: int) -> dict:
-    """A batch as the loaders give it: bytes."""
+    """Return a batch as the loaders give it, in bytes, with images of `side` x `side` pixels."""
     shape = (images, module.student.in_channels, side, side)
     labeled = {"image": torch.empty(shape, dtype=torch.uint8), "mask": torch.zeros(shape[0], side, side).long()}
     if not module.uses_unlabeled:
@@ -182,27 +183,27 @@ def views(module: Segmentation, images: int, side: int) -> dict:
 
 
 def count(calls: list[int], unit: nn.Module) -> None:
-    """Count a call of a unit: with a gradient it is gathered once more in the backward pass."""
+    """Count a forward of a unit: in `calls[0]` if a backward follows, which gathers it again, else in `calls[1]`."""
     calls[0 if torch.is_grad_enabled() and any(p.requires_grad for p in unit.parameters()) else 1] += 1
 
 
 def size(tensors: Iterable[Tensor]) -> int:
-    """Bytes of tensors."""
+    """Return the bytes of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Row(NamedTuple):
-    """One number of GPUs: images of a step, of each GPU at once, in how many rounds; the rest of `train.py`'s rule."""
+    """How `train.py` divides a step over a number of GPUs."""
 
     gpus: int
-    total: int
-    images: int
-    rounds: int
-    lr: float
+    total: int  # labeled images of an optimizer step
+    images: int  # labeled images of one GPU at once
+    rounds: int  # batches that a GPU accumulates
+    lr: float  # learning rate
 
 
 def plan(cfg: DictConfig, gpus: int) -> Row:
-    """How a recipe is shared: as it is, as long as each GPU has two images, beyond that with per_device=2."""
+    """Divide a recipe's batch over GPUs; where less than two images would be left for each, use per_device=2."""
     batch = cfg.recipe.batch
     if batch % gpus == 0 and batch // gpus >= 2:
         images = device_batch(batch, cfg.most_per_device, "gpu", gpus, 1)
@@ -212,7 +213,7 @@ def plan(cfg: DictConfig, gpus: int) -> Row:
 
 
 def table(cfg: DictConfig, gpus: Iterable[int] = GPUS) -> Table:
-    """What each number of GPUs needs and sends."""
+    """Return a table of memory and traffic, with a row for each number of GPUs."""
     found: dict[int, Cost] = {}
     shown = Table(
         "GPUs", "images", "of a GPU", "lr", "ddp GiB", "fsdp GiB", "ddp GB sent", "fsdp GB sent", "ddp send : compute",
@@ -235,7 +236,7 @@ def table(cfg: DictConfig, gpus: Iterable[int] = GPUS) -> Table:
 
 
 def main() -> None:
-    """Print the table of the recipe that the command line means."""
+    """Print the table of the training that the command line describes."""
     with one_line_errors():
         words = command_line([*sys.argv[1:]])
         fixed = ["backbone.weights=null", "output=cost", "recipe.burn_in_epochs=0", "features=none"]

@@ -1,7 +1,8 @@
-"""From a network to predictions for whole images of any size, and to their IoU.
+"""Prediction of whole images of any size, and IoU.
 
-`predict` everywhere: normalized images (b, 3, H, W) -> logits (b, C, H, W). A protocol is a function of `predict` and
-images (B, 3, H, W) that returns logits (B, C, H, W), those of several heads side by side; conf/protocol names them.
+Throughout, `predict` takes normalized images (b, 3, H, W) and returns logits (b, C, H, W). A protocol is a function of
+`predict` and images (B, 3, H, W) that returns logits (B, C, H, W). For several heads the logits are concatenated along
+C. The protocols to choose from are in conf/protocol.
 """
 
 import math
@@ -19,7 +20,7 @@ Protocol = Callable[[Predict, Tensor], Tensor]
 
 
 def whole_image(predict: Predict, images: Tensor) -> Tensor:
-    """Predict the image as it is (the paper's protocol for VOC)."""
+    """Predict the image as it is: the paper's protocol for VOC."""
     return predict(images)
 
 
@@ -31,25 +32,24 @@ def sliding_window(
     num_classes: int | None = None,
     window_batch: int | None = None,
 ) -> Tensor:
-    """Predict overlapping windows and average their logits (the paper's protocol for Cityscapes).
+    """Predict overlapping windows and average their logits: the paper's protocol for Cityscapes.
 
-    Windows start every `stride` pixels; the last row and column move back inside. An image smaller than
-    the window is padded with 0, the mean color, at the bottom and right, and cut back.
+    Windows start every `stride` pixels; those of the last row and column move back inside. An image smaller than the
+    window is padded at the bottom and right with 0, the mean color, and the logits are cut back.
 
     Args:
-        predict: takes windows of exactly (window, window).
+        predict: sees windows of exactly (window, window) pixels.
         images: (B, 3, H, W), any size.
         window: side of a window in pixels (Cityscapes: 769).
         stride: pixels between windows (Cityscapes: 513, two thirds of the window rounded up).
-        num_classes: number of logits; taken from the first prediction by default.
-        window_batch: windows predicted at a time, by default 4, on a CPU 1, whose caches hold no more; changes time and
-            memory, not the result.
+        num_classes: C; by default taken from the first prediction.
+        window_batch: windows predicted at a time: by default 4, on a CPU 1. It changes time and memory, not the result.
 
     Returns:
         (B, num_classes, H, W): at each pixel the mean over the windows that cover it.
 
     Raises:
-        ValueError: a stride that leaves pixels between the windows.
+        ValueError: the stride is larger than the window, which would leave out pixels, or below 1.
     """
     if not 0 < stride <= window:
         raise ValueError(f"protocol.stride={stride}: choose 1 to protocol.window={window}, so that windows touch")
@@ -72,7 +72,7 @@ def sliding_window(
 
 
 def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows along one axis of at least the window's length."""
+    """Return the first pixel of each window along an axis of `size` pixels, which has to be at least `window`."""
     steps = math.ceil((size - window) / stride) + 1
     return [min(i * stride, size - window) for i in range(steps)]
 
@@ -84,17 +84,17 @@ def multi_scale(
     flip: bool = True,
     inner: Protocol = whole_image,
 ) -> Tensor:
-    """Average the logits of resized and of horizontally mirrored images, all brought back to the image's size.
+    """Predict the image at several scales, mirrored as well, and average the logits at the image's size.
 
-    Logits and not probabilities, as `--scales` of U2PL's and the paper's `eval.py` averages; both are released with
-    scale 1 alone, and neither mirrors.
+    Logits are averaged, not probabilities, as `--scales` does in the `eval.py` of U2PL and of the paper. Both are
+    released with scale 1 alone, and neither mirrors.
 
     Args:
-        predict: as everywhere.
+        predict: as in the module's docstring.
         images: (B, 3, H, W), any size.
-        scales: factors of height and width, rounded to whole pixels, bilinear with aligned corners.
-        flip: predict the mirrored image as well and mirror its logits back.
-        inner: how each of these images is predicted; one that answers in the size it is given.
+        scales: factors of height and width; images are resized bilinearly with aligned corners.
+        flip: predict each image mirrored horizontally as well.
+        inner: the protocol that predicts each of these images; it has to keep the size.
 
     Returns:
         (B, C, H, W): the mean over scales and mirrors.
@@ -110,20 +110,21 @@ def multi_scale(
 
 
 def center_padded(predict: Predict, images: Tensor, size: int) -> Tensor:
-    """Predict the center of the image, padded to a square: what U2PL and its descendants report while they train.
+    """Predict the image padded or cut to a square around its center, as U2PL and its descendants validate in training.
 
-    The logits are those of the square, (B, C, size, size). They are scored against `center_pad(mask, (size, size))`,
-    where the padding is class 0, VOC's background, and counts: 29 % of the pixels of a 375 x 500 image, and easy ones.
-    `center_pad(logits, (H, W))` is the prediction for the image itself. Source: U2PL, `Crop` in `augmentation.py`.
+    The logits are those of the square, (B, C, size, size). They are scored against `center_pad(mask, (size, size))`.
+    Its padding is class 0, VOC's background, and counts as pixels that are easy to get right: 29 % of the square for an
+    image of 375 x 500. `center_pad(logits, (H, W))` gives the prediction for the image itself. Source: U2PL, `Crop` in
+    `augmentation.py`.
     """
     return predict(center_pad(images, (size, size)))
 
 
 def center_pad(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Pad with 0 or cut the last two axes to `size`, evenly on both sides, an odd pixel at the bottom or right.
+    """Pad with 0, or cut, the last two axes to `size`: evenly on both sides, an odd pixel at the bottom or right.
 
-    So padding is the mean color in a normalized image, and class 0 in a mask. Cutting back to the original size
-    undoes padding exactly.
+    In a normalized image 0 is the mean color, in a mask class 0. Cutting back to the original size undoes padding
+    exactly.
     """
     height, width = (new - old for new, old in zip(size, x.shape[-2:], strict=True))
     if not (height or width):
@@ -133,21 +134,22 @@ def center_pad(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def disagreement(logits: Tensor, other: Tensor) -> Tensor:
-    """How far two heads, logits (B, C, H, W), are from giving the same label: (B, H, W) in 0..1.
+    """Return how likely two heads with logits (B, C, H, W) are to give different labels: (B, H, W) in 0..1.
 
-    The probability that two labels, one drawn from each head's probabilities, differ: 1 - sum_c p_c q_c (query by
-    committee, Seung et al. 1992, with a committee of two). 0 where both are certain of one class, 1 where they are
-    certain of two; high as well where both are unsure. Distances (total variation, Jensen-Shannon) would be low there,
-    but mostly measure that cosines give softer probabilities than a linear head: docs/predict.md.
+    It is 1 - sum_c p_c q_c: the probability that two labels differ, one drawn from each head's probabilities (query by
+    committee, Seung et al. 1992, with a committee of two). It is 0 where both heads are certain of the same class, 1
+    where they are certain of different ones, and also high where both are unsure. Distances between the probabilities
+    (total variation, Jensen-Shannon) mostly measure that cosines give softer probabilities than a linear head:
+    docs/predict.md.
     """
     return 1 - (logits.softmax(dim=1) * other.softmax(dim=1)).sum(dim=1)
 
 
 def iou_per_class(confusion: Tensor) -> Tensor:
-    """IoU of each class from a confusion matrix (C, C) of [truth, prediction] pixel counts.
+    """Return the IoU of each class (C,), in 0..1, from a confusion matrix (C, C) of [truth, prediction] pixel counts.
 
-    NaN for a class absent from truth and prediction of the whole set: the mean leaves it out. (The
-    reference code counts it as 0, which equals on the full VOC and Cityscapes val sets, where every class occurs.)
+    A class that is neither in the truth nor in the prediction of the whole set is NaN, and a mean leaves it out. The
+    reference code counts it as 0; on the full VOC and Cityscapes val sets every class occurs, and both agree.
     """
     confusion = confusion.to(exact(confusion.device))
     hit = confusion.diagonal()

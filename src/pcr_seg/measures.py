@@ -1,4 +1,4 @@
-"""IoU, Dice, precision, recall and boundary IoU from counts of pixels, of single images or of all, in NumPy."""
+"""IoU, Dice, precision, recall and boundary IoU from pixel counts, of one image or of many, in NumPy."""
 
 import math
 from typing import NamedTuple
@@ -10,23 +10,26 @@ from pcr_seg.data.files import IGNORE_INDEX
 
 
 class ByImage(NamedTuple):
-    """What the linear head does on each image."""
+    """Pixel counts of the linear head on each of N images."""
 
-    names: list[str]  # of N images
+    names: list[str]  # of the images
     counts: np.ndarray  # (N, 3, C) pixels of each class: hit, true, and predicted
-    most: np.ndarray  # (C, C) of [truth, prediction], the most pixels on one image
-    where: np.ndarray  # (C, C) and the number of that image
+    most: np.ndarray  # (C, C): for each [truth, prediction] the largest pixel count on a single image
+    where: np.ndarray  # (C, C): the index of that image
 
 
 def together(one: ByImage, other: ByImage) -> ByImage:
-    """The images of two processes."""
+    """Join the images of two processes."""
     where = np.where(other.most > one.most, other.where + len(one.names), one.where)
     counts = np.concatenate([one.counts, other.counts])
     return ByImage([*one.names, *other.names], counts, np.maximum(one.most, other.most), where)
 
 
 def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
-    """IoU, Dice, precision and recall (..., C) from pixels (..., 3, C) hit, true and predicted; NaN of 0 / 0."""
+    """Return IoU, Dice, precision and recall (..., C), in 0..1, from the counts (..., 3, C) of hit, true and predicted.
+
+    Where a measure divides 0 by 0 it is NaN.
+    """
     hit, true, predicted = np.moveaxis(counts.astype(float), -2, 0)
     with np.errstate(invalid="ignore"):
         return {
@@ -38,11 +41,12 @@ def measures(counts: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def boundary_counts(truth: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels (2, C) in the intersection and the union of the boundaries of a true and a predicted mask (H, W).
+    """Count the pixels (2, C) in the intersection, and in the union, of a true and a predicted mask's boundaries.
 
-    A boundary is what lies within a class and within 2 % of the image's diagonal from its border. Ignored pixels (255)
-    belong to no class in either mask. Source: Cheng et al., "Boundary IoU", CVPR 2021, and its code, whose erosions by
-    3 x 3 pixels, as many as that distance has, are one by a larger square here.
+    The boundary of a class is the part of it that is within 2 % of the image's diagonal from its border. The masks are
+    (H, W); pixels that are ignored in the truth (255) belong to no class in either. Source: Cheng et al., "Boundary
+    IoU", CVPR 2021. Its code erodes by 3 x 3 pixels once for each pixel of the distance, which equals one erosion by
+    the larger square used here.
     """
     predicted = np.where(truth == IGNORE_INDEX, IGNORE_INDEX, predicted)
     distance = max(1, round(0.02 * math.hypot(*truth.shape)))

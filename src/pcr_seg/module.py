@@ -6,7 +6,7 @@
                                                                                                |
                                                                   TEACHER <--- average --------+
 
-What happens inside of the method stands in its file in `method/`; the contract between the two in `method/__init__.py`.
+What a method computes is in its file in `method/`; how engine and method talk to each other, in `method/__init__.py`.
 """
 
 import math
@@ -31,31 +31,31 @@ from pcr_seg.scores import Scores
 class Segmentation(L.LightningModule):
     """A student and its teacher, trained by a method.
 
-    The training loaders are a dictionary: `labeled` (batches with `image` and `mask`), `unlabeled` (`weak`, `strong`
-    with its number of views first, `valid`) where the method has views, and `other` where it asks for a second batch.
-    Validation images come whole, one at a time. Images are bytes, which are normalised here by the student's `mean` and
-    `std`, or floats that are already. Of loaders of unequal length the shorter ones start again.
+    The training loaders are a dictionary: `labeled` (batches of `image` and `mask`), `unlabeled` (`weak`, `strong`
+    (B, V, 3, H, W), `valid`) if the method has views, and `other` if it asks for a second batch. A loader that is
+    shorter than another starts again. Validation images come whole, one at a time. Images are bytes, which the engine
+    normalises by the student's `mean` and `std`, or floats that are normalised already.
 
-    What is done once after the burn-in (k-means) sees the data module's `labeled_dataloader()` where it has one, else
-    the images of the `labeled` loader in order, on every rank. Going on within an epoch, bit for bit, needs this
-    project's own data module.
+    What a method computes once after the burn-in (k-means) sees, on every rank, the data module's
+    `labeled_dataloader()` if it has one, else the images of the `labeled` loader in order. To resume within an epoch
+    bit for bit takes this project's own data module.
 
     Args:
         student: a network with `num_classes` and `feature_dim`, whose output has `logits` (B, C, h, w) and `features`
-            (B, D, h, w), and perhaps `auxiliary` logits. Where it offers `parameter_groups(lr)`, they are asked for;
-            `standardize(labeled_batches)` is called before the first step, and `perturb(weak)` where no strong view is
-            loaded.
-        method: by the contract of `pcr_seg.method`.
-        class_names: of the C classes, for the IoU of each.
-        lr: learning rate, falling to 0 over the training with (1 - step / steps) ** poly_power.
-        warmup: share of the training's steps in which that rises from nothing first, in 0..1.
+            (B, D, h, w), and perhaps `auxiliary` logits. It may have `parameter_groups(lr)`, for the optimizer;
+            `standardize(labeled_batches)`, called before the first step; and `perturb(weak)`, which makes the strong
+            views if none are loaded.
+        method: what trains it, by the contract of `pcr_seg.method`.
+        class_names: names of the C classes, for the IoU of each.
+        lr: learning rate; it falls to 0 over the training as (1 - step / steps) ** poly_power.
+        warmup: share of the steps, 0..1, in which the learning rate first rises from 0.
         optimizer: makes an optimizer from parameter groups and `lr`.
-        poly_power: of that fall; 0.9 in U2PL.
-        logit_adjustment: of the teacher's pseudo-labels by the classes' frequencies: `method.teacher.Teacher`.
-        teacher_bn: where the teacher's BatchNorm statistics come from: `method.teacher.Teacher`.
+        poly_power: exponent of the fall; 0.9 in U2PL.
+        logit_adjustment: corrects pseudo-labels for the classes' frequencies: see `method.teacher.Teacher`.
+        teacher_bn: where the teacher's BatchNorm statistics come from: see `method.teacher.Teacher`.
         protocol: predicts a whole image: `inference.whole_image`, `sliding_window` ...
         palette: a color (R, G, B) for each class; by default distinct ones.
-        name: of the method, for summaries.
+        name: the method's name in summaries; by default its class's.
         seed: every random number of a step follows from (seed, batch of the training, rank).
     """
 
@@ -79,7 +79,7 @@ class Segmentation(L.LightningModule):
         super().__init__()
         if len(class_names) != student.num_classes:
             raise ValueError(f"class_names: {len(class_names)} for a network of {student.num_classes} classes")
-        # Channels last: a third faster on CPUs, and what tensor cores want. The images follow the weights' layout.
+        # Channels last is faster on CPUs and on tensor cores. The images take the layout of the weights.
         self.student = student.to(memory_format=torch.channels_last)
         self.method = method
         decay = float(getattr(method, "ema_decay", 0.0))
@@ -90,15 +90,15 @@ class Segmentation(L.LightningModule):
         self.lr, self.optimizer, self.warmup, self.poly_power, self.seed = lr, optimizer, warmup, poly_power, seed
         self.protocol, self.described_protocol = protocol, described(protocol)  # fails now, not at the first save
         self.name = name or type(method).__name__
-        self.metadata: dict = {}  # of the run, beside what it takes to predict: travels with every checkpoint
+        self.metadata: dict = {}  # about the run (configuration, data set ...); saved in every checkpoint
 
         self.latest: dict[str, Tensor] = {}  # losses and figures of the newest step
-        self.divided: Divided | None = None  # the weights, over the devices
-        self.unsettled = False  # the teacher's statistics are older than its weights (`settle`)
+        self.divided: Divided | None = None  # the weights, if they are divided over the devices (FSDP)
+        self.unsettled = False  # whether the teacher's BatchNorm statistics are older than its weights (`settle`)
         self.scores: dict[str, float] = {}  # what the newest validation logged
-        self.validated_at = -1  # and its step
+        self.validated_at = -1  # the step of that validation
         self.confusion = Scores(student.num_classes)
-        self.register_buffer("pseudo_counts", torch.zeros(3), persistent=False)  # pixels, confident, and right
+        self.register_buffer("pseudo_counts", torch.zeros(3), persistent=False)  # pixels; confident; right as well
 
     # ------------------------------------------------------------------------------------- training
 
@@ -109,28 +109,28 @@ class Segmentation(L.LightningModule):
 
     @property
     def semi_supervised_steps(self) -> int:
-        """Optimizer steps that saw unlabeled images: those that the teacher has followed."""
+        """Optimizer steps with unlabeled images so far; they are the steps that the teacher has followed."""
         return int(self.teacher.steps) if self.uses_unlabeled else 0
 
     @property
     def in_burn_in(self) -> bool:
-        """Whether this epoch is on labels alone, before the method sees unlabeled images."""
+        """Whether this epoch still belongs to the burn-in, which trains on labeled images alone."""
         return self.current_epoch < getattr(self.method, "burn_in_epochs", 0)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        """The weighted sum of the method's losses."""
+        """Return the weighted sum of the method's losses."""
         labeled = as_floats(batch["labeled"], self.student)
         unlabeled = None if self.in_burn_in or not self.uses_unlabeled else self.unlabeled_of(batch)
         losses = self.method(self.student, self.teacher, labeled, unlabeled)
 
         figures = {} if unlabeled is None else dict(getattr(self.method, "figures", {}))
         self.latest = {name: loss.detach() for name, loss in losses.items()} | figures
-        # Not for the bar: the trainer would read them back in each step.
+        # Not in the progress bar: it would wait for the device in each step.
         self.log_dict({f"train/{name}{'_loss' * (name in losses)}": value for name, value in self.latest.items()})
         return sum(self.method.weights[name] * loss for name, loss in losses.items())
 
     def unlabeled_of(self, batch: dict) -> dict:
-        """The unlabeled part of a batch as the method gets it; raises a ValueError where its views are not there."""
+        """Return the unlabeled part of a batch as the method gets it; raise a ValueError if a loader is missing."""
         found = {}
         for name in ("unlabeled", "other") if self.method.views.other else ("unlabeled",):
             if name not in batch:
@@ -139,7 +139,7 @@ class Segmentation(L.LightningModule):
         return found.pop("unlabeled") | found
 
     def with_strong(self, batch: dict, name: str) -> dict:
-        """The views with as many strong ones as the method wants: those loaded, or of features the student's own."""
+        """Return a loader's views; of features the student makes strong ones. Raise a ValueError if any is missing."""
         views, wanted = as_floats(batch[name], self.student), self.method.views.strong
         if "strong" not in views and hasattr(self.student, "perturb"):
             views["strong"] = torch.stack([self.student.perturb(views["weak"]) for _ in range(wanted)], dim=1)
@@ -148,17 +148,17 @@ class Segmentation(L.LightningModule):
         return views
 
     def configure_model(self) -> None:
-        """Divide the weights of student and teacher over the devices where the trainer's strategy is to."""
+        """Divide the weights of student and teacher over the devices, if the trainer's strategy is FSDP."""
         if self.device_mesh is not None and self.divided is None:
             self.divided = Divided(self, self.student, self.teacher.network, self.device_mesh["data_parallel"])
 
     def gather(self) -> None:
-        """Have the evaluated network whole until the next step, if it is divided; every process has to call this."""
+        """Gather the teacher's weights until the next step, if they are divided; every process has to call this."""
         if self.divided:
             self.divided.gather()
 
     def configure_optimizers(self) -> dict:
-        """The student's parameter groups, and the poly schedule in steps over the whole training."""
+        """Return an optimizer of student and method, and the poly schedule by steps of the whole training."""
         if hasattr(self.student, "parameter_groups"):
             groups = self.student.parameter_groups(self.lr)
         else:
@@ -173,16 +173,16 @@ class Segmentation(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": poly, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Tell the method how many batches make a step; count memory from here."""
+        """Tell the method how many batches make an optimizer step; measure peak memory from here."""
         self.tell("accumulate", self.trainer.accumulate_grad_batches)
         total = self.trainer.estimated_stepping_batches
         if math.isfinite(batches := self.trainer.num_training_batches):
             self.check_burn_in(-(-batches // self.trainer.accumulate_grad_batches), total)
         if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)  # a sweep's jobs share the process
+            torch.cuda.reset_peak_memory_stats(self.device)  # jobs of a sweep share a process
 
     def on_train_start(self) -> None:
-        """Let teacher and student see the labeled images, where they want to know classes or features beforehand."""
+        """Let teacher and student look at the labeled images first, if they need class counts or feature statistics."""
         if LabeledBatches(self).loader() is None:
             return
         if self.teacher.logit_adjustment:
@@ -192,7 +192,7 @@ class Segmentation(L.LightningModule):
             self.teacher.network.load_state_dict(self.student.state_dict())
 
     def check_burn_in(self, steps_per_epoch: int, total: int) -> None:
-        """Raise a ValueError where a training of so many steps would never show the method an unlabeled image."""
+        """Raise a ValueError if the burn-in takes all of the `total` steps, so that no unlabeled image is ever used."""
         epochs = getattr(self.method, "burn_in_epochs", 0)
         if self.uses_unlabeled and 0 < total <= epochs * steps_per_epoch:
             raise ValueError(
@@ -201,11 +201,11 @@ class Segmentation(L.LightningModule):
             )
 
     def on_train_epoch_start(self) -> None:
-        """Let the method begin when the burn-in is over."""
+        """Announce the epoch to the method and, after the burn-in, call its `begin`."""
         self.tell("new_epoch")
         if not self.in_burn_in:
             if self.uses_unlabeled:
-                self.settle()  # the first pseudo-labels do not depend on when the burn-in was validated
+                self.settle()  # so that the first pseudo-labels do not depend on when the burn-in was validated
             generator = torch.Generator(self.device).manual_seed(self.seed)
             self.tell("begin", self.student, LabeledBatches(self), generator)
 
@@ -216,9 +216,9 @@ class Segmentation(L.LightningModule):
 
     def on_train_batch_start(self, batch: dict, batch_idx: int) -> None:
         """Reseed, so that a step's random numbers do not depend on what ran before it."""
-        batches = self.trainer.num_training_batches  # infinite for a loader without a length
+        batches = self.trainer.num_training_batches  # infinite if a loader has no length
         position = self.current_epoch * (int(batches) if math.isfinite(batches) else 2**20) + batch_idx
-        # A tensor stays on the CPU; a number would be copied to the device.
+        # As a tensor it stays on the CPU; Lightning would copy a number to the device.
         self.log("train/lr", torch.tensor(self.optimizers().param_groups[0]["lr"]))
         torch.manual_seed((self.seed * 1_000_003 + position) * self.trainer.world_size + self.trainer.global_rank)
         self._step_before = self.trainer.global_step
@@ -236,10 +236,10 @@ class Segmentation(L.LightningModule):
             self.teacher.follow(self.student)
 
     def settle(self) -> None:
-        """Show the teacher the labeled images as they are, where labels alone have trained since (its rule "weak").
+        """Bring the teacher's BatchNorm statistics up to date from the labeled images (its rule "weak").
 
-        Before it labels, is scored or is saved: its statistics then follow from weights and images, and not from when
-        it was last validated.
+        Needed after steps on labels alone, before the teacher labels, is scored or is saved. The statistics then depend
+        on weights and images only, and not on when the last validation was.
         """
         if self.unsettled and LabeledBatches(self).loader() is not None:
             self.unsettled = False
@@ -248,14 +248,14 @@ class Segmentation(L.LightningModule):
                 self.teacher.refresh(batch["image"] for batch in LabeledBatches(self))
 
     def on_train_end(self) -> None:
-        """Leave right statistics behind, whoever saves or scores it next."""
+        """Leave a teacher whose statistics are up to date to whoever saves or scores it next."""
         self.settle()
 
     # ----------------------------------------------------------------------------------- evaluation
 
     @property
     def predictor(self) -> Predictor:
-        """The teacher, which is what is evaluated, with the method's heads."""
+        """The evaluated network, which is the teacher, with the method's further heads."""
         network = self.divided.whole if self.divided else self.teacher.network
         return Predictor(
             network, self.method, self.class_names, self.palette, self.protocol,
@@ -263,22 +263,22 @@ class Segmentation(L.LightningModule):
         )  # fmt: skip
 
     def on_validation_start(self) -> None:
-        """Score right statistics, and on every rank the same: those of its own weak views differ."""
+        """Bring BatchNorm's statistics up to date, and give every rank those of rank 0."""
         self.settle()
         share_buffers(self.teacher)
         self.gather()
 
     def on_validation_epoch_start(self) -> None:
-        """Count from zero; afterwards the counts stay for whoever wants to show them."""
+        """Start counting from zero. After the epoch the counts stay, so that callbacks can show them."""
         self.confusion.reset()
         self.pseudo_counts.zero_()
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        """Count the pixels of one image: the heads' hits, and the pseudo-labels that would train."""
+        """Count the pixels of one image: each head's confusion, and which pseudo-labels would train and be right."""
         batch = as_floats(batch, self.student)
-        with torch.autocast(self.device.type, enabled=False):  # scores are fp32's, whatever training computes in
-            kept = getattr(self.student, "width", None) == batch["image"].shape[1]  # features
-            heads = self.predictor.scored(batch["image"], size=batch["mask"].shape[-2:] if kept else None)
+        with torch.autocast(self.device.type, enabled=False):  # scores are in fp32, whatever training computes in
+            features = getattr(self.student, "width", None) == batch["image"].shape[1]  # loaded in place of images
+            heads = self.predictor.scored(batch["image"], size=batch["mask"].shape[-2:] if features else None)
         truth = self.confusion.update(heads, batch["mask"], *batch.get("name", ()))
         if hasattr(self.method, "threshold"):
             labels, confidence = pseudo_label(heads["linear"])
@@ -287,14 +287,14 @@ class Segmentation(L.LightningModule):
             self.pseudo_counts += torch.stack([known.sum(), (known & confident).sum(), right.sum()])
 
     def on_validation_epoch_end(self) -> None:
-        """Log mIoU of all heads over the whole set, IoU of each class, and what the method says of itself."""
+        """Log mIoU of each head over the whole set, IoU of each class, and the method's own statistics."""
         headline, details = self.confusion.by_key(self.class_names)
         if hasattr(self.method, "statistics"):
             details |= self.method.statistics()
         if hasattr(self.method, "threshold"):
             known, confident, right = all_reduced(self.pseudo_counts)
             details |= {"pseudo/coverage": confident / known, "pseudo/precision": right / confident.clamp(min=1)}
-        # Every rank holds the same values by now; sync_dist only tells the trainer so.
+        # Every rank has the same values by now; sync_dist only keeps the trainer from warning.
         self.log_dict(headline | details, sync_dist=True)
         self.validated_at = self.trainer.global_step
         self.scores = {name: value.item() for name, value in (headline | details).items()}
@@ -303,7 +303,7 @@ class Segmentation(L.LightningModule):
     # ---------------------------------------------------------------------------------- checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Store what rebuilds network and method, and what is no weight; plain values only (`weights_only`)."""
+        """Store how network and method were made, and the newest scores; plain values only, for `weights_only`."""
         checkpoint["pcr_seg"] = self.metadata | {
             "format": FORMAT,
             "student": described(self.student),
@@ -319,7 +319,7 @@ class Segmentation(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Go on from there; of a frozen backbone that was left out, with its own weights."""
+        """Restore the newest scores; a frozen backbone that the file leaves out keeps the weights that it has."""
         if not any(name.startswith(BACKBONES) for name in checkpoint["state_dict"]):
             own = {name: value for name, value in self.state_dict().items() if name.startswith(BACKBONES)}
             checkpoint["state_dict"] |= own
@@ -328,7 +328,7 @@ class Segmentation(L.LightningModule):
 
 
 class LabeledBatches:
-    """Every labeled image as a step gets it, on the device and normalised, in order; at each pass anew."""
+    """An iterable of all labeled images in order, in batches on the device and normalised as in a step."""
 
     def __init__(self, module: Segmentation) -> None:
         self.module = module
@@ -339,7 +339,7 @@ class LabeledBatches:
             yield as_floats(on_device, self.module.student)
 
     def loader(self) -> Iterable[dict] | None:
-        """The data module's own; else the images of the trainer's `labeled`, which itself may be in use; else None."""
+        """Return the data module's `labeled_dataloader()`, else a copy of the trainer's `labeled` in order, or None."""
         data = self.module.trainer.datamodule
         if hasattr(data, "labeled_dataloader"):
             return data.labeled_dataloader()

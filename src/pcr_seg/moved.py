@@ -1,8 +1,8 @@
-"""What is called otherwise than it was, or is gone."""
+"""Configuration keys that have moved or are gone; docs/moved.md lists them for readers."""
 
-LAST_READER = "3bc4437"  # the last commit that reads runs and checkpoints from before one file held one method
+LAST_READER = "3bc4437"  # the last commit that has the keys in GONE, and that reads checkpoints of format 1
 
-# Keys and choices that stood elsewhere, or that nothing asked for any more (docs/trials.md says what was measured).
+# Old key -> new key. What was measured of those that are gone: docs/trials.md.
 MOVED = {
     "method.head_lr_multiplier": "model.head_lr_multiplier",
     "method.poly_power": "module.poly_power",

@@ -1,6 +1,6 @@
-"""A network with all that it takes to predict images: what a checkpoint becomes, and what pictures are made of.
+"""A network together with all that prediction needs: `load` returns it, and every command and picture uses it.
 
-Torch, Pillow and the network's own libraries are enough for it.
+Needs only torch, Pillow and the libraries that the network itself needs.
 """
 
 import os
@@ -27,9 +27,9 @@ def predict_heads(
     linear: bool = False,
     size: tuple[int, int] | torch.Size | None = None,
 ) -> dict[str, Tensor]:
-    """Full-resolution logits (B, C, H, W) of the "linear" head, and of those that a method has beside it (`heads`).
+    """Return full-resolution logits (B, C, H, W) by head: "linear", and those that the method adds (`heads`).
 
-    With `linear` of the first alone. Features in place of images need the images' `size`.
+    With `linear` the linear head's alone. If `images` are feature maps, `size` has to be the images' (H, W).
     """
     output, size = network(images), size or images.shape[-2:]
     heads = {"linear": upsample(output.logits, size)}
@@ -41,24 +41,24 @@ def predict_heads(
 
 
 class Prediction(NamedTuple):
-    """What a checkpoint says of one image, at its size."""
+    """The prediction for one image, at the image's size."""
 
     labels: np.ndarray  # (H, W) uint8 class ids of the linear head
-    confidence: np.ndarray  # (H, W) of these labels, in (0, 1]
-    heads: dict[str, np.ndarray]  # probabilities (C, H, W) of each head: "linear", and of PCR "prototype"
+    confidence: np.ndarray  # (H, W) probability of these labels, in (0, 1]
+    heads: dict[str, np.ndarray]  # probabilities (C, H, W) by head: "linear", and with PCR "prototype"
 
 
 class Predictor(nn.Module):
-    """A network with what it takes to predict images of any size, and to name and color what it finds.
+    """A network that predicts images of any size, with the names and colors of its classes.
 
     Args:
-        network: the evaluated one, in eval mode.
-        method: its further heads, by the contract of `pcr_seg.method`.
-        class_names: of the C classes.
-        palette: a color (R, G, B) for each class.
+        network: the network to predict with, in eval mode.
+        method: the method that trained it, which may add heads, by the contract of `pcr_seg.method`.
+        class_names: names of the C classes.
+        palette: a color (R, G, B) for each class, 0..255.
         protocol: predicts a whole image: `whole_image`, `sliding_window` ...
-        name: of the method.
-        metadata: what else its checkpoint says: `config` and `dataset` of the run.
+        name: the method's name.
+        metadata: `config` and `dataset` of the run, if the checkpoint has them.
     """
 
     def __init__(
@@ -79,35 +79,35 @@ class Predictor(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of the network's weights."""
         return next(self.network.parameters()).device
 
     @property
     def bank(self) -> PrototypeBank | None:
-        """The prototypes, where the method has some and they are known."""
+        """The method's prototypes; None if it has none, or has not found them yet."""
         bank = getattr(self.method, "bank", None)
         return bank if hasattr(bank, "prototypes") and bank.is_initialized else None
 
     @property
     def channels(self) -> int:
-        """Channels of the images that the network takes."""
+        """Channels of the images that the network takes: 1, 3 or 4."""
         return getattr(self.network, "in_channels", 3)
 
     def forward(self, images: Tensor, *, linear: bool = False) -> dict[str, Tensor]:
-        """Normalized images (B, channels, H, W) of any size -> logits (B, C, H, W) of each head, or of the linear."""
+        """Return logits (B, C, H, W) by head of normalized images (B, channels, H, W); with `linear` of one head."""
         return {head: center_pad(x, images.shape[-2:]) for head, x in self.scored(images, linear=linear).items()}
 
     def scored(
         self, images: Tensor, *, linear: bool = False, size: tuple[int, int] | torch.Size | None = None
     ) -> dict[str, Tensor]:
-        """The same for the pixels that are scored: a padded square's where the protocol is `center_padded`.
+        """Like `forward`, but for the pixels that are scored: `center_padded` scores those of a padded square.
 
-        Features in place of images need the images' `size`, and the protocol `whole_image`.
+        If `images` are feature maps, `size` has to be the images' (H, W), and the protocol `whole_image`.
         """
         names: list[str] = []
 
         def predict(images: Tensor) -> Tensor:
-            # One tensor, so that every protocol treats the heads alike in one forward.
+            # All heads in one tensor, so that a protocol needs one forward for them.
             heads = predict_heads(self.network, self.method, images, linear=linear, size=size)
             names[:] = heads
             return torch.cat(list(heads.values()), dim=1) if len(heads) > 1 else heads["linear"]
@@ -116,14 +116,14 @@ class Predictor(nn.Module):
 
     @torch.inference_mode()
     def predict(self, image: str | os.PathLike | Image.Image | np.ndarray) -> Prediction:
-        """Labels, confidence and each head's probabilities of one image.
+        """Predict one image: its labels, their confidence and each head's probabilities.
 
         Args:
-            image: a file, a PIL image, or an array (H, W, channels) or (H, W) of bytes.
+            image: a file, a PIL image, or an array (H, W, channels) or (H, W) of uint8.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a file that is no image, or an array of another form.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no image, or the array has another shape or type.
         """
         pixels = normalize(as_tensor(open_image(image, self.image_format))[None].to(self.device), self.network)
         heads = {head: logits[0].softmax(dim=0) for head, logits in self(pixels).items()}
@@ -133,13 +133,13 @@ class Predictor(nn.Module):
 
     @property
     def image_format(self) -> Format:
-        """How image files are read: as those that it was trained on."""
+        """How to read image files: as in training, by the run's configuration."""
         dataset = self.metadata.get("config", {}).get("dataset", {})
         return Format(dataset.get("channels", self.channels), dataset.get("max_value"))
 
 
 def open_image(image: str | os.PathLike | Image.Image | np.ndarray, format: Format) -> np.ndarray:
-    """A file, a PIL image or an array as (H, W, channels) uint8."""
+    """Return a file, a PIL image or an array as (H, W, channels) uint8; raise a ValueError if that cannot be."""
     if isinstance(image, str | os.PathLike):
         return read_image(image, format)
     if isinstance(image, Image.Image):

@@ -1,6 +1,7 @@
-"""What the processes of one training share and divide: counts, buffers, and weights (FSDP2).
+"""What the processes of one training share (counts, buffers) and divide (weights, by FSDP2).
 
-Divided weights are gathered layer by layer where they compute, so every process has to compute with a network.
+A layer's divided weights are gathered from all processes whenever it computes. So a network with divided weights only
+runs if every process runs it.
 """
 
 import copy
@@ -13,20 +14,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-LEAST = 1_000_000  # weights of a block that is gathered by itself
+LEAST = 1_000_000  # weights that a block must have to be gathered by itself
 
 
 class Divided:
-    """A student and its teacher, their weights divided alike over all devices; and the teacher whole while asked for.
+    """Divides the weights of a student and its teacher over all devices, and gathers the teacher's on request.
 
     Args:
-        module: holds both. What else of it has weights stays whole in every process.
+        module: the module that holds both. Its other weights (the method's) stay whole in every process.
         student: the network that learns.
-        teacher: one of the same form, which is evaluated.
-        mesh: of all devices, in one dimension.
+        teacher: its copy, which is evaluated.
+        mesh: all devices, in one dimension.
 
     Raises:
-        ValueError: weights lie in no part of a network.
+        ValueError: a network has weights of its own, outside of its layers (`shard`).
     """
 
     def __init__(self, module: nn.Module, student: nn.Module, teacher: nn.Module, mesh: DeviceMesh) -> None:
@@ -42,32 +43,32 @@ class Divided:
                 parameter.register_post_accumulate_grad_hook(average_gradient)
 
     def gather(self) -> None:
-        """Hold the teacher whole on this device until the next step; every process has to call this."""
+        """Keep `whole`, the teacher with all its weights, until the next step; every process has to call this."""
         state = {name: whole(value.detach()) for name, value in self.teacher.state_dict().items()}
         self.whole = copy.deepcopy(self.hollow)
         self.whole.load_state_dict(state, assign=True)
         self.whole.to(next(self.teacher.parameters()).device)
 
     def start_step(self) -> None:
-        """Leave that copy, and take the first process's statistics, as DDP does."""
+        """Drop that copy, and take rank 0's BatchNorm statistics, as DDP does before each step."""
         self.whole = None
         share_buffers(self.module)
 
 
 def average_gradient(parameter: nn.Parameter) -> None:
-    """Average the gradient of a weight that every process has whole."""
+    """Average the gradient of an undivided weight over the processes, as DDP would."""
     dist.all_reduce(parameter.grad)
     parameter.grad /= dist.get_world_size()
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Divide the weights of a network, in place: each of its parts computes as before, and so do large blocks in it.
+    """Divide the weights of a network in place, unit by unit (`units`): its parts, and large blocks in them.
 
-    The network itself is no unit, so any part may compute first, and networks may share one. Weights become
-    contiguous, in torch's own layout: others cannot be divided.
+    The network as a whole is not a unit. So any part may run first, and networks may share a part. Weights are laid out
+    contiguously, because channels-last tensors cannot be divided.
 
     Raises:
-        ValueError: weights lie in the network itself and in no part of it.
+        ValueError: the network has weights that belong to none of its layers.
     """
     if own := [name for name, _ in network.named_parameters(recurse=False)]:
         raise ValueError(
@@ -75,13 +76,13 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
             " a module that it calls, or train with strategy=ddp"
         )
     network.to(memory_format=torch.contiguous_format)
-    for module, weights in list(units(network)):  # before any of them are replaced by divided ones
-        if not any(isinstance(weight, DTensor) for weight in weights):  # of another network, too
+    for module, weights in list(units(network)):  # a list, made before any weights are replaced by divided ones
+        if not any(isinstance(weight, DTensor) for weight in weights):  # not divided yet, as part of another network
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
 def units(network: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
-    """What is gathered together, with its weights: parts of a network, and large blocks in them, inner ones first."""
+    """Yield each module whose weights are gathered at once, with these: inner blocks before the parts around them."""
     taken: set[nn.Parameter] = set()
     for part in parts(network):
         lists = [module for module in part.modules() if isinstance(module, nn.Sequential | nn.ModuleList)]
@@ -95,22 +96,22 @@ def units(network: nn.Module) -> Iterator[tuple[nn.Module, list[nn.Parameter]]]:
 
 
 def parts(network: nn.Module) -> list[nn.Module]:
-    """The children of a network, and those of a mere list of modules in its place."""
+    """Return the children of a network; in place of a container that computes nothing, its children."""
     return [one for child in network.children() for one in ([child] if is_called(child) else parts(child))]
 
 
 def is_called(module: nn.Module) -> bool:
-    """Whether a module computes something itself, and is no mere list of others."""
+    """Whether a module has a forward of its own; a ModuleList and the like have none."""
     return type(module).forward is not nn.Module.forward
 
 
 def whole(value: object) -> object:
-    """A divided tensor's content, for which every process has to ask; anything else as it is."""
+    """Return a divided tensor gathered, for which every process has to call this; anything else as it is."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def like(value: Tensor, divided: object) -> Tensor:
-    """A whole tensor divided as another one is, if that is."""
+    """Divide a whole tensor as another one is divided; return it as it is if that one is whole."""
     if not isinstance(divided, DTensor) or isinstance(value, DTensor):
         return value
     value = value.to(divided.device, divided.dtype)
@@ -119,7 +120,7 @@ def like(value: Tensor, divided: object) -> Tensor:
 
 @torch.no_grad()
 def share_buffers(module: nn.Module) -> None:
-    """Give every process the first one's float buffers: BatchNorm's statistics are each one's own."""
+    """Give every process rank 0's float buffers: without it each has BatchNorm statistics of its own."""
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
     if not (buffers and dist.is_available() and dist.is_initialized()):
         return
@@ -130,7 +131,7 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def all_reduced(counts: Tensor) -> Tensor:
-    """Counts added over all processes."""
+    """Add counts over all processes, in place, and return them."""
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(counts)
     return counts

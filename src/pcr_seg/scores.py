@@ -1,4 +1,4 @@
-"""IoU of each head over a whole set, counted image by image on the device, over all processes; and of each image."""
+"""IoU of each head over a whole set and of each image: counted on the device, and added over all processes."""
 
 import functools
 import math
@@ -14,16 +14,16 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from pcr_seg.inference import center_pad, iou_per_class
 from pcr_seg.measures import ByImage, together
 
-HEADS = ("linear", "prototype")  # whose scores summary.json and eval's JSON have
+HEADS = ("linear", "prototype")  # the heads whose scores summary.json and eval's JSON list
 
 
 def suffix(head: str) -> str:
-    """How a head's keys in the log end: nothing for the linear one, _prototype ..."""
+    """Return how the head's keys in the log end: "" for the linear head, else "_prototype" and the like."""
     return "" if head == "linear" else f"_{head}"
 
 
 class Scores(nn.Module):
-    """A confusion matrix for each head that there is, and what single images add to the linear one's."""
+    """A confusion matrix for each head, and for the linear head the counts of each single image."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -34,18 +34,18 @@ class Scores(nn.Module):
         """Count from zero."""
         self.matrices.clear()
         self.names: list[str] = []
-        self.images: list[Tensor] = []  # (3, C) of each batch
-        self.most = self.where = None
+        self.images: list[Tensor] = []  # (3, C) for each image: as `ByImage.counts`
+        self.most = self.where = None  # as in `ByImage`
 
     def update(self, heads: dict[str, Tensor], mask: Tensor, name: str | None = None) -> Tensor:
-        """Count images: logits (B, C, H, W) of each head, and the mask (B, H, W); return the mask as it was scored.
+        """Count the pixels of a batch: logits (B, C, H, W) by head, and the mask (B, H, W).
 
-        A batch of one image may have a `name`.
+        A batch is kept as one image under `name`. Returns the mask as it was scored: (B, H', W'), the logits' size.
         """
         truth = center_pad(mask, heads["linear"].shape[-2:])
         for head, logits in heads.items():
             if head not in self.matrices:
-                # Ignored pixels are counted as one class more and left out at the end: dropping them takes longer.
+                # Ignored pixels are counted as one more class and left out at the end: faster than removing them.
                 matrix = MulticlassConfusionMatrix(self.num_classes + 1, validate_args=False)
                 self.matrices[head] = matrix.to(logits.device)
             matrix = self.matrices[head]
@@ -57,7 +57,7 @@ class Scores(nn.Module):
         return truth
 
     def add_image(self, matrix: Tensor, name: str | None) -> None:
-        """Keep what an image (C, C) adds; nothing here waits for the device."""
+        """Keep the counts of one image, from its confusion matrix (C, C), without waiting for the device."""
         self.images.append(torch.stack([matrix.diagonal(), matrix.sum(dim=1), matrix.sum(dim=0)]))
         if self.most is None:
             self.most, self.where = matrix, torch.zeros_like(matrix)
@@ -67,7 +67,7 @@ class Scores(nn.Module):
         self.names.append(name or f"image {len(self.names) + 1}")
 
     def by_image(self) -> ByImage | None:
-        """What was counted of each image, over all processes; every one has to call this. None without images."""
+        """Return the counts of each image of all processes, or None without images; every process has to call this."""
         own = None
         if self.images:
             arrays = (torch.stack(self.images), self.most, self.where)
@@ -80,11 +80,11 @@ class Scores(nn.Module):
         return functools.reduce(together, parts) if parts else None
 
     def counts(self) -> dict[str, Tensor]:
-        """Pixels (C, C) of [truth, prediction] since the reset, over all processes, for each head."""
+        """Return the confusion matrix (C, C) of [truth, prediction] of each head, over all processes."""
         return {head: matrix.compute()[:-1, :-1] for head, matrix in self.matrices.items()}
 
     def by_key(self, class_names: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The mean over classes of each head, and the IoU of each class, by their keys in the log."""
+        """Return each head's mIoU, and each head's IoU of each class, by their keys in the log."""
         means, classes = {}, {}
         for head, counts in self.counts().items():
             iou = iou_per_class(counts)
@@ -95,20 +95,23 @@ class Scores(nn.Module):
 
 
 def never_predicted(counts: Tensor, class_names: list[str]) -> list[str]:
-    """Classes that occur and are never predicted, from pixels (C, C) of [truth, prediction]."""
+    """Return the classes that occur but are never predicted, from a confusion matrix (C, C) of [truth, prediction]."""
     never = (counts.sum(dim=0) == 0) & (counts.sum(dim=1) > 0)
     return [name for name, is_so in zip(class_names, never.tolist(), strict=True) if is_so]
 
 
 def warning_of(never: list[str]) -> Text:
-    """The line in the terminal on classes that are never predicted."""
+    """Return the terminal's warning about classes that are never predicted."""
     return Text(
         f"NEVER PREDICTED by the linear head: {', '.join(never)}. All of it becomes something else.", style="bold red"
     )
 
 
 def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dict[str, float | None] | None]:
-    """IoU of each class by head; None for a class that does not occur (JSON has no NaN), or a head without a bank."""
+    """Return the IoU of each class by head, "iou" and "iou_prototype", from logged `metrics`.
+
+    A class that does not occur is None, since JSON has no NaN; so is a head that the run does not have.
+    """
     heads = {}
     for head in HEADS:
         found = {name: metrics.get(f"val/iou{suffix(head)}/{name}") for name in classes}
@@ -118,7 +121,7 @@ def iou_of_heads(metrics: dict[str, float], classes: list[str]) -> dict[str, dic
 
 
 def score_table(title: str, scores: dict, miou: float, miou_prototype: float | None) -> Table:
-    """IoU of each class and the means, a column for each head that there is (`scores` as of `iou_of_heads`)."""
+    """Return a table of the IoU of each class and the mean, with a column for each head; `scores` of `iou_of_heads`."""
     columns = {"linear head": (scores["iou"], miou)}
     if scores["iou_prototype"]:
         columns["prototype head"] = (scores["iou_prototype"], miou_prototype)
@@ -131,5 +134,5 @@ def score_table(title: str, scores: dict, miou: float, miou_prototype: float | N
 
 
 def percent(value: float | None) -> str:
-    """A fraction as percent with one decimal."""
+    """Write a fraction as percent with one decimal, None as "-"."""
     return "-" if value is None else f"{100 * value:.1f}"

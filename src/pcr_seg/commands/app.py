@@ -1,4 +1,4 @@
-"""A local page to try a model: drop images, see what is where, point at a pixel for its class and prototype."""
+"""A local page to try a model: drop images, see the classes, point at a pixel for its class and nearest prototype."""
 
 import os
 import tempfile
@@ -27,7 +27,7 @@ CSS = """
 .pixel tr, .pixel tr > * { border: 0 !important; padding: .25em 1em .25em 0 !important; text-align: left; }
 """
 
-# Gradio tells of clicks alone: where the mouse rests on a prediction for a moment counts as one.
+# Gradio reports clicks only. So when the mouse rests on a prediction for a moment, this script makes a click of it.
 HOVER = """() => {
     let waiting;
     document.addEventListener("mousemove", ({target, clientX, clientY}) => {
@@ -37,37 +37,37 @@ HOVER = """() => {
     });
 }"""
 
-SIDE = 512  # Gradio locates a click only in pictures that it does not enlarge: small ones get whole multiples of pixels
-MOST_SIDE = 1536  # larger ones lose pixels on the page; the files to download do not
-PIECE, MARGIN = 1024, 128  # larger images are predicted by windows, so that something moves meanwhile
+SIDE = 512  # least side of a shown picture: Gradio would enlarge smaller ones, and then locate clicks wrongly
+MOST_SIDE = 1536  # larger pictures are shown with fewer pixels; the files to download have all
+PIECE, MARGIN = 1024, 128  # larger images are predicted by windows with this margin, to show progress meanwhile
 
 
 class Shown(NamedTuple):
-    """What the page holds of an image."""
+    """The image that the page shows."""
 
     name: str
-    image: np.ndarray  # (H, W, 3)
-    view: View
+    image: np.ndarray  # (H, W, 3) uint8
+    view: View  # its prediction
 
 
 def enlargement(image: np.ndarray) -> int:
-    """How many times each pixel is repeated, so that the longer side is at least SIDE."""
+    """Return how many times to repeat each pixel, so that the longer side is at least `SIDE`."""
     return -(-SIDE // max(image.shape[:2]))
 
 
 def reduction(image: np.ndarray) -> int:
-    """Every how many pixels one is shown, so that the longer side is at most MOST_SIDE."""
+    """Return n so that the longer side is at most `MOST_SIDE` if every n-th pixel is shown."""
     return -(-max(image.shape[:2]) // MOST_SIDE)
 
 
 def fitted(picture: np.ndarray) -> np.ndarray:
-    """A picture as the page shows it."""
+    """Return a picture in the size in which the page shows it."""
     times, step = enlargement(picture), reduction(picture)
     return picture[::step, ::step].repeat(times, axis=0).repeat(times, axis=1)
 
 
 def view_of(predictor: Predictor, image: np.ndarray, progress: Callable[[float], None]) -> View:
-    """Predict an image (H, W, channels); one with a side over PIECE by windows, as `predict.py tile=` does."""
+    """Predict an image (H, W, channels); if a side is longer than `PIECE`, by windows as `predict.py tile=` does."""
     height, width = image.shape[:2]
     if max(height, width) <= PIECE:
         return look(predictor, [image])[0]
@@ -84,13 +84,13 @@ def view_of(predictor: Predictor, image: np.ndarray, progress: Callable[[float],
 
 
 def arrays_of(view: View) -> list[np.ndarray]:
-    """The maps (H, W) of a view that are there."""
+    """Return the maps (H, W) that a view has."""
     parts = [*view.labels.values(), *view.confidence.values(), view.disagreement, view.nearest]
     return [part for part in parts if part is not None]
 
 
 def empty_like(view: View, size: tuple[int, int]) -> View:
-    """A view with the same maps, in another size."""
+    """Return a view with the same maps, in another size and uninitialized."""
 
     def empty(part: np.ndarray | None) -> np.ndarray | None:
         return None if part is None else np.empty(size, part.dtype)
@@ -100,7 +100,7 @@ def empty_like(view: View, size: tuple[int, int]) -> View:
 
 
 def areas(predictor: Predictor, labels: np.ndarray) -> str:
-    """Share and pixels of each class that is found, the largest first, as HTML."""
+    """Return share and pixels of each class that is found, the largest first, as HTML."""
     counts = np.bincount(labels.ravel(), minlength=len(predictor.class_names))
     rows = "".join(
         f"<tr><th>{swatch(predictor.class_names[label], predictor.palette[label])}</th>"
@@ -112,7 +112,7 @@ def areas(predictor: Predictor, labels: np.ndarray) -> str:
 
 
 def files_of(predictor: Predictor, shown: Shown, opacity: float, folder: Path) -> list[str]:
-    """Write the id mask and the overlay at the image's own size into a folder; return where."""
+    """Write the mask of class ids and the overlay, in the image's own size, into a folder; return the files."""
     stem = Path(shown.name).stem
     labels = shown.view.labels["linear"]
     pictures = {"mask": labels, "overlay": overlay_of(predictor, shown, opacity)}
@@ -122,25 +122,25 @@ def files_of(predictor: Predictor, shown: Shown, opacity: float, folder: Path) -
 
 
 def overlay_of(predictor: Predictor, shown: Shown, opacity: float) -> np.ndarray:
-    """The classes' colors over the image, which shows where there is background."""
+    """Lay the classes' colors over the image; background shows the image alone."""
     ground = annotations.ground(predictor.class_names)
     return visualize.overlay(shown.image, shown.view.labels["linear"], predictor.palette, opacity, ground)
 
 
 def swatch(name: str, color: visualize.Color) -> str:
-    """A class's name behind a square of its color, as HTML. Both are a checkpoint's, which may be a stranger's."""
+    """Return a square of color and a class's name as HTML. Both come from a file that may be a stranger's: escape."""
     return f'<span><i style="background: rgb{tuple(int(value) for value in color)}"></i>{escape(name)}</span>'
 
 
 def title(predictor: Predictor) -> str:
-    """What the model finds, and the colors of its classes, as HTML."""
+    """Return the page's head as HTML: what the model was trained on, and the colors of its classes."""
     legend = "".join(swatch(*pair) for pair in zip(predictor.class_names, predictor.palette, strict=True))
     about = escape(f"Trained on {predictor.metadata.get('dataset', 'images')} by {predictor.name}, it finds:")
     return f'<h2>What is where in your image</h2><p>{about}</p><p class="legend">{legend}</p>'
 
 
 def describe(predictor: Predictor, view: View, x: int, y: int) -> str:
-    """What each head takes a pixel for, how surely, and the prototype nearest to it, as HTML."""
+    """Return as HTML each head's class of a pixel with its confidence, and the pixel's nearest prototype."""
     classes = [swatch(*pair) for pair in zip(predictor.class_names, predictor.palette, strict=True)]
     rows = []
     for head, labels in view.labels.items():
@@ -153,8 +153,16 @@ def describe(predictor: Predictor, view: View, x: int, y: int) -> str:
 
 
 def make_page(predictor: Predictor, run: Path):
-    """Make the page of a model (gradio.Blocks); `run`, its folder, has pictures of prototypes and examples."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    """Make the page of a model (gradio.Blocks).
+
+    Args:
+        predictor: the model.
+        run: its run folder, whose pictures of prototypes and examples are shown if they are there.
+
+    Raises:
+        ValueError: Gradio is not installed.
+    """
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio reads this when it is imported
     try:
         import gradio
     except ImportError as error:
@@ -169,7 +177,7 @@ def make_page(predictor: Predictor, run: Path):
         choices = list(zip(names, files or [], strict=True))
         return gradio.update(choices=choices, value=files[0] if files else None, visible=len(names) > 1)
 
-    def show(file: str | None, opacity: float, progress=gradio.Progress()) -> list:  # noqa: B008  Gradio wants it so
+    def show(file: str | None, opacity: float, progress=gradio.Progress()) -> list:  # noqa: B008  Gradio reads this default
         nothing = [None] * (5 + len(heads))  # overlay, confidence, files, crops, the image, and the heads
         if file is None:
             return ["", "", *nothing]
@@ -241,7 +249,7 @@ def make_page(predictor: Predictor, run: Path):
 
 
 def serve(cfg: DictConfig) -> None:
-    """Open the page of a checkpoint on this machine alone, unless `host` says otherwise, until it is interrupted."""
+    """Serve the page of a checkpoint until it is interrupted; only to this machine, unless `host` says otherwise."""
     predictor = open_checkpoint(cfg)
     page = make_page(predictor, run_folder(cfg))
     print(f"{launch(page, cfg.host, cfg.port)} shows {cfg.checkpoint}; Ctrl-C ends it", flush=True)
@@ -249,7 +257,7 @@ def serve(cfg: DictConfig) -> None:
 
 
 def launch(page, host: str, port: int | None) -> str:
-    """Start the server, on a free port for None, and return its address; fonts are the system's, not a network's."""
+    """Start the server and return its address; without a port, on a free one. Fonts are the system's, not fetched."""
     import gradio
 
     theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

@@ -1,10 +1,10 @@
-"""Pseudo-labels of very many images as a data set to train on, by any number of processes, one of which may be killed.
+"""Label very many images by a model, as a data set to train on: by any number of processes, which may be killed.
 
     classes.txt  labels/train/NAME.png  images/train/NAME.jpg  confidence/train/NAME.png  disagreement/train/NAME.png
 
-An image gets its place in images/train/ once its mask is complete, so what is there at any time is a data set, and says
-what is done. Images are taken in groups of `batch_size` by their place in the list: what shares a batch, and with it
-every byte, depends neither on the number of processes nor on where one was stopped.
+An image appears in images/train/ only when its mask is complete. So at any time the folder is a data set, and shows
+what is done. Images are divided into groups of `batch_size` in the order of their list. So which images share a batch,
+and every byte of the result, depends neither on the number of processes nor on where one was stopped.
 """
 
 import hashlib
@@ -35,16 +35,16 @@ from pcr_seg.data.sources import class_table, without_masks
 from pcr_seg.pictures.panels import View
 from pcr_seg.predictor import Predictor
 
-MAPS = ("confidence", "disagreement")  # beside the masks
-SETTINGS = "autolabel.json"  # what every image of a folder was labeled with
+MAPS = ("confidence", "disagreement")  # maps that can be written beside the masks
+SETTINGS = "autolabel.json"  # file with the settings that all images of a folder were labeled with
 
 
 def autolabel(cfg: DictConfig) -> dict[str, str]:
-    """Label this process's part of the images; return what is wrong with those that were left out, by name.
+    """Label this process's part of the images; return by name why images were left out.
 
     Raises:
-        ValueError: a setting that is none, a map that this checkpoint cannot make, no images, or a folder that holds
-            labels of another checkpoint or of other settings; or, with on_error=raise, an image that cannot be read.
+        ValueError: a setting has no such value; the checkpoint cannot make a map; there are no images; the folder has
+            labels of another checkpoint or of other settings; or, with on_error=raise, an image cannot be read.
         OSError: a file cannot be written.
     """
     predictor, place = open_checkpoint(cfg), cluster.place()
@@ -79,9 +79,9 @@ def autolabel(cfg: DictConfig) -> dict[str, str]:
 def label_images(
     predictor: Predictor, images: Sequence[Sample], cfg: DictConfig, maps: list[str], failed: dict, place: cluster.Place
 ) -> int:
-    """Write the labels of this process's groups that are not complete yet; return how many images these were."""
+    """Write the labels of those of this process's groups that are not complete yet; return the number of images."""
     output, taken = Path(cfg.output), 0
-    waiting: dict[str, Sample] = {}  # what is read and predicted, until it is written
+    waiting: dict[str, Sample] = {}  # images that are being read and predicted, until they are written
 
     def write(name: str, image: np.ndarray, found: View) -> None:
         sample, confidence = waiting.pop(name), found.confidence["linear"]
@@ -113,18 +113,18 @@ def label_images(
 
 
 def own_groups(number: int, size: int, place: cluster.Place) -> Iterator[range]:
-    """The groups of up to `size` of a number of images that fall to one of the processes: in turn."""
+    """Yield this process's groups of up to `size` images; processes take groups in turn."""
     for first in range(place.rank * size, number, place.total * size):
         yield range(first, min(first + size, number))
 
 
 def image_place(output: Path, sample: Sample) -> Path:
-    """Where an image stands in the data set."""
+    """Return an image's path in the new data set."""
     return output / "images/train" / f"{sample.name}{Path(sample.image).suffix}"
 
 
 def put(image: str, target: Path) -> None:
-    """Link an image from its place in the data set, unless it stands there; one in a tar or at a URL is copied."""
+    """Link an image from its place in the data set, unless it is there; one in a tar or at a URL is copied."""
     if os.path.lexists(target):
         return
     if not alone_on_disk(image):
@@ -137,7 +137,7 @@ def put(image: str, target: Path) -> None:
 
 
 def check_apart(output: Path, places: Sequence[str]) -> None:
-    """Raise a ValueError where the labeled images would be found as images to label."""
+    """Raise a ValueError if `output` lies inside of a folder of images, where its images would be labeled as well."""
     for place in places:
         folder = Path(place.partition("**")[0])
         if folder.is_dir() and output.resolve().is_relative_to(folder.resolve()):
@@ -145,7 +145,7 @@ def check_apart(output: Path, places: Sequence[str]) -> None:
 
 
 def settings(cfg: DictConfig) -> dict:
-    """What decides on the labels, and on every byte of them."""
+    """Return the settings on which the labels depend, byte for byte."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     keys = ("images", "threshold", "maps", "batch_size", "protocol", "eval")
     digest = hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest()
@@ -153,7 +153,7 @@ def settings(cfg: DictConfig) -> dict:
 
 
 def check_same(cfg: DictConfig, output: Path) -> None:
-    """Raise a ValueError where a folder holds labels that were made otherwise."""
+    """Raise a ValueError if a folder has labels that were made with other settings."""
     file = output / SETTINGS
     if not file.is_file():
         return

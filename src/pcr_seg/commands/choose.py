@@ -1,4 +1,4 @@
-"""Which images to label next: those that the network doubts most, and that lie apart from each other."""
+"""Choose images to label next: those that the network is least sure of, and that differ from each other."""
 
 import csv
 from collections.abc import Sequence
@@ -37,20 +37,21 @@ from pcr_seg.predictor import Predictor
 from pcr_seg.report.pages import choice_page
 
 SCORES = ("doubt", "disagreement")
-THUMBNAIL = 640  # longer side of the page's pictures
+THUMBNAIL = 640  # longer side of the page's pictures, in pixels
 REMEDY = "name another folder with output=FOLDER"
 
 
 def choose(cfg: DictConfig) -> list[str]:
-    """Rank the unlabeled images of a checkpoint's data set, write what it takes to label the first, return the names.
+    """Choose among the unlabeled images of a checkpoint's data set, write what it takes to label them, return names.
 
-    OUTPUT/labeled.txt holds the run's labeled images and the new ones, for `split=`; new.csv the new ones with rank,
-    score, group and file; new.html shows them with predictions; images/ and annotations are for an annotation tool.
+    OUTPUT/labeled.txt lists the run's labeled images and the new ones, for `split=`. new.csv has the new ones with
+    rank, score, group and file. new.html shows them with predictions. images/ and annotations are for an annotation
+    tool.
 
     Raises:
-        FileNotFoundError: the run folder's splits/labeled.txt is not beside the checkpoint.
-        ValueError: a score that the checkpoint cannot give, groups that are none, a budget that the images do not fill,
-            or lists that do not fit the set.
+        FileNotFoundError: the run folder of the checkpoint has no splits/labeled.txt.
+        ValueError: the checkpoint cannot give such a score; there are no such groups; the budget is larger than the
+            number of images; or a list does not fit the data set.
         OSError: nothing can be written to OUTPUT.
     """
     predictor = open_checkpoint(cfg)
@@ -102,7 +103,7 @@ def choose(cfg: DictConfig) -> list[str]:
 
 
 def check_keys(cfg: DictConfig, predictor: Predictor) -> None:
-    """Raise a ValueError for a key that has no such value, or one that the checkpoint cannot follow."""
+    """Raise a ValueError for a key that has no such value, or a score that the checkpoint cannot give."""
     whole_number(cfg, "budget")
     if cfg.score not in SCORES:
         raise ValueError(f"score={cfg.score}: choose {' or '.join(SCORES)}")
@@ -115,7 +116,7 @@ def check_keys(cfg: DictConfig, predictor: Predictor) -> None:
 
 
 def survey_file(predictor: Predictor, sample: Sample, score: str) -> tuple[float, np.ndarray]:
-    """What `survey` says of an image file."""
+    """Read an image file and return its `survey`."""
     image = as_tensor(read_image(sample.image, sample.format))[None].to(predictor.device)
     return survey(predictor, normalize(image, predictor.network), score)
 
@@ -124,23 +125,23 @@ def survey_file(predictor: Predictor, sample: Sample, score: str) -> tuple[float
 def survey(
     predictor: Predictor, image: Tensor, score: str, size: tuple[int, int] | torch.Size | None = None
 ) -> tuple[float, np.ndarray]:
-    """How doubtful an image is, 0..1, and where it lies among others.
+    """Return how unsure the network is of an image, in 0..1, and the image's place among others.
 
     Args:
-        predictor: of which the network is asked.
-        image: (1, channels, H, W), normalized, or its features, where the network takes them.
-        score: "doubt", the mean over pixels of 1 less the linear head's confidence; or "disagreement", that of the
-            first two heads, see `inference.disagreement`.
-        size: (H, W), of features.
+        predictor: the model.
+        image: (1, channels, H, W), normalized; or its features, if the network takes these.
+        score: "doubt", the mean over pixels of 1 - the linear head's confidence; or "disagreement", the mean of
+            `inference.disagreement` of the first two heads.
+        size: (H, W) of the image, if features are given.
 
     Returns:
-        The score, and the mean of the network's features (D,), of length 1.
+        The score; and the place, the mean of the network's features (D,), scaled to length 1.
     """
     means: list[Tensor] = []
     hook = predictor.network.register_forward_hook(
         lambda network, images, output: means.append(output.features.mean(dim=(0, 2, 3)))
     )
-    try:  # of every window, where the protocol makes some
+    try:  # the hook sees each window, if the protocol divides the image
         heads = predictor.scored(image, linear=score == "doubt", size=size)
     finally:
         hook.remove()
@@ -158,18 +159,21 @@ def spread(
     known: Sequence[np.ndarray] = (),
     groups: Sequence[str] | None = None,
 ) -> list[int]:
-    """Choose images one after another, each the one of the largest score times distance to the nearest chosen one.
+    """Choose images one after another: each time the largest score times distance to the nearest image chosen before.
 
-    That is the greedy choice of k centers, weighted by scores (Sener and Savarese, "Active learning for convolutional
-    neural networks: a core-set approach", ICLR 2018). No group gives more than twice its share of the budget while
-    others have images left.
+    This is the greedy choice of k centers, weighted by scores (Sener and Savarese, "Active learning for convolutional
+    neural networks: a core-set approach", ICLR 2018). From no group more than twice its share of the budget is taken,
+    as long as other groups have images left.
 
     Args:
         scores: (N,), above 0.
-        budget: how many.
-        places: (N, D); without them scores alone count.
-        known: places of images that are labeled already.
-        groups: to which each image belongs; by default each is one.
+        budget: number of images to choose.
+        places: (N, D); without them only scores count.
+        known: places (D,) of images that are labeled already.
+        groups: the group of each image; by default each image is a group.
+
+    Returns:
+        The indices of the chosen images, in order.
     """
     distance = np.ones(len(scores))
     if places is not None and len(known):
@@ -193,7 +197,7 @@ def spread(
 def write(
     output: Path, labeled: Sequence[str], chosen: Sequence[tuple[Sample, float, str]], origin: str, score: str
 ) -> None:
-    """Write labeled.txt (old and new names) and new.csv."""
+    """Write labeled.txt, with old and new names, and new.csv."""
     lines = [f"# {origin}", *labeled, *(sample.name for sample, *_ in chosen)]
     (output / "labeled.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     with (output / "new.csv").open("w", newline="", encoding="utf-8") as file:
@@ -207,7 +211,7 @@ def show(
     predictor: Predictor, output: Path, chosen: Sequence[tuple[Sample, float, str]], format: str | None, title: str,
     score: str,
 ) -> None:  # fmt: skip
-    """Write new.html, and for an annotation tool the images and what is predicted of them."""
+    """Write new.html and, for an annotation tool, copies of the images and their predictions as annotations."""
     names, palette = predictor.class_names, predictor.palette
     figures = []
     writer = annotations.annotations(output, format, names) if format else nullcontext()
@@ -229,7 +233,7 @@ def show(
 
 
 def thumbnail(picture: np.ndarray) -> bytes:
-    """(H, W, 3) uint8 as a JPEG file of at most THUMBNAIL pixels a side."""
+    """Return a picture (H, W, 3) of uint8 as the content of a JPEG file, with sides of at most `THUMBNAIL` pixels."""
     image, file = Image.fromarray(picture), BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.save(file, "JPEG", quality=85)

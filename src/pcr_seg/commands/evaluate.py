@@ -1,4 +1,4 @@
-"""From a checkpoint and a data set to scores."""
+"""Score a checkpoint on a data set."""
 
 import csv
 import json
@@ -28,15 +28,18 @@ from pcr_seg.scores import Scores, iou_of_heads, never_predicted, percent, score
 
 SUBSETS = ("train", "val", "test")
 MEASURES = ("iou", "dice", "precision", "recall", "boundary_iou")
-MEAN = "mean"  # in the place of a class
-THRESHOLDS = 101  # 0, 0.01 ... 1
+MEAN = "mean"  # stands for a class in the row of an image's mean
+THRESHOLDS = 101  # of the precision-recall curve: 0, 0.01 ... 1
 
 
 def evaluate(cfg: DictConfig) -> dict:
-    """Score a checkpoint on a subset, print the tables, write JSON and a CSV of each image's scores; return the JSON.
+    """Score a checkpoint on a subset, print tables, write a JSON and a CSV file with each image's scores.
+
+    Returns:
+        The content of the JSON file; all scores are in 0..1.
 
     Raises:
-        ValueError: an unknown or empty subset, or a data set that the network does not fit.
+        ValueError: the subset is unknown or empty, or the network does not fit the data set.
         OSError: the files cannot be written; the tables have been printed by then.
     """
     if cfg.subset not in SUBSETS:
@@ -97,18 +100,19 @@ def evaluate(cfg: DictConfig) -> dict:
 
 
 class Found(NamedTuple):
-    """What scoring found; of the linear head but for `metrics`."""
+    """The result of scoring: `metrics` of all heads, everything else of the linear head."""
 
-    metrics: dict[str, float]  # by the log's keys: mIoU and IoU of each class of every head
+    metrics: dict[str, float]  # mIoU, and IoU of each class, by their keys in the log
     by_image: ByImage
     boundary: np.ndarray  # (N, 2, C) pixels in intersection and union of the boundaries
-    never: list[str]  # classes that occur and are never predicted
-    curve: tuple[Tensor, Tensor, Tensor] | None  # precision, recall (T + 1,) and thresholds (T,) of the second of two
+    never: list[str]  # classes that occur but are never predicted
+    # With two classes, for the second one: precision and recall (T + 1,), thresholds (T,).
+    curve: tuple[Tensor, Tensor, Tensor] | None
 
 
 @torch.inference_mode()
 def score(predictor: Predictor, batches: Iterable[dict]) -> Found:
-    """Score whole images, one at a time."""
+    """Score whole images, in batches of one."""
     num_classes = len(predictor.class_names)
     scores, boundary = Scores(num_classes), []
     curve = BinaryPrecisionRecallCurve(THRESHOLDS, ignore_index=IGNORE_INDEX).to(predictor.device)
@@ -128,14 +132,14 @@ def score(predictor: Predictor, batches: Iterable[dict]) -> Found:
 
 
 def measured(found: Found) -> dict[str, np.ndarray]:
-    """Each of MEASURES (N, C) of images and classes; NaN of 0 / 0."""
+    """Return each of `MEASURES` by image and class (N, C), in 0..1; NaN where it divides 0 by 0."""
     with np.errstate(invalid="ignore"):
         boundary = found.boundary[:, 0] / found.boundary[:, 1]
     return measures(found.by_image.counts) | {"boundary_iou": boundary}
 
 
 def image_rows(found: Found, class_names: list[str]) -> list[dict]:
-    """Rows of the CSV: for each image the mean over the classes in its mask or prediction, then each of these."""
+    """Return the rows of the CSV file: of each image a mean over the classes in mask or prediction, and each class."""
     values, rows = measured(found), []
     for i, image in enumerate(found.by_image.names):
         there = np.flatnonzero(~np.isnan(values["iou"][i]))
@@ -148,7 +152,7 @@ def image_rows(found: Found, class_names: list[str]) -> list[dict]:
 
 
 def class_scores(found: Found, class_names: list[str]) -> dict[str, dict[str, float | None]]:
-    """Dice, precision, recall and boundary IoU of each class over all images; `iou` is there already."""
+    """Return Dice, precision, recall and boundary IoU of each class over all images, without the IoU."""
     boundary = found.boundary.sum(axis=0)
     with np.errstate(invalid="ignore"):
         values = measures(found.by_image.counts.sum(axis=0)) | {"boundary_iou": boundary[0] / boundary[1]}
@@ -156,19 +160,19 @@ def class_scores(found: Found, class_names: list[str]) -> dict[str, dict[str, fl
 
 
 def plain(value: float) -> float | None:
-    """A number as JSON and CSV have it: None for NaN."""
+    """Round a number for JSON and CSV; None for NaN."""
     return None if np.isnan(value) else round(float(value), 6)
 
 
 def mean_of(values: np.ndarray) -> float | None:
-    """The mean of those that are numbers."""
+    """Return the mean of the values that are not NaN, or None if all are."""
     known = values[~np.isnan(values)]
     return plain(known.mean()) if len(known) else None
 
 
 def best_threshold(precision: Tensor, recall: Tensor, thresholds: Tensor) -> dict:
-    """The threshold of largest Dice, and the curve; the class is the second of two."""
-    precision, recall = precision.nan_to_num(1.0), recall.nan_to_num(0.0)  # where nothing is found, or nothing is there
+    """Return the threshold with the largest Dice of the second of two classes, its Dice, that at 0.5, and the curve."""
+    precision, recall = precision.nan_to_num(1.0), recall.nan_to_num(0.0)  # NaN: no pixel is found, or none is there
     dice = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
     best = int(dice[:-1].argmax())
     points = zip(thresholds.tolist(), precision.tolist(), recall.tolist(), strict=False)
@@ -181,7 +185,7 @@ def best_threshold(precision: Tensor, recall: Tensor, thresholds: Tensor) -> dic
 
 
 def measure_table(result: dict) -> Table:
-    """Dice, precision, recall and boundary IoU of each class, of the linear head."""
+    """Return a table of the linear head's Dice, precision, recall and boundary IoU of each class."""
     names = [key for key in MEASURES if key != "iou"]
     table = Table("linear head", *(name.replace("_iou", " IoU") for name in names))
     for label in result["iou"]:
@@ -190,7 +194,7 @@ def measure_table(result: dict) -> Table:
 
 
 def protocol_name(predictor: Predictor) -> str:
-    """The protocol's function and what sets it apart, as one word: sliding_window-769-513-4."""
+    """Return the protocol's function and arguments as one word, for a file's name: sliding_window-769-513-4."""
     protocol = predictor.protocol
     values = [getattr(value, "func", value) for value in getattr(protocol, "keywords", {}).values()]
     words = [getattr(value, "__name__", str(value)) for value in (getattr(protocol, "func", protocol), *values)]

@@ -1,4 +1,4 @@
-"""A checkpoint's network for others: ONNX or pt2 for other programs, its weights alone, a repository on a hub."""
+"""Export a checkpoint's network: as ONNX or pt2 for other programs, as weights alone, or to the Hugging Face Hub."""
 
 import json
 import math
@@ -20,28 +20,28 @@ from pcr_seg.predictor import Predictor, predict_heads
 from pcr_seg.training.model_card import model_card
 
 FORMATS = ("onnx", "pt2", "weights", "hub")
-SIZES = ((2, 128, 160), (1, 97, 131), (3, 224, 161))  # batch, height, width; the first is also the one that is traced
-TOLERANCE = 1e-3  # of logits
+SIZES = ((2, 128, 160), (1, 97, 131), (3, 224, 161))  # batch, height, width to compare at; the first is traced
+TOLERANCE = 1e-3  # largest allowed difference of a logit
 
 
 class Exported(nn.Module):
-    """A predictor's linear head, or both heads, as one plain function."""
+    """A predictor's linear head, or both heads, as one module that torch can export."""
 
     def __init__(self, predictor: Predictor, *, prototype_head: bool) -> None:
         super().__init__()
         self.network, self.method, self.prototype_head = predictor.network, predictor.method, prototype_head
         flags_as_constants(self.method)
-        if hasattr(self.network, "raw"):  # shows images to its backbone in sizes of the form n * stride + 1
+        if hasattr(self.network, "raw"):  # its backbone only sees sizes of the form n * stride + 1
             pad_alike(self.network)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(B, channels, H, W) normalized -> logits (B, C, H, W), or a pair of them: linear and prototype."""
+        """Return logits (B, C, H, W) of normalized images (B, channels, H, W), or a pair: linear and prototype head."""
         heads = predict_heads(self.network, self.method, image, linear=not self.prototype_head)
         return (heads["linear"], heads["prototype"]) if self.prototype_head else heads["linear"]
 
 
 def flags_as_constants(method: nn.Module) -> None:
-    """Make plain values of buffers that are one flag (is_initialized): a tracer cannot ask a tensor."""
+    """Replace buffers that are a single flag (is_initialized) by Python values: a tracer cannot branch on a tensor."""
     for part in method.modules():
         for name, buffer in list(part.named_buffers(recurse=False)):
             if buffer.dtype == torch.bool and buffer.ndim == 0:
@@ -50,9 +50,10 @@ def flags_as_constants(method: nn.Module) -> None:
 
 
 def pad_alike(network: nn.Module) -> None:
-    """Fix the padding of convolutions that pad by the size, as TensorFlow does, which a tracer follows for minutes.
+    """Give convolutions that compute their padding from the size, as TensorFlow does, a fixed padding.
 
-    On maps of n * stride + 1 positions that is the same on both sides, and the same for every size.
+    Tracing the computation takes minutes. On maps of n * stride + 1 positions its result is the same for all sizes, and
+    the same on both sides.
     """
     for parent in list(network.modules()):
         for name, layer in parent.named_children():
@@ -67,12 +68,13 @@ def pad_alike(network: nn.Module) -> None:
 
 
 def export(cfg: DictConfig) -> Path | str:
-    """Write a checkpoint's network for others: ONNX, pt2, its weights alone, or a repository of the Hugging Face Hub.
+    """Export a checkpoint's network as its format says; return the file, or the address of the commit on the hub.
 
     Raises:
-        ValueError: an unknown format, a repository that is none, or what `export_program` cannot do.
-        FileNotFoundError: for the hub, the run's summary.json is not beside the checkpoint.
-        OSError: nothing can be written beside OUTPUT.
+        ValueError: the format is unknown; `repo` is missing or not wanted; or the export fails (`export_program`,
+            `push`).
+        FileNotFoundError: for the hub, the checkpoint's run folder has no summary.json.
+        OSError: nothing can be written to OUTPUT's folder.
     """
     if cfg.format not in FORMATS:
         raise ValueError(f"format={cfg.format}: choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
@@ -87,7 +89,7 @@ def export(cfg: DictConfig) -> Path | str:
 
 
 def write_weights(cfg: DictConfig, output: Path) -> Path:
-    """Write what predicts, without what a training goes on from; eval, predict, app and `load` take it as any other."""
+    """Write a checkpoint with what prediction needs, without what resuming needs; all other commands can read it."""
     output_folder(output.parent, "name another file with output=FILE")
     content = weights_alone(read_checkpoint(fetched(cfg.checkpoint)), "student" if cfg.eval.student else "teacher")
     partial = output.with_name("partial_" + output.name)
@@ -98,11 +100,14 @@ def write_weights(cfg: DictConfig, output: Path) -> Path:
 
 
 def push(cfg: DictConfig, predictor: Predictor) -> str:
-    """Send weights and model card to a repository of the Hugging Face Hub, which is made if it is not there.
+    """Push weights and model card to a repository on the Hugging Face Hub, which is created if necessary.
+
+    Returns:
+        The address of the commit.
 
     Raises:
-        ValueError: a repository that is none, or what the hub answers.
-        FileNotFoundError: the run's summary.json, of which the card is made, is not there.
+        ValueError: the hub refuses, or cannot be reached.
+        FileNotFoundError: there is no summary.json of the run, from which the card is made.
     """
     from huggingface_hub import HfApi
 
@@ -118,7 +123,7 @@ def push(cfg: DictConfig, predictor: Predictor) -> str:
             api = HfApi()
             api.create_repo(cfg.repo, private=cfg.private, exist_ok=True)
             found = api.upload_folder(repo_id=cfg.repo, folder_path=folder, commit_message=f"{predictor.name} weights")
-        except Exception as error:  # of the network, of the hub, and of names, each with a class of its own
+        except Exception as error:  # connection, hub and invalid names each raise classes of their own
             reason = " ".join(str(error).split())
             raise ValueError(f"repo={cfg.repo}: not pushed ({reason}); log in with: hf auth login") from error
     print(f"{found.commit_url}: {'private' if cfg.private else 'public'}")
@@ -127,21 +132,21 @@ def push(cfg: DictConfig, predictor: Predictor) -> str:
 
 
 def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
-    """Write the predictor as ONNX or pt2 for any batch, and any height and width or those of `size` alone.
+    """Write the predictor as ONNX or pt2 for any batch, and for any height and width or those of `size` alone.
 
-    Its answers are compared with the network's for three batches, of three sizes where it takes any.
+    The file's logits are compared with the network's for three batches, of three sizes where it takes any.
 
     Raises:
-        ValueError: no prototypes where their head is asked for, a network that cannot be exported so, or a file that
-            answers differently.
-        OSError: nothing can be written beside OUTPUT.
+        ValueError: the prototype head is wanted but has no prototypes; torch is too old; packages are missing; torch
+            cannot export the network so; or the file's logits differ from the network's.
+        OSError: nothing can be written to OUTPUT's folder.
     """
     if cfg.prototype_head and predictor.bank is None:
         raise ValueError(f"prototype_head=true: {cfg.checkpoint} has no prototypes yet; export the linear head alone")
     output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
     output_folder(output.parent, "name another file with output=FILE")
     function = Exported(predictor, prototype_head=cfg.prototype_head).eval()
-    function.to(memory_format=torch.contiguous_format)  # pt2 files warn of weights in another layout
+    function.to(memory_format=torch.contiguous_format)  # torch warns when it saves other layouts in pt2 files
     sizes = [(batch, *(cfg.size or size)) for batch, *size in SIZES]
     images = [torch.randn(batch, predictor.channels, height, width) for batch, height, width in sizes]
     axes = {0: "batch"} if cfg.size else {0: "batch", 2: "height", 3: "width"}
@@ -153,9 +158,9 @@ def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
             function,
             (images[0],),
             dynamic_shapes={"image": dynamic},
-            prefer_deferred_runtime_asserts_over_guards=True,  # pooling sizes are beyond what it can prove
+            prefer_deferred_runtime_asserts_over_guards=True,  # torch cannot prove its conditions for pooling
         )
-    except Exception as error:  # of torch's tracer, which has many
+    except Exception as error:  # the tracer has many kinds
         what, remedy = "this size", ""
         if not cfg.size:
             what, remedy = "any size", "; give that of your images, as size=[512,512]"
@@ -177,14 +182,14 @@ def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
 
 
 def metadata(predictor: Predictor) -> dict[str, object]:
-    """What a program needs to feed the file and to read its answer: preprocessing, classes and their colors."""
+    """Return what another program needs to use the file: preprocessing, classes and their colors."""
     channels = predictor.channels
     mean, std = mean_and_std(predictor.network, channels)
     return {
         "classes": predictor.class_names,
         "palette": [list(color) for color in predictor.palette],
         "color_order": {1: "grey", 3: "RGB", 4: "RGB and a fourth channel"}[channels],
-        "value_range": [0, 255],  # of what mean and std apply to
+        "value_range": [0, 255],  # of the images to which mean and std are applied
         "mean": [round(float(value), 3) for value in mean],
         "std": [round(float(value), 3) for value in std],
         "dataset": predictor.metadata.get("dataset"),
@@ -193,20 +198,20 @@ def metadata(predictor: Predictor) -> dict[str, object]:
 
 @torch.inference_mode()
 def largest_difference(function: Callable, exported: Callable, image: Tensor) -> float:
-    """Largest absolute difference of any logit between the network and the file."""
+    """Return the largest absolute difference of a logit between the network and the file."""
     pairs = [result if isinstance(result, tuple) else (result,) for result in (function(image), exported(image))]
     return max((a - b).abs().max().item() for a, b in zip(*pairs, strict=True))
 
 
 def write_pt2(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, object]) -> Callable:
-    """Write one pt2 file, the metadata as its extra file metadata.json, and return a function that runs it."""
+    """Write a pt2 file with the metadata in its extra file metadata.json; return a function that runs it."""
     round_up_in_integers(program.graph)
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(metadata)})
     return torch.export.load(path).module()
 
 
 def round_up_in_integers(graph: torch.fx.Graph) -> None:
-    """Write ceil(a / b) on sizes as (a + b - 1) // b: timm's "same" padding uses the first, which pt2 cannot store."""
+    """Replace ceil(a / b) of sizes, which timm's "same" padding uses and pt2 cannot store, by (a + b - 1) // b."""
 
     def call(function: Callable, *arguments: object) -> torch.fx.Node:
         node = graph.call_function(function, arguments)
@@ -222,10 +227,10 @@ def round_up_in_integers(graph: torch.fx.Graph) -> None:
 
 
 def write_onnx(program: torch.export.ExportedProgram, path: Path, metadata: dict[str, object]) -> Callable:
-    """Write one ONNX file, the metadata as JSON under its keys, and return a function that runs it."""
+    """Write an ONNX file with each item of the metadata as JSON; return a function that runs it."""
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  torch's exporter imports it late and fails less clearly
+        import onnxscript  # noqa: F401  torch's exporter needs it, and would fail late and less clearly
     except ImportError as error:
         raise ValueError("format=onnx needs more packages: pip install 'pcr-seg[export]'") from error
     names = ["logits", "prototype_logits"][: len(program.graph_signature.user_outputs)]

@@ -1,6 +1,6 @@
-"""Predictions as files: images read in batches, predicted, and the maps of each written while the next are predicted.
+"""Write predictions as files: read images in batches, predict them, and write maps while the next batch is predicted.
 
-A map's file appears complete or not at all.
+The file of a map is complete or not there at all.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,20 +24,20 @@ from pcr_seg.predictor import Predictor
 
 MAPS = ("index", "color", "overlay", "confidence", "disagreement", "prototype")
 REMEDY = "make room there, or name another folder with output=FOLDER"
-GEO_TAGS = {33550, 33922, 34264, 34735}  # of GeoTIFF: pixel scale, tie points, transform, coordinate system
-ORIENTATION = 274  # of TIFF: 1 is upright
-BLOCK = 256  # side of the blocks of a GeoTIFF that is written in one piece
+GEO_TAGS = {33550, 33922, 34264, 34735}  # GeoTIFF's tags: pixel scale, tie points, transform, coordinate system
+ORIENTATION = 274  # TIFF's tag; a value of 1 is upright
+BLOCK = 256  # side in pixels of the blocks of a GeoTIFF that is written at once
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Raise a ValueError for a setting that none can have."""
+    """Raise a ValueError for a `batch_size` or `on_error` that has no such value."""
     whole_number(cfg, "batch_size", 1)
     if cfg.on_error not in ("skip", "raise"):
         raise ValueError(f"on_error={cfg.on_error}: choose skip or raise")
 
 
 def check_maps(maps: list[str], predictor: Predictor) -> list[str]:
-    """The maps, if there are such and the predictor can make them; otherwise a ValueError."""
+    """Return the maps; raise a ValueError if one does not exist or the predictor cannot make it."""
     if strange := sorted(set(maps) - set(MAPS)):
         raise ValueError(f"maps: {', '.join(strange)} is none of {', '.join(MAPS)}")
     lacking = []
@@ -51,12 +51,12 @@ def check_maps(maps: list[str], predictor: Predictor) -> list[str]:
 
 
 def needed(maps: list[str]) -> dict[str, bool]:
-    """What `look` has to compute for these maps, and no more."""
+    """Return the arguments of `look` with which it computes no more than these maps need."""
     return {"nearest": "prototype" in maps, "linear": "disagreement" not in maps}
 
 
 def progress_bar(*, shown: bool = True) -> Progress:
-    """A bar that counts images."""
+    """Return a progress bar that counts images."""
     return Progress(*Progress.get_default_columns(), MofNCompleteColumn(), disable=not shown)
 
 
@@ -65,10 +65,17 @@ def predict_batches(
     write: Callable[[str, np.ndarray, View], None], unreadable: Callable[[str, Exception], None],
     progress: Progress, task: TaskID,
 ) -> None:  # fmt: skip
-    """Predict the images of one group after another, as far as these maps need it, and have each written by a thread.
+    """Predict groups of images in batches, and write each image's prediction in a thread meanwhile.
 
-    `write` gets the name, the image (H, W, channels) and its prediction; `unreadable` as in `batches`. A batch never
-    holds images of two groups.
+    Args:
+        predictor: the model.
+        groups: each with its images' files by name; a batch never has images of two groups.
+        batch_size: most images in a batch.
+        maps: the maps that will be written; only what these need is computed.
+        write: is called with an image's name, the image (H, W, channels) and its prediction.
+        unreadable: is called with the name of an image that cannot be read, and the error.
+        progress: shows how many images are done.
+        task: the task of `progress` to advance.
     """
     heads, format = needed(maps), predictor.image_format
     with ThreadPoolExecutor() as pool:
@@ -81,7 +88,7 @@ def predict_batches(
                         line = f"{group[name]}: nearly black as it is read; {remedy}"
                         progress.console.print(line, soft_wrap=True)
                 found = look(predictor, [image for _, image in batch], **heads)
-                for written in waiting:  # one batch is written while the next is predicted, and never more than one
+                for written in waiting:  # wait, so that no more than one batch is being written
                     written.result()
                 waiting = [pool.submit(write, *pair, view) for pair, view in zip(batch, found, strict=True)]
                 progress.advance(task, len(batch))
@@ -92,7 +99,10 @@ def predict_batches(
 def skipping(
     failed: dict[str, str], on_error: str, progress: Progress, task: TaskID
 ) -> Callable[[str, Exception], None]:
-    """What to call for an image that cannot be read: it is named and noted in `failed`; or raised by `on_error`."""
+    """Return a function for images that cannot be read: it prints the error and notes it in `failed`, or raises it.
+
+    `on_error` is "skip" or "raise".
+    """
 
     def leave_out(name: str, error: Exception) -> None:
         if on_error == "raise":
@@ -107,9 +117,9 @@ def skipping(
 def batches(
     images: Mapping[str, Path | str], format: Format, size: int, unreadable: Callable[[str, Exception], None]
 ) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """Read images in order, up to `size` neighbors of one shape at a time: a frame after another, a photo alone.
+    """Read images in order and yield batches of up to `size` neighbours of the same shape.
 
-    `unreadable` is called with the name of one that cannot be read, and the error.
+    `unreadable` is called with the name of an image that cannot be read, and the error.
     """
     batch: list[tuple[str, np.ndarray]] = []
     for name, path in images.items():
@@ -127,7 +137,10 @@ def batches(
 
 
 def draw_maps(predictor: Predictor, image: np.ndarray, found: View, maps: list[str]) -> dict[str, np.ndarray]:
-    """The pictures of a prediction by the folder that they go to, (H, W) or (H, W, 3) uint8."""
+    """Return the pictures (H, W) or (H, W, 3) of a prediction, by the folder that each is written to.
+
+    All are uint8, except for the indices of more than 256 prototypes, which are uint16.
+    """
     labels, palette = found.labels["linear"], predictor.palette
     ground = annotations.ground(predictor.class_names)
     pictures = {}
@@ -149,7 +162,7 @@ def draw_maps(predictor: Predictor, image: np.ndarray, found: View, maps: list[s
 
 
 def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Numbers in 0..1 as 0..255."""
+    """Convert numbers in 0..1 to uint8 in 0..255."""
     return np.rint(values * 255).astype(np.uint8)
 
 
@@ -157,7 +170,7 @@ def write_maps(
     predictor: Predictor, image: np.ndarray, found: View, maps: list[str], output: Path, name: str,
     place: Path | None = None,
 ) -> None:  # fmt: skip
-    """Write the maps of one image as OUTPUT/MAP/NAME.png, or as NAME.tif with the georeference of the file `place`."""
+    """Write the maps of an image as OUTPUT/MAP/NAME.png, or as NAME.tif with the georeference of the file `place`."""
     for kind, picture in draw_maps(predictor, image, found, maps).items():
         target = output / kind / f"{name}{'.tif' if place else '.png'}"
         with complete(target) as partial:
@@ -169,7 +182,7 @@ def write_maps(
 
 @contextmanager
 def complete(target: Path) -> Iterator[Path]:
-    """A hidden file beside `target` to write to, which then gets its name; raises an OSError of one line."""
+    """Yield a hidden file beside `target` to write to, which is then renamed to it; raise an OSError of one line."""
     partial = target.with_name(f".{target.name}")
     with writing(target, REMEDY):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -181,19 +194,19 @@ def complete(target: Path) -> Iterator[Path]:
 
 
 def write_png(target: Path, picture: np.ndarray) -> None:
-    """Write (H, W) or (H, W, 3) as a PNG file, a third larger than by default, in a fifth of the time."""
+    """Write (H, W) or (H, W, 3) as a PNG file; weakly compressed, which makes it larger but much faster to write."""
     Image.fromarray(picture).save(target, compress_level=1)
 
 
 def write_tiff(target: Path, picture: np.ndarray, place: Path) -> None:
-    """Write (H, W) or (H, W, bands) as a TIFF file with the georeference of another one of its size."""
+    """Write (H, W) or (H, W, bands) as a TIFF file with the georeference of `place`, a file of the same size."""
     rows, columns = (tiles.Cut(0, size, 0, size) for size in picture.shape[:2])
     with tiles.open_tiff(place) as like, tiles.create_tiff(target, like, picture, BLOCK) as file:
         tiles.write_window(file, picture, rows, columns)
 
 
 def places(images: dict[str, Path]) -> dict[str, Path]:
-    """Those images that say where on earth they lie; none, with a line that says so, where rasterio is missing."""
+    """Return the georeferenced images; without rasterio print that the georeference is lost, and return none."""
     found = {name: path for name, path in images.items() if is_georeferenced(path)}
     if found and find_spec("rasterio") is None:
         remedy = "pip install 'pcr-seg[tiles]' keeps it"
@@ -203,11 +216,11 @@ def places(images: dict[str, Path]) -> dict[str, Path]:
 
 
 def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a GeoTIFF whose rows and columns are those that are predicted; its tags alone are read."""
+    """Whether a file is an upright GeoTIFF, so that its prediction has the same rows and columns; reads tags only."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False
     try:
         with Image.open(path, formats=["TIFF"]) as image:
             return not GEO_TAGS.isdisjoint(image.tag_v2) and image.tag_v2.get(ORIENTATION, 1) == 1
-    except Exception:  # Pillow's readers meet damage with nearly every exception there is; `read_image` says which
+    except Exception:  # Pillow raises nearly any exception for damaged files, which `read_image` will report
         return False

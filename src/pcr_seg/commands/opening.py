@@ -1,4 +1,4 @@
-"""What commands open: a checkpoint, the data set to use it on, a device, and the folder that they write to."""
+"""What commands have in common: they open a checkpoint, a data set, a device, and a folder to write to."""
 
 import tempfile
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from pcr_seg.data.sources import Source
 from pcr_seg.predictor import Predictor
 from pcr_seg.training.values import check_node, check_type
 
-# Of keys that stand for no constructor's argument, where a command has them.
+# Types of keys that are no constructor's arguments, for the commands that have them.
 TYPES = {
     "checkpoint": str, "trust": str | list[str] | None, "eval.student": bool, "device": str, "num_workers": int,
     "prototype_head": bool, "private": bool, "repo": str | None, "port": int | None, "margin": int, "tile": int | None,
@@ -26,7 +26,7 @@ TYPES = {
 
 
 def check_values(cfg: DictConfig) -> None:
-    """Raise a ValueError for the first value of a command that is of a wrong type or out of range."""
+    """Raise a ValueError for the first value of a command's configuration with a wrong type or out of range."""
     config = OmegaConf.to_container(cfg, resolve=True)
     for key, hint in TYPES.items():
         if (value := OmegaConf.select(cfg, key, default=MISSING)) is not MISSING:
@@ -35,11 +35,11 @@ def check_values(cfg: DictConfig) -> None:
 
 
 def open_checkpoint(cfg: DictConfig) -> Predictor:
-    """The predictor of a command's checkpoint: the teacher's unless `eval.student`, by `protocol` or its own.
+    """Load the checkpoint of a command: its teacher, or student if `eval.student`, with `protocol` or its own one.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a value of a wrong type, or a checkpoint that cannot be used.
+        ValueError: a value has a wrong type, or the checkpoint cannot be used (`checkpoint.load`).
     """
     check_values(cfg)
     protocol = instantiate(cfg.protocol) if cfg.get("protocol") else None
@@ -48,16 +48,16 @@ def open_checkpoint(cfg: DictConfig) -> Predictor:
 
 
 def run_folder(cfg: DictConfig) -> Path:
-    """The folder of a checkpoint's run; of one on a hub the current folder."""
+    """Return the run folder of a checkpoint; for one on a hub the current folder."""
     return Path.cwd() if is_on_hub(cfg.checkpoint) else Path(cfg.checkpoint).absolute().parents[1]
 
 
 def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
-    """The data set that a command names, or the checkpoint's own, which only a trusted reader may read.
+    """Read the data set that a command names, or else that of the checkpoint's run.
 
     Raises:
         FileNotFoundError: the data set is not there.
-        ValueError: none is named, the checkpoint's calls foreign code, or the network does not fit it.
+        ValueError: there is none; the checkpoint's would call foreign code; or the network does not fit it.
     """
     source = build(cfg.get("dataset") or own_dataset(cfg, predictor))
     source = hold_out_again(source, run_folder(cfg) / "splits/val.txt")
@@ -72,18 +72,18 @@ def open_source(cfg: DictConfig, predictor: Predictor) -> Source:
 
 
 def own_dataset(cfg: DictConfig, predictor: Predictor) -> DictConfig:
-    """How a checkpoint's own data set is made; raises ValueError if there is none, or it calls foreign code."""
+    """Return the node of the data set of a checkpoint's run; raise a ValueError for none, or one with foreign code."""
     own = predictor.metadata.get("config", {}).get("dataset")
     if not isinstance(own, dict):
         raise ValueError(f"checkpoint={cfg.checkpoint}: names no data set; give dataset=folder dataset.root=FOLDER")
     node = OmegaConf.create(own)
-    plain = OmegaConf.to_container(node)  # tuples as lists: nothing that Hydra would call stays unseen
+    plain = OmegaConf.to_container(node)  # as Hydra will see it, so that nothing it would call is missed
     refuse_strangers(f"checkpoint={cfg.checkpoint}", [plain], cfg.trust or (), TRUSTED_DATA)
     return node
 
 
 def whole_number(cfg: DictConfig, key: str, least: int | None = None) -> int:
-    """The whole number of a key; raises ValueError for anything else, or a smaller one than `least`."""
+    """Return the value of a key; raise a ValueError if it is no whole number, or smaller than `least`."""
     value = cfg[key]
     if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
         enough = "" if least is None else f" of {least} or more"
@@ -93,7 +93,7 @@ def whole_number(cfg: DictConfig, key: str, least: int | None = None) -> int:
 
 @contextmanager
 def writing(output: Path, remedy: str) -> Iterator[None]:
-    """Raise an OSError of one line, with file and remedy, where something cannot be written there."""
+    """Inside this context, turn an OSError into one of one line with file and remedy."""
     try:
         yield
     except OSError as error:
@@ -101,7 +101,7 @@ def writing(output: Path, remedy: str) -> Iterator[None]:
 
 
 def output_folder(folder: Path, remedy: str) -> Path:
-    """Make a folder before the work starts; raises an OSError of one line where nothing can be written into it."""
+    """Make a folder, before the work starts; raise an OSError of one line if nothing can be written into it."""
     with writing(folder, remedy):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -109,9 +109,12 @@ def output_folder(folder: Path, remedy: str) -> Path:
 
 
 def choose_device(name: str, number: int = 0) -> torch.device:
-    """The device of this name: auto (a GPU where there is one), cpu, gpu, cuda:1; raises ValueError without it.
+    """Return the device of this name: auto (a GPU if there is one), cpu, gpu, cuda:1 ...
 
-    Of several GPUs that auto and gpu may mean, the one of this number, counted round.
+    If auto or gpu may mean several GPUs, it is the one of this `number`, modulo their number.
+
+    Raises:
+        ValueError: there is no such device.
     """
     gpu = f"cuda:{number % max(1, torch.cuda.device_count())}"
     meant = {"auto": gpu if torch.cuda.is_available() else "cpu", "gpu": gpu}.get(name, name)

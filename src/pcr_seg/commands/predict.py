@@ -1,4 +1,4 @@
-"""From a checkpoint and images to maps, one file each, and the area of each class."""
+"""Predict images with a checkpoint: write maps, a file for each, and the area of each class."""
 
 import json
 import shlex
@@ -33,19 +33,19 @@ from pcr_seg.data.tiles import Cut
 from pcr_seg.pictures.panels import View, look
 from pcr_seg.predictor import Predictor
 
-FOLDERS = {*MAPS, "prototype_color"}  # of the output
+FOLDERS = {*MAPS, "prototype_color"}  # folders of the output
 
 
 def predict(cfg: DictConfig) -> dict:
-    """Write the chosen maps of each image, and annotations if asked for; write and return what areas.json holds.
+    """Write the chosen maps of each image, annotations if asked for, and areas.json; return the content of the latter.
 
-    areas.json: `checkpoint`, `classes`, `images` (name -> file, height, width, pixels and share of each class),
-    `failed` (name -> what is wrong with an image that was left out) and `total` (pixels and share over all images).
-    It is written as well when the command is stopped, and then holds the images that are done.
+    areas.json has `checkpoint`; `classes`; `images` (by name: file, height, width, pixels and share of each class);
+    `failed` (by name: why an image was left out); and `total` (pixels and share of each class over all images). If the
+    command is stopped, it has the images that are done.
 
     Raises:
-        ValueError: an unknown map, one that needs a head or bank that is not there, a setting that is none, no images,
-            two of one name; or, with on_error=raise, an image that cannot be read.
+        ValueError: a map is unknown, or the checkpoint cannot make it; a setting has no such value; there are no
+            images, or two of the same name; or, with on_error=raise, an image cannot be read.
         OSError: a map cannot be written.
     """
     predictor = open_checkpoint(cfg)
@@ -85,7 +85,7 @@ def predict(cfg: DictConfig) -> dict:
 
 
 def check_format(cfg: DictConfig, images: dict[str, Path]) -> None:
-    """Raise a ValueError for a format of annotations that is none, or for an image that is never in one piece."""
+    """Raise a ValueError for an unknown annotation format, or for one with an image that is predicted by tiles."""
     if cfg.format not in (None, *annotations.FORMATS):
         raise ValueError(f"format={cfg.format}: choose {' or '.join(annotations.FORMATS)}, or leave it out")
     if cfg.format and cfg.tile and (large := [path for path in images.values() if is_large(path, cfg.tile)]):
@@ -98,7 +98,7 @@ def predict_images(
     predictor: Predictor, images: dict[str, Path], cfg: DictConfig, maps: list[str], areas: dict, failed: dict,
     annotate: Callable[[str, Path, np.ndarray], None] | None,
 ) -> None:  # fmt: skip
-    """Write the maps of images; put the areas of each into `areas`, and what is wrong with others into `failed`."""
+    """Write the maps of images; put each image's areas into `areas`, or the reason why it is left out into `failed`."""
     large = {name: path for name, path in images.items() if cfg.tile and is_large(path, cfg.tile)}
     small = {name: path for name, path in images.items() if name not in large}
     placed, output = places(small), Path(cfg.output)
@@ -123,7 +123,7 @@ def predict_images(
 
 
 def write_areas(cfg: DictConfig, classes: list[str], images: dict[str, Path], areas: dict, failed: dict) -> dict:
-    """Write areas.json of the images that are done, in the images' order, and return what it holds."""
+    """Write areas.json with the images that are done, in the images' order, and return its content."""
     done = {name: areas[name] for name in images if name in areas}
     pixels = [list(of_image["pixels"].values()) for of_image in done.values()]
     total = np.sum([[0] * len(classes), *pixels], axis=0)
@@ -141,10 +141,12 @@ def write_areas(cfg: DictConfig, classes: list[str], images: dict[str, Path], ar
 
 
 def named_images(place: str, output: Path) -> dict[str, Path]:
-    """Images of a file, a folder (with sub-folders) or a glob, by the name that their maps get; without maps.
+    """Return the images of a file, a folder with its sub-folders, or a glob, by the name that their maps get.
+
+    Maps that an earlier prediction has written are left out.
 
     Raises:
-        ValueError: no images, those of a URL, or two whose maps would have one name.
+        ValueError: `place` is a URL; there are no images; or the maps of two would have the same name.
     """
     if is_url(place):
         raise ValueError(f"images={place}: is a URL, which autolabel.py reads; copy the images to this machine")
@@ -165,7 +167,7 @@ def named_images(place: str, output: Path) -> dict[str, Path]:
 
 
 def is_map(path: Path, output: Path) -> bool:
-    """Whether a file is what this command has written: in OUTPUT/MAP/, or where an areas.json lies beside MAP/."""
+    """Whether this command has written a file: it is in OUTPUT/MAP/, or in a folder MAP/ beside an areas.json."""
     if path.suffix not in (".png", ".tif") or FOLDERS.isdisjoint(path.parts):
         return False
     above = [folder.parent for folder in path.resolve().parents if folder.name in FOLDERS]
@@ -173,14 +175,14 @@ def is_map(path: Path, output: Path) -> bool:
 
 
 def area(path: Path, labels: np.ndarray, classes: list[str]) -> dict:
-    """What areas.json says of one image."""
+    """Return what areas.json has about one image."""
     height, width = labels.shape
     counts = np.bincount(labels.ravel(), minlength=len(classes))
     return {"file": str(path), "height": height, "width": width, **of_classes(counts, classes)}
 
 
 def of_classes(counts: np.ndarray, classes: list[str]) -> dict:
-    """Pixels of each class, and their share in 0..1; 0 of no pixels."""
+    """Return the pixels of each class, and their share in 0..1; 0 if there are no pixels at all."""
     shares = counts / max(counts.sum(), 1)
     return {
         "pixels": dict(zip(classes, counts.tolist(), strict=True)),
@@ -195,13 +197,13 @@ def is_large(path: Path, tile: int) -> bool:
     try:
         with tiles.open_tiff(path) as file:
             return max(file.shape) > tile
-    except OSError:  # `read_image` says what is wrong with it
+    except OSError:  # `read_image` will report what is wrong with it
         return False
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise what GDAL says of a damaged file, which does not name it, as a DataError."""
+    """Inside this context, turn GDAL's errors about a damaged file into a DataError that names the file."""
     try:
         yield
     except OSError as error:
@@ -229,7 +231,7 @@ def predict_tiles(
     """Write the maps of one TIFF file by tiles, as OUTPUT/MAP/NAME.tif with its georeference; return its areas.
 
     Raises:
-        DataError: a window cannot be read; nothing is left of the maps then.
+        DataError: a window cannot be read; the maps are removed then.
         OSError: a map cannot be written.
     """
     counts, written = np.zeros(len(predictor.class_names), np.int64), {}

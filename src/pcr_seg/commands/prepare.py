@@ -1,4 +1,4 @@
-"""The five things that prepare.py does with a data set."""
+"""The five actions of prepare.py: prepare, check, suggest, import, manifest."""
 
 import shlex
 import sys
@@ -23,10 +23,14 @@ IMPORT_KEYS = (
 
 
 def act(cfg: DictConfig, dataset: str) -> None:
-    """Do what `action` says; `dataset` are the overrides that name the data set, as typed.
+    """Run the action that `cfg.action` names.
+
+    Args:
+        cfg: configuration of prepare.py.
+        dataset: the overrides that name the data set, as typed, for commands to print.
 
     Raises:
-        ValueError: there is no such action, or what it is given cannot be used.
+        ValueError: there is no such action, or its data or settings cannot be used.
         SystemExit: `check` has found errors.
     """
     if cfg.action not in ACTIONS:
@@ -35,13 +39,13 @@ def act(cfg: DictConfig, dataset: str) -> None:
 
 
 def run_prepare(cfg: DictConfig, dataset: str) -> None:
-    """Bring files into place."""
+    """Download, unpack and check a benchmark data set, and print what it has."""
     reader = cfg.dataset._target_.rpartition(".")[2]
     print(prepare(reader, Path(cfg.dataset.root), partial(build, cfg.dataset), Path(cfg.lists)))
 
 
 def run_check(cfg: DictConfig, dataset: str) -> None:
-    """Examine, report, say what comes next; exit with 1 if training would fail."""
+    """Examine a data set, print and write the report and the next command; exit with 1 if training would fail."""
     console = Console()
     report = check(build(cfg.dataset))
     show(report, console)
@@ -54,8 +58,8 @@ def run_check(cfg: DictConfig, dataset: str) -> None:
 
 
 def run_suggest(cfg: DictConfig, dataset: str) -> None:
-    """Show the settings with their reasons, and the command to copy."""
-    import torch  # which no other action needs
+    """Print suggested settings with their reasons, and a command to copy."""
+    import torch  # takes seconds, and no other action needs it
 
     console = Console()
     gpu_gib = torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else None
@@ -70,7 +74,7 @@ def run_suggest(cfg: DictConfig, dataset: str) -> None:
 
 
 def run_import(cfg: DictConfig, dataset: str) -> None:
-    """Make a data set of what a tool exported, and say what is left out and what comes next."""
+    """Convert an annotation tool's export into a data set; print what is left out, and the next command."""
     if cfg["from"] is None or "dataset.root=" not in dataset:
         raise ValueError("import: say what from, and where to: python prepare.py import from=EXPORT dataset.root=NEW")
     root, console = Path(cfg.dataset.root), Console(soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""A command line, looked at before Hydra reads it: names that do not exist, and settings in the environment."""
+"""Check a command line before Hydra reads it: names that do not exist, missing values, environment variables."""
 
 import functools
 import os
@@ -19,13 +19,13 @@ from pcr_seg.commands.help import show_help
 from pcr_seg.config import CONF, QUOTES, command_line, one_line_errors, suggestion
 from pcr_seg.data.published import MIRROR
 
-OWN_CONF = r"-(cd|cp|cn)$|--config-|hydra\.searchpath"  # configurations of the user's own, which Hydra judges
-SHOWING = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")  # which run nothing
-TAKE_A_WORD = (*SHOWING, "--package", "-p")
+OWN_CONF = r"-(cd|cp|cn)$|--config-|hydra\.searchpath"  # with a configuration of the user's own only Hydra can check
+SHOWING = ("--cfg", "-c", "--info", "-i", "--shell-completion", "-sc")  # options that show something, and run nothing
+TAKE_A_WORD = (*SHOWING, "--package", "-p")  # options that are followed by a word
 
 
 def start(text: str) -> None:
-    """Make the process's command line what Hydra shall read; end the command in one line where it cannot be used.
+    """Check the process's command line and rewrite it for Hydra (`config.command_line`); exit in one line if it is bad.
 
     Args:
         text: the script's docstring, which `--help` shows.
@@ -48,7 +48,7 @@ def start(text: str) -> None:
 
 
 def refuse_environment(environment: Mapping[str, str]) -> None:
-    """Raise a ValueError for a variable that Lightning would take behind our back, or that is ours but misspelt."""
+    """Raise a ValueError for a variable that would change Lightning's trainer, or a misspelt one of this project."""
     for variable, value in environment.items():
         if variable.startswith("PL_TRAINER_"):
             key = variable.removeprefix("PL_TRAINER_").lower()
@@ -58,20 +58,24 @@ def refuse_environment(environment: Mapping[str, str]) -> None:
 
 
 def without_nulls(name: str, arguments: list[str]) -> list[str]:
-    """Leave `group=null` out where that is the default, which Hydra cannot read."""
+    """Remove `group=null` if null is the group's default, because Hydra cannot read it."""
     defaults = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml").defaults)
     nulls = [f"{group}=null" for one in defaults if isinstance(one, dict) for group in one if one[group] is None]
     return [argument for argument in arguments if argument not in nulls]
 
 
 def overrides(arguments: list[str]) -> list[str]:
-    """The overrides among a command's arguments."""
+    """Return the overrides among a command's arguments."""
     pairs = pairwise(["", *arguments])
     return [word for before, word in pairs if not word.startswith("-") and before not in TAKE_A_WORD]
 
 
 def cells(words: list[str], sweeps: bool) -> list[list[str]]:
-    """Overrides of as many cells of a sweep as show each value once; of the one cell where nothing is swept."""
+    """Return the overrides of as few cells of a sweep as contain each value once; without a sweep, of one cell.
+
+    Raises:
+        ValueError: a word is no override, or has several values without a sweep.
+    """
     parser, values = OverridesParser.create(), []
     for word in words:
         try:
@@ -82,13 +86,13 @@ def cells(words: list[str], sweeps: bool) -> list[list[str]]:
             raise ValueError(f"{word}: several values are a sweep, which needs -m; a list is written [a,b]")
         if override.is_discrete_sweep() and override.value_type != ValueType.GLOB_CHOICE_SWEEP:
             values.append([f"{word.partition('=')[0]}={value}" for value in override.sweep_string_iterator()])
-        elif not override.is_sweep_override():  # what a sweeper draws, or finds in folders
+        elif not override.is_sweep_override():  # else only the sweeper knows the values
             values.append([word])
     return [[one[min(i, len(one) - 1)] for one in values] for i in range(max(map(len, values), default=1))]
 
 
 def check(name: str, words: list[str]) -> None:
-    """Raise a ValueError for the first override that names no choice or key, with the nearest that there is."""
+    """Raise a ValueError for the first override of a choice or key that does not exist, with the nearest that does."""
     groups = composed(name).hydra.runtime.choices
     for word in words:
         check_choice(name, word, groups)
@@ -96,11 +100,11 @@ def check(name: str, words: list[str]) -> None:
     known = {*dict(items(base)), *groups}
     for word in words:
         check_key(word, base, known)
-    composed(name, *words)  # whatever else Hydra refuses
+    composed(name, *words)  # Hydra raises for whatever else is wrong
 
 
 def refuse_missing(cfg: DictConfig, text: str) -> None:
-    """Raise a ValueError for the first key that has no value, with the docstring's first example that gives one."""
+    """Raise a ValueError for the first key without a value, with the docstring's first example that sets the key."""
     values = OmegaConf.to_container(cfg)
     del values["hydra"]
     for key in (path for path, value in items(values) if value == "???"):
@@ -109,7 +113,7 @@ def refuse_missing(cfg: DictConfig, text: str) -> None:
 
 
 def check_key(word: str, base: dict, known: set[str]) -> None:
-    """Raise a ValueError where an override names no key of a configuration, nor adds one that somebody reads."""
+    """Raise a ValueError if an override's key is not in the configuration, and is no addition that something reads."""
     key = key_of(word)
     if key in known:
         if re.match(r"\+[^+]", word):
@@ -125,7 +129,7 @@ def check_key(word: str, base: dict, known: set[str]) -> None:
 
 
 def check_choice(name: str, word: str, groups: Mapping[str, str]) -> None:
-    """Raise a ValueError where an override chooses what a group, or a command, does not have."""
+    """Raise a ValueError if an override chooses what its group does not have, or a group that the command lacks."""
     group, value = key_of(word), word.partition("=")[2].strip(QUOTES)
     if not (group and (CONF / group).is_dir()) or word.startswith("~"):
         return
@@ -139,19 +143,19 @@ def check_choice(name: str, word: str, groups: Mapping[str, str]) -> None:
 
 
 def key_of(word: str) -> str:
-    """The key or group of an override."""
+    """Return the key or group of an override."""
     return word.lstrip("+~").partition("=")[0]
 
 
 @functools.cache
 def composed(name: str, *words: str) -> DictConfig:
-    """What a command's overrides make of its configuration, Hydra's own included."""
+    """Return a command's configuration with these overrides, including Hydra's own."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(words), return_hydra_config=True)
 
 
 def items(node: dict) -> Iterator[tuple[str, object]]:
-    """The dotted keys of a configuration, of its nodes and of their values, with what they hold."""
+    """Yield the dotted keys of a configuration, both of nodes and of values, with their content."""
     for key, value in node.items():
         yield key, value
         if isinstance(value, dict):
@@ -159,14 +163,14 @@ def items(node: dict) -> Iterator[tuple[str, object]]:
 
 
 def listed(key: str, known: Iterable[str]) -> str:
-    """The keys beside one that does not exist, or the top ones."""
+    """List the keys in the same node as one that does not exist, or the top-level ones."""
     above = key.rpartition(".")[0]
     above = above if above in known else ""
     return ", ".join(sorted(one for one in known if one.rpartition(".")[0] == above and "/" not in one))
 
 
 def below_constructor(node: dict, key: str) -> bool:
-    """Whether a key that is added belongs to something that is called with it, and refuses what it does not know."""
+    """Whether a key is in a node with a `_target_`, whose constructor will take it, or be checked not to."""
     for part in key.split(".")[:-1]:
         node = node.get(part) if isinstance(node, dict) else None
         if isinstance(node, dict) and "_target_" in node:

@@ -1,7 +1,7 @@
-"""Masks as files of annotations, to be corrected in a tool: COCO's JSON, or Labelme's.
+"""Write masks as annotation files, COCO's JSON or Labelme's, to be corrected in an annotation tool.
 
-`prepare.py import` reads both back. COCO's run lengths are exact; Labelme's polygons leave out corners below a pixel,
-so that there are few to move.
+`prepare.py import` reads both back. COCO's run lengths are exact. Labelme's polygons leave out corners smaller than a
+pixel, so that a person has few points to move.
 """
 
 import json
@@ -18,11 +18,11 @@ from pcr_seg.data.files import IGNORE_INDEX
 from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 
 FORMATS = ("coco", "labelme")
-TOLERANCE = 1.0  # pixels that a polygon's sides may lie beside the mask's
+TOLERANCE = 1.0  # pixels that a polygon may deviate from the mask's border
 
 
 class Region(NamedTuple):
-    """A connected region of one class: its pixels (h, w) bool, the first of them at (top, left)."""
+    """A connected region of one class: a mask (h, w) of bool whose upper left corner is at (top, left)."""
 
     label: int
     mask: np.ndarray
@@ -34,16 +34,18 @@ class Region(NamedTuple):
 def annotations(
     folder: Path, format: str, class_names: Sequence[str]
 ) -> Iterator[Callable[[str, Path, np.ndarray], None]]:
-    """A function that takes the mask of an image after another, and writes them into `folder`.
+    """Open annotation files in `folder`; yields a function that adds the mask of one image.
 
-    It is called with the image's path as tools know it, such as `day 2/photo.jpg`, with its file, and with class ids
-    (H, W) uint8, 255 = ignored; from any thread. COCO: annotations.json, written at the end, also after an interrupt.
-    Labelme: labelme/NAME.json at once, which refers to the file, and labelme/labels.txt, for its --labels.
+    The function takes the image's path as tools know it (`day 2/photo.jpg`), its file, and class ids (H, W) of uint8
+    with 255 = ignored. It may be called from any thread.
+
+    COCO's annotations.json is written at the end, also after an interrupt. Labelme's labelme/NAME.json is written at
+    once and refers to the image's file; labelme/labels.txt is for its option --labels.
 
     Args:
-        folder: of the output.
+        folder: where to write.
         format: "coco" or "labelme".
-        class_names: in the order of ids. What is called background is left out: it is what no shape covers.
+        class_names: in the order of ids. A class called background is not written: it is what no shape covers.
     """
     found: list[tuple[str, tuple[int, int], list[dict]]] = []
 
@@ -71,12 +73,12 @@ def write_json(file: Path, content: dict) -> None:
 
 
 def ground(class_names: Sequence[str]) -> int | None:
-    """The id of the background, if there is one."""
+    """Return the id of the background class, or None."""
     return next((label for label, name in enumerate(class_names) if name.lower() in BACKGROUND), None)
 
 
 def regions(mask: np.ndarray) -> Iterator[Region]:
-    """The regions of a mask whose pixels share sides, class by class."""
+    """Yield the connected regions of a mask (pixels that share a side), class by class."""
     for label in np.unique(mask).tolist():
         of_label = (mask == label).astype(np.uint8)
         number, numbers, boxes, _ = cv2.connectedComponentsWithStats(of_label, connectivity=4)
@@ -86,9 +88,9 @@ def regions(mask: np.ndarray) -> Iterator[Region]:
 
 
 def coco_annotations(mask: np.ndarray, class_names: Sequence[str]) -> list[dict]:
-    """The annotations of one image, without numbers: a region each, as run lengths down the columns.
+    """Return the annotations of one image, one for each region, as run lengths down the columns; without ids.
 
-    Ids of classes are their place in `class_names`, from 1. Source: cocodataset.org, "Data format".
+    Category ids count `class_names` from 1. Source: cocodataset.org, "Data format".
     """
     found = []
     for label, pixels, top, left in regions(mask):
@@ -113,7 +115,7 @@ def coco_annotations(mask: np.ndarray, class_names: Sequence[str]) -> list[dict]
 
 
 def coco_file(images: Sequence[tuple[str, tuple[int, int], list[dict]]], class_names: Sequence[str]) -> dict:
-    """What COCO's JSON holds of images given by path, size (H, W) and annotations."""
+    """Return the content of COCO's JSON, from each image's path, size (H, W) and annotations."""
     names = dict(enumerate(class_names, 1))
     if any(note["category_id"] == IGNORE_INDEX + 1 for *_, notes in images for note in notes):
         names[IGNORE_INDEX + 1] = IGNORED
@@ -130,14 +132,14 @@ def coco_file(images: Sequence[tuple[str, tuple[int, int], list[dict]]], class_n
 
 
 def labelme_names(class_names: Sequence[str]) -> list[str]:
-    """The classes in the order of ids as Labelme calls them: its own name for a background, and what is ignored."""
+    """Return Labelme's names: first that of ignored pixels, then the classes'; a background is "_background_"."""
     return [IGNORED, *("_background_" if i == ground(class_names) else name for i, name in enumerate(class_names))]
 
 
 def labelme_file(mask: np.ndarray, class_names: Sequence[str], image: str, tolerance: float = TOLERANCE) -> dict:
-    """What Labelme's JSON holds of one image: the outline of each region, larger ones first, so that others lie on top.
+    """Return the content of Labelme's JSON for one image: outlines of regions, large ones first, others on top.
 
-    Background is drawn where it lies inside of something else, as `_background_`.
+    Background is drawn, as `_background_`, only where it is enclosed: it does not touch the image's border.
     """
     ignored, *names = labelme_names(class_names)
     names = {**dict(enumerate(names)), IGNORE_INDEX: ignored}
@@ -163,9 +165,10 @@ def touches_border(region: Region, size: tuple[int, int]) -> bool:
 
 
 def outline(region: Region, tolerance: float) -> tuple[list[list[float]], float]:
-    """The corners of a region's outer border, holes filled, and the area within.
+    """Return the corners (x, y) of a region's outer border, without its holes, and the area inside.
 
-    The border runs a quarter of a pixel inside of the outer pixels' sides, so that exactly their centers lie within.
+    The border runs a quarter of a pixel inside of the region's edge, so that it encloses exactly the region's pixel
+    centers.
     """
     doubled = np.pad(region.mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1), 1)
     [border], _ = cv2.findContours(doubled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)

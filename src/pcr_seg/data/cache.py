@@ -1,4 +1,4 @@
-"""Decoded pixels, kept in files that training maps into memory."""
+"""A cache of decoded pixels on disk, which training maps into memory."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ from pcr_seg.data.files import DataError, Sample, image_size, member_free, read_
 
 AUTO, FOLDER = "auto", Path("runs/cache")
 SLOW = (".png", ".tif", ".tiff")
-LARGE = 2**20  # pixels from which decoding such a file takes longer than all that follows
+LARGE = 2**20  # with so many pixels, decoding such a file takes longer than everything that follows
 
 
 def cache_folder(cache: str | None, samples: Sequence[Sample]) -> Path | None:
-    """The folder that `data.cache` means; None decodes each time.
+    """Return the folder that `data.cache` means; None means to decode each time.
 
-    For "auto" that is runs/cache where files are large PNG or TIFF files, by eight of them, and their pixels take up at
-    most half of what is free on that disk.
+    "auto" means runs/cache if the images are large PNG or TIFF files, judging by about eight of them, and the pixels of
+    all would take at most half of the free space on that disk.
     """
     if cache != AUTO:
         return Path(cache) if cache else None
@@ -32,7 +32,7 @@ def cache_folder(cache: str | None, samples: Sequence[Sample]) -> Path | None:
 
 
 def pixels_of(sample: Sample) -> int:
-    """Pixels of an image in a format that decodes slowly; 0 of any other, or one that cannot be read."""
+    """Return an image's number of pixels if its format decodes slowly; 0 for any other, or if it cannot be read."""
     if not member_free(sample.image).lower().endswith(SLOW):
         return 0
     try:
@@ -43,15 +43,16 @@ def pixels_of(sample: Sample) -> int:
 
 
 def cached_mask(sample: Sample, cache: Path | None) -> np.ndarray:
-    """A sample's mask (H, W), from the cache where there is one."""
+    """Return a sample's mask (H, W), from the cache if there is one."""
     return memory_mapped(sample.mask, lambda: read_mask(sample), cache, sample)
 
 
 def memory_mapped(path: str, read: Callable[[], np.ndarray], cache: Path | None, sample: Sample) -> np.ndarray:
-    """What `read` makes of the file `path`, kept as a .npy file in `cache`: later reads load only the rows they use.
+    """Return what `read` makes of the file `path`, memory-mapped from a .npy file in `cache`.
 
-    A file that was changed, or is read in another way, is read anew; without a cache it always is. Processes may share
-    the folder: a .npy appears there when it is complete.
+    The .npy file is written at the first call. Later reads load only the rows that they use. A file that has changed,
+    or is read in another way, is read again; without a cache every call reads it. Processes may share the folder, since
+    a .npy file appears there only when it is complete.
     """
     if cache is None:
         return read()

@@ -1,8 +1,8 @@
-"""Examine a data set file by file: what training would refuse, what would harm it, and what it is like.
+"""Examine a data set file by file: what training would refuse, what would harm it, and statistics.
 
-Training itself looks at names, headers and the masks it uses (`splits.check`); here everything is decoded, also what
-only a later epoch would meet. A finding is an error (training fails, or its score means nothing), a warning, or a
-note (handled, but good to know). docs/data.md lists them all.
+Training itself checks names, headers and the masks that it uses (`splits.check`). Here every file is decoded, including
+those that only a later epoch would read. A finding is an error (training fails, or its score means nothing), a warning,
+or a note (training copes with it, but it is good to know). docs/data.md lists them all.
 """
 
 import hashlib
@@ -48,30 +48,30 @@ RARE = 0.005  # share of pixels below which a class is called rare
 
 
 class Finding(NamedTuple):
-    """Something to know about a file; `kind` is its row in docs/data.md."""
+    """Something to know about a file."""
 
-    level: str
-    kind: str
+    level: str  # a key of LEVELS
+    kind: str  # its row in docs/data.md
     file: str
     what: str
     remedy: str
 
 
 class Picture(NamedTuple):
-    """What is known of one sample; `counts` (256,) pixels of each label, `digest` and `brightest` of the image."""
+    """What was found out about one sample."""
 
     sample: Sample
-    size: tuple[int, int] | None
-    coding: str
+    size: tuple[int, int] | None  # (height, width); None if the image cannot be read
+    coding: str  # the image's format and mode, as "PNG RGB"
     mask_coding: str
-    counts: np.ndarray | None
-    digest: bytes | None
-    brightest: int
+    counts: np.ndarray | None  # (256,) pixels of each label; None if there is no readable mask
+    digest: bytes | None  # of the image's pixels; None if it cannot be read
+    brightest: int  # largest value of the image, 0..255
     findings: list[Finding]
 
 
 def check(source: Source) -> dict[str, Any]:
-    """Examine every file of a data set; returns the report as plain values (the JSON file)."""
+    """Examine every file of a data set; return the report in plain values, as the JSON file has it."""
     parts = {
         part: in_threads(examine, getattr(source, part), f"Examining {part}") for part in PARTS if getattr(source, part)
     }
@@ -122,18 +122,18 @@ def examine(sample: Sample) -> Picture:
 
 
 def refused(error: Exception, file: str) -> Finding:
-    """What training would say of a file."""
+    """Turn an error that training would raise for a file into a finding."""
     return finding("error", getattr(error, "kind", "missing mask"), file, str(error))
 
 
 def finding(level: str, kind: str, file: str, message: str) -> Finding:
-    """A line `FILE: what; remedy` as a finding."""
+    """Turn a message "FILE: what; remedy" into a finding."""
     what, _, remedy = message.removeprefix(f"{file}: ").rpartition("; ")
     return Finding(level, kind, file, what, remedy)
 
 
 def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
-    """What is read, but maybe not as it is meant."""
+    """Find properties of an image file that make it read otherwise than it may be meant."""
     file, channels = sample.image, sample.format.channels
     if Path(sample.image).suffix.lower() not in SUFFIXES[header.format].split():
         yield Finding("note", "suffix", file, f"is a {header.format} file by its content", "rename it")
@@ -157,7 +157,7 @@ def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
 
 
 def copies(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
-    """Equal images, whatever their file names and formats."""
+    """Find images with equal pixels, whatever their file names and formats."""
     seen: dict[bytes, tuple[str, str]] = {}
     for part, pictures in parts.items():
         for picture in pictures:
@@ -171,7 +171,7 @@ def copies(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
 
 
 def nothing_to_learn(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]:
-    """What no training could learn or no validation score: no images, or classes that no mask shows, or hardly."""
+    """Find reasons why nothing can be learned or scored: no images, or classes that no mask, or hardly any, shows."""
     name, num_classes = source.name, len(source.classes)
     if not source.train:
         yield finding("error", "no training images", name, f"{name}: {NO_TRAINING_IMAGES}")
@@ -197,7 +197,7 @@ def nothing_to_learn(source: Source, parts: dict[str, list[Picture]]) -> Iterato
 
 
 def classes_missing(source: Source, part: str, counts: np.ndarray) -> Iterator[Finding]:
-    """Classes that a part with masks never shows, or hardly."""
+    """Find classes that the masks of a part never show, or that have few pixels in train."""
     for label, name in enumerate(source.classes):
         share = counts[label] / max(counts.sum(), 1)
         if share == 0:
@@ -210,7 +210,7 @@ def classes_missing(source: Source, part: str, counts: np.ndarray) -> Iterator[F
 
 
 def no_val(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]:
-    """How a data set is scored that has training images alone."""
+    """Find out how a data set without val images would be scored."""
     if source.val or not source.train:
         return
     masks = sum(picture.counts is not None for picture in parts["train"])
@@ -223,7 +223,7 @@ def no_val(source: Source, parts: dict[str, list[Picture]]) -> Iterator[Finding]
 
 
 def lost_by_strides(source: Source, objects: Sequence[Objects]) -> Iterator[Finding]:
-    """Classes whose objects are too thin or small for the grid that a network predicts on."""
+    """Find classes whose objects are too thin or small for the grid that a network predicts on."""
     for name, one in zip(source.classes, objects, strict=False):
         if any(kept is not None and kept < LOSS for kept in one.kept.values()):
             kept = ", ".join(f"{kept:.0%} at stride {stride}" for stride, kept in one.kept.items())
@@ -233,7 +233,7 @@ def lost_by_strides(source: Source, objects: Sequence[Objects]) -> Iterator[Find
 
 
 def strangers(source: Source) -> Iterator[Finding]:
-    """Files of a `folder` data set that nothing reads."""
+    """Find files in a `folder` data set that nothing reads."""
     for part in ("train", "val", "test"):
         for sample in getattr(source, part)[:1]:
             folder = Path(os.path.splitext(sample.image)[0].removesuffix(sample.name))
@@ -252,7 +252,7 @@ def strangers(source: Source) -> Iterator[Finding]:
 
 
 def unused_range(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
-    """Images of 16 bits, if they use so little of the range that they are read as nearly black."""
+    """Find 16-bit images that use so little of their range that they are read as nearly black."""
     deep = {
         part: [picture for picture in pictures if picture.digest and "16 bits" in picture.coding]
         for part, pictures in parts.items()
@@ -267,12 +267,12 @@ def unused_range(parts: dict[str, list[Picture]]) -> Iterator[Finding]:
 
 
 def total(pictures: Sequence[Picture]) -> np.ndarray:
-    """Pixels of each class in the masks, 255 apart."""
+    """Add up the pixels of each label in the masks, (255,): without the ignored ones."""
     return sum((picture.counts[:IGNORE_INDEX] for picture in pictures if picture.counts is not None), np.zeros(255))
 
 
 def describe(source: Source, pictures: Sequence[Picture]) -> dict[str, Any]:
-    """Numbers of one part."""
+    """Return the statistics of one part of the data set."""
     sizes = sorted((picture.size for picture in pictures if picture.size), key=lambda size: size[0] * size[1])
     counts = total(pictures)[: len(source.classes)]
     shows = [
@@ -296,7 +296,7 @@ def describe(source: Source, pictures: Sequence[Picture]) -> dict[str, Any]:
 
 
 def grouped(findings: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Findings by (level, kind)."""
+    """Group findings by (level, kind)."""
     groups = defaultdict(list)
     for finding in findings:
         groups[finding["level"], finding["kind"]].append(finding)
@@ -304,7 +304,10 @@ def grouped(findings: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
 
 
 def tables(report: dict[str, Any]) -> dict[str, list[list[str]]]:
-    """The report as titled rows, the first of each the head; findings of a kind share a row."""
+    """Return the report's tables by title: rows of text, the first with the columns' names.
+
+    Findings of the same kind share a row.
+    """
     parts = report["parts"]
 
     def size(part: dict, which: str) -> str:
@@ -336,7 +339,7 @@ def tables(report: dict[str, Any]) -> dict[str, list[list[str]]]:
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """Print the report."""
+    """Print the report's tables."""
     for title, (head, *rows) in tables(report).items():
         if not rows:
             console.print(f"{title}: none")
@@ -348,7 +351,7 @@ def show(report: dict[str, Any], console: Console) -> None:
 
 
 def write(report: dict[str, Any], output: Path) -> list[Path]:
-    """Write the report as `output`.json (everything) and `output`.md (up to twenty files of each finding)."""
+    """Write the report as `output`.json (all of it) and `output`.md (up to twenty files of each kind); return both."""
     lines = [f"# {report['dataset']}", ""]
     for title, (head, *rows) in tables(report).items():
         lines += [f"## {title}", ""]
@@ -369,5 +372,5 @@ def write(report: dict[str, Any], output: Path) -> list[Path]:
 
 
 def num_errors(report: dict[str, Any]) -> int:
-    """Findings with which training fails."""
+    """Count the findings of level "error"."""
     return sum(finding["level"] == "error" for finding in report["findings"])

@@ -1,10 +1,10 @@
-"""Names of the classes of the larger data sets, and colors for as many as there are."""
+"""Class names of the larger data sets, and distinct colors for any number of classes."""
 
 import colorsys
 
 Color = tuple[int, int, int]
 
-ADE20K_CLASSES = (  # objectInfo150.txt, the first of each line's names
+ADE20K_CLASSES = (  # the first of the names on each line of ADE20K's objectInfo150.txt
     "wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet", "sidewalk",
     "person", "earth", "door", "table", "mountain", "plant", "curtain", "chair", "car", "water", "painting", "sofa",
     "shelf", "house", "sea", "mirror", "rug", "field", "armchair", "seat", "fence", "desk", "rock", "wardrobe", "lamp",
@@ -20,7 +20,7 @@ ADE20K_CLASSES = (  # objectInfo150.txt, the first of each line's names
     "screen", "blanket", "sculpture", "hood", "sconce", "vase", "traffic light", "tray", "ashcan", "fan", "pier",
     "crt screen", "plate", "monitor", "bulletin board", "shower", "radiator", "glass", "clock", "flag",
 )  # fmt: skip
-COCO_THINGS = {  # COCO's category ids, which have gaps, in the order of class ids 1 to 80: name -> category
+COCO_THINGS = {  # name: COCO's category id, which has gaps; in the order of the class ids 1 to 80
     "person": 1, "bicycle": 2, "car": 3, "motorcycle": 4, "airplane": 5, "bus": 6, "train": 7, "truck": 8, "boat": 9,
     "traffic light": 10, "fire hydrant": 11, "stop sign": 13, "parking meter": 14, "bench": 15, "bird": 16, "cat": 17,
     "dog": 18, "horse": 19, "sheep": 20, "cow": 21, "elephant": 22, "bear": 23, "zebra": 24, "giraffe": 25,
@@ -36,7 +36,10 @@ COCO_THINGS = {  # COCO's category ids, which have gaps, in the order of class i
 
 
 def colormap(count: int, first: int = 0) -> tuple[Color, ...]:
-    """Distinct colors by VOC's rule: bits of a number go to R, G, B in turn, from their top bit down; 0 is black."""
+    """Return the colors of the ids `first`, `first` + 1 ... by VOC's rule; 0 is black.
+
+    The bits of an id go to R, G, B in turn, from the highest bit of each color down.
+    """
     return tuple(
         tuple(sum(((i >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(3)) for channel in range(3))
         for i in range(first, first + count)
@@ -44,11 +47,11 @@ def colormap(count: int, first: int = 0) -> tuple[Color, ...]:
 
 
 def distinct_colors(num_colors: int) -> list[Color]:
-    """Choose distinct colors for classes or prototypes that bring none of their own: no grey, black or white.
+    """Choose distinct colors, none of them grey, black or white, for classes or prototypes without colors.
 
-    Steps of the golden ratio spread any number of hues evenly, so the first colors do not depend on how many
-    follow. Hues come close again after 5, 8, 13 ... steps: there the cycles of 2 in saturation and 3 in value
-    keep the colors apart, until all three fall together after 144.
+    Hues advance by the golden ratio, which spreads any number of them evenly; so the first colors do not depend on how
+    many follow. Hues come close to earlier ones after 5, 8, 13 ... steps. Cycles of 2 saturations and 3 values keep
+    such colors apart, up to 144 of them.
     """
     golden = (5**0.5 - 1) / 2
     colors = []

@@ -1,4 +1,4 @@
-"""COCO's masks: its instances, drawn as class ids."""
+"""Draw COCO's instances as masks of class ids."""
 
 import json
 from collections import defaultdict
@@ -14,14 +14,14 @@ from pcr_seg.data.published import quiet, write_file, write_png
 
 
 def draw_masks(instances: Path, folder: Path) -> None:
-    """Write a mask for each image of an instances file, but for those that are there.
+    """Write a mask for each image of an instances file, if it is not there yet.
 
-    Larger instances are drawn first, so that what lies on them stays; crowds, whose outline holds several things and
-    what is between them, are ignored where nothing else is drawn.
+    Larger instances are drawn first, so that smaller ones lie on them. The outline of a crowd encloses several things
+    and what is between them; its pixels are ignored (255), unless another instance is drawn there.
 
     Args:
-        instances: `annotations/instances_{train,val}2017.json`.
-        folder: gets NAME.png of class ids: 0 background, 1 to 80 the things, 255.
+        instances: the file `annotations/instances_{train,val}2017.json`.
+        folder: where to write NAME.png: 0 background, 1 to 80 the things, 255 ignored.
 
     Raises:
         ValueError: pycocotools is not installed, or the file is not COCO's.

@@ -1,4 +1,4 @@
-"""Labeled and unlabeled streams, and the images to validate on."""
+"""The data module: labeled and unlabeled streams of training crops, and the images to validate on."""
 
 import functools
 import os
@@ -30,36 +30,41 @@ from pcr_seg.pixels import IMAGENET_MEAN
 
 
 class SegmentationData(L.LightningDataModule):
-    """The images of one run: which are labeled, how they are cut and batched.
+    """The images of one run: which are labeled, and how they are cropped and batched.
 
     Args:
         source: images, masks and classes of the data set.
-        labeled: a fraction ("1_8"), "full", a count, or a file of names.
-        family: which published lists, where the data set has some: "u2pl" (the paper's) or "cps"; "drawn" draws.
+        labeled: which images are labeled: a fraction ("1_8"), "full", a count, or a file of names.
+        family: whose published lists to use, if there are any for the data set: "u2pl" (the paper's), "cps" or
+            "unimatch_v2"; "drawn": none.
         lists: folder of published lists; missing ones are downloaded into it.
         crop_size: side of the training crops in pixels.
         batch_size: labeled images in a batch on each device, and as many unlabeled ones.
-        scale: range of the random scale.
-        balanced_crops: for each labeled crop draw a class first, all alike, then an image and a crop that show it; for
-            classes of very unequal frequency.
-        pad_label: label of padding; 255 never trains, 0 repeats the reference code.
+        scale: smallest and largest factor of the random scale.
+        balanced_crops: draw a class for each labeled crop, all classes equally often, then an image and a crop that
+            show it; for classes of very unequal frequency.
+        pad_label: label of padding; 255 never trains, 0 does as in the reference code.
         steps_per_epoch: optimizer steps in an epoch; by default one pass over the unlabeled images, rounded.
-        on_error: what a file does that cannot be read, in training or just before: "raise" stops with its name, "skip"
-            takes the next image in its place, which follows from the position in the stream alone.
-        max_skipped: share of a stream's images; more bad ones stop the training all the same.
+        on_error: what to do about a file that cannot be read, in training or in the check before: "raise" stops and
+            names it, "skip" takes the next image instead, always the same one.
+        max_skipped: share of a stream's images, 0..1, that may be skipped before the training stops.
         num_workers: loader processes for each stream; by default half of the machine's processors, at most 8.
-        seed: of the labeled draw, the order and the views. Sample and view at each position of the training follow
-            from (seed, position) alone, so neither workers nor a restart change them.
+        seed: of the draw of labeled images, the order and the views. Image and view at each position of the training
+            follow from (seed, position) alone, so neither workers nor a restart change them.
         use_unlabeled: load the unlabeled stream; a supervised training does not need it.
-        strong_color: color jitter, grayscale and blur on the student's views of unlabeled images.
-        strong_views: number of those views.
-        other: load a second batch of unlabeled images beside each, in an order of its own.
-        pad_color: RGB in 0..1 around images that are smaller than the crop; the network's mean.
-        cache: folder for the training images' pixels, written on first use and memory-mapped from then on; null decodes
-            each time. It takes 3 bytes a pixel of disk (Cityscapes: 19 GB). "auto": where it pays (`cache_folder`).
-        features: of a frozen backbone: train and validate on them instead of on images. `scale`, colors and `pad_label`
-            then have no effect.
-        split_from: folder with the lists of a run (`splits/`): its split is taken as it was, instead of `labeled`.
+        strong_color: color jitter, grayscale and blur on the strong views of unlabeled images.
+        strong_views: number of strong views of each image.
+        other: load a second stream of unlabeled images, in an order of its own.
+        pad_color: RGB in 0..1 of padding around images that are smaller than the crop; the network's mean.
+        cache: folder for decoded pixels of training images, written on first use and memory-mapped from then on. It
+            takes 3 bytes of disk a pixel (Cityscapes: 19 GB). None: decode each time. "auto": see `cache_folder`.
+        features: features of a frozen backbone, to train and validate on instead of images. `scale`, colors and
+            `pad_label` then have no effect.
+        split_from: a run's folder `splits`, whose split is used instead of `labeled`.
+
+    Raises:
+        ValueError: a value is not allowed, or does not fit the data set or the features.
+        FileNotFoundError: a list, or an image of a list, is missing.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class SegmentationData(L.LightningDataModule):
             )
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={on_error}: choose raise or skip")
-        self.start = (0, 0)  # epoch and optimizer steps of it that a resumed training has behind it
+        self.start = (0, 0)  # where a resumed training goes on: epoch, and optimizer steps done in it
         if use_unlabeled and not self.split.unlabeled:
             raise ValueError(
                 f"split={labeled}: every image is labeled, so this method has none to learn from unlabeled; "
@@ -118,7 +123,7 @@ class SegmentationData(L.LightningDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Compute the features that are trained on, each rank its share; where they are in memory, all of them."""
+        """Compute the features to train on: each rank its share if they are kept in a folder, else all of them."""
         if self.features is None:
             return
         rank, world = self._rank() if self.features.folder else (0, 1)
@@ -130,7 +135,7 @@ class SegmentationData(L.LightningDataModule):
             self.trainer.strategy.barrier()
 
     def train_dataloader(self) -> dict[str, DataLoader]:
-        """One loader for each stream, of equal length."""
+        """Return a loader for each stream, all of equal length."""
         loaders = {"labeled": self._train_loader(self.split.labeled, LABELED)}
         if self.use_unlabeled:
             loaders["unlabeled"] = self._train_loader(self.split.unlabeled, UNLABELED)
@@ -139,16 +144,16 @@ class SegmentationData(L.LightningDataModule):
         return loaders
 
     def val_dataloader(self) -> DataLoader:
-        """The validation images, whole, one at a time; each rank has a share without repeats."""
+        """Return a loader of whole validation images, one at a time; each rank has its share, without repeats."""
         rank, world = self._rank()
         if (size := len(self.source.val)) < world:
             raise ValueError(f"{self.source.name}: {size} validation images are too few for {world} devices; use fewer")
         return eval_loader(self.source.val[rank::world], self.num_workers, self.features)
 
     def labeled_dataloader(self) -> DataLoader:
-        """Every labeled image, one to four times, through the training transform, in a fixed order.
+        """Return a loader of training crops of every labeled image, one to four of each, in a fixed order.
 
-        A last batch of one image is left out: BatchNorm could not take statistics from it.
+        A last batch of one image is left out, since BatchNorm cannot take statistics from it.
         """
         passes = max(1, min(4, 512 // len(self.split.labeled)))
         order = [
@@ -161,7 +166,7 @@ class SegmentationData(L.LightningDataModule):
         return self._loader(self.views(self.split.labeled), order, drop_last=False)
 
     def steps_in_epoch(self, batches_per_step: int, world: int) -> int:
-        """Optimizer steps of an epoch, on so many devices."""
+        """Return the optimizer steps of an epoch on `world` devices with `batches_per_step` accumulated batches."""
         full_pass = len(self.split.unlabeled) or len(self.split.labeled)
         return self.steps_per_epoch or max(1, round(full_pass / (self.batch_size * batches_per_step * world)))
 
@@ -179,7 +184,7 @@ class SegmentationData(L.LightningDataModule):
         return self._loader(self.views(samples), sampler, drop_last=True)
 
     def views(self, samples: Sequence[Sample]) -> Views | FeatureViews:
-        """Random training views of these images, or of their features."""
+        """Return a dataset of random training views of these images, or of their features."""
         if self.features is not None:
             mask_of = functools.partial(cached_mask, cache=self.cache)
             return FeatureViews(samples, self.features, mask_of, self.crop_size, self.features.label_stride)

@@ -1,9 +1,9 @@
-"""A frozen backbone's features of each image, computed once and kept: training then needs the head alone.
+"""Features of a frozen backbone, computed once for each image and kept, so that training only runs the head.
 
-An image is kept in a few fixed views, the combinations of some scales with the image as it is and mirrored. Maps stay
-at their own resolution, in half precision. Files are named by all that they follow from: the backbone's weights and
-layers, the file's path, size and time, how it is read, and the view. So a change of any is never answered from old
-features, and runs and processes share a folder: a file appears there when it is complete.
+An image is kept in a few fixed views: at some scales, each as it is and mirrored. Maps are stored at their own
+resolution, in half precision. A file's name is a digest of all that it depends on: the backbone's weights and layers,
+the image file's path, size and time, how that is read, and the view. So features that are out of date are never used,
+and runs and processes can share a folder; a file appears there only when it is complete.
 """
 
 import hashlib
@@ -29,22 +29,23 @@ HALF = torch.finfo(torch.float16).max
 
 
 class FixedView(NamedTuple):
-    """One of the ways an image is kept."""
+    """One of the views in which an image is kept."""
 
-    scale: float = 1.0
+    scale: float = 1.0  # factor of its sides
     mirrored: bool = False
 
 
 class FrozenFeatures:
-    """The raw features of images by a network whose backbone is frozen.
+    """Computes, keeps and reads the raw features of images.
 
     Args:
-        network: with `raw(images, size)` -> maps, `join(maps)` -> features at the finest map's size, `backbone`.
-        folder: of the files; None keeps them in memory, for this process alone.
-        scales: factors of the images' sides. Labels have the size of the view.
+        network: has a frozen `backbone`, `raw(images, size)`, which returns its maps, and `join(maps)`, which returns
+            features at the finest map's size (`MLP`).
+        folder: where to keep them; None keeps them in memory, for this process alone.
+        scales: factors of the images' sides, one view each. Masks are resized to the view.
         mirror: keep the mirrored images as well.
-        label_stride: train on the labels of every so many pixels in each direction; where it divides the backbone's
-            stride, these are where upsampling with aligned corners has them.
+        label_stride: n: train on the labels of every n-th pixel in each direction. If n divides the backbone's stride,
+            an upsampling with aligned corners has values at exactly these pixels.
 
     Raises:
         ValueError: the backbone is not frozen, or the network cannot train on features.
@@ -67,14 +68,14 @@ class FrozenFeatures:
         self.scales, self.mirror, self.label_stride = list(scales), mirror, label_stride
         self.views = [FixedView(scale, mirrored) for scale in scales for mirrored in ((False, True)[: 1 + mirror])]
         self.stride = network.backbone.output_stride
-        self.kept: dict[str, np.ndarray] = {}  # without a folder
-        self.images: dict[str, str] = {}  # what a process has seen of each
+        self.kept: dict[str, np.ndarray] = {}  # maps by key, without a folder
+        self.images: dict[str, str] = {}  # the first part of the keys of each image, computed once in a process
         self.origin = digest(network.backbone, network.maps)
 
     # ------------------------------------------------------------------------------------ computing
 
     def compute(self, samples: Sequence[Sample], device: torch.device, *, whole: bool = False) -> None:
-        """Compute what is not kept yet: all views, or the image as it is alone (`whole`)."""
+        """Compute the views of these images that are not kept yet: all, or with `whole` only the image as it is."""
         views = [FixedView()] if whole else self.views
         missing = [sample for sample in samples if not all(self.has(sample, view) for view in views)]
         if not missing:
@@ -95,7 +96,7 @@ class FrozenFeatures:
                 for place, features in enumerate(merged(maps)):
                     half = features[0].clamp(-HALF, HALF).permute(1, 2, 0).half().cpu().numpy()
                     self.keep(self.key(sample, view, place), half)
-                self.keep(self.key(sample, view, "maps"), np.array(place + 1))  # last: it says that all are there
+                self.keep(self.key(sample, view, "maps"), np.array(place + 1))  # written last, when all maps are there
 
     def has(self, sample: Sample, view: FixedView) -> bool:
         """Whether a view of an image is kept."""
@@ -103,14 +104,14 @@ class FrozenFeatures:
         return key in self.kept if self.folder is None else (self.folder / f"{key}.npy").is_file()
 
     def key(self, sample: Sample, view: FixedView, part: int | str) -> str:
-        """All that a map follows from, as a file's name; the image is looked at once in a process."""
+        """Return the name of a map: a digest of all that it depends on, and the view and part."""
         if sample.image not in self.images:
             read = (*version(sample.image), sample.format[:2])
             self.images[sample.image] = hashlib.sha256(repr((self.origin, read)).encode()).hexdigest()
         return f"{self.images[sample.image]}_{view.scale:g}{'m' * view.mirrored}_{part}"
 
     def keep(self, key: str, features: np.ndarray) -> None:
-        """Put a map (h, w, c) where `maps` finds it, complete or not at all."""
+        """Keep a map (h, w, c) in memory, or write it to a file that appears when it is complete."""
         if self.folder is None:
             self.kept[key] = features
             return
@@ -122,19 +123,20 @@ class FrozenFeatures:
     # -------------------------------------------------------------------------------------- reading
 
     def maps(self, sample: Sample, view: FixedView) -> list[np.ndarray]:
-        """The kept maps (h, w, c) of one view, the finest first; from a file the parts that are used alone."""
+        """Return the kept maps (h, w, c) of a view, the finest first; files are memory-mapped."""
         return [
             self.read(self.key(sample, view, place)) for place in range(int(self.read(self.key(sample, view, "maps"))))
         ]
 
     def read(self, key: str) -> np.ndarray:
-        """What `keep` has put there."""
+        """Return what `keep` has kept under this name."""
         return self.kept[key] if self.folder is None else np.load(self.folder / f"{key}.npy", mmap_mode="r")
 
     def crop(self, maps: Sequence[np.ndarray], first: Sequence[int], cells: int) -> Tensor:
-        """Raw features (D, h, w) of a part of a view's maps: `cells` x `cells` of the last, from cell `first` on.
+        """Return raw features (D, h, w) of a square part of a view's maps.
 
-        Where the view ends earlier its border is repeated.
+        The part has `cells` x `cells` cells of the last map, beginning at cell `first` (row, column). Beyond the end of
+        the view its border is repeated.
         """
         parts = []
         for values in maps:
@@ -147,27 +149,28 @@ class FrozenFeatures:
         return self.joined(parts)
 
     def whole(self, sample: Sample) -> Tensor:
-        """Raw features (D, h, w) of the image as it is."""
+        """Return the raw features (D, h, w) of a whole image as it is."""
         return self.joined([np.array(values) for values in self.maps(sample, FixedView())])
 
     def joined(self, parts: Sequence[np.ndarray]) -> Tensor:
-        """Maps (h, w, c) -> raw features (D, h, w)."""
+        """Return the raw features (D, h, w) of maps (h, w, c)."""
         maps = [torch.from_numpy(part).permute(2, 0, 1)[None] for part in parts]
         return self.network.join(maps)[0]
 
 
 class FeatureViews(Dataset):
-    """Random crops of kept features, in place of `Views`: features (D, h, w) where those have images.
+    """Random crops of kept features, for use in place of `Views`: with features (D, h, w) instead of images.
 
-    A crop shows one of an image's fixed views, cut at cells of the backbone's last map; the mask has the view's size,
-    255 where the view ends. There is no `strong` view: the network makes it of the weak one (`perturb`), on the device.
+    A crop is a part of one of an image's fixed views, from cell to cell of the backbone's last map. Its mask is 255
+    beyond the end of the view. There are no `strong` views: the network makes them from the weak ones (`perturb`), on
+    the device.
 
     Args:
-        samples: of the stream.
-        features: computed for them.
-        read_mask: gives a sample's mask (H, W).
-        crop_size: in pixels of the views, n times the stride plus 1.
-        label_stride: every how many pixels of them have a label.
+        samples: images of the stream.
+        features: their features, computed already.
+        read_mask: returns a sample's mask (H, W).
+        crop_size: side of a crop in pixels of the view, n * stride + 1.
+        label_stride: n: every n-th pixel in each direction has a label.
     """
 
     def __init__(
@@ -216,7 +219,7 @@ class FeatureViews(Dataset):
 
 
 def first_cell(side: int, cells: int, generator: np.random.Generator, shown: float | None) -> int:
-    """Where a crop of so many cells begins on a side of a map, perhaps with a place (in cells) in it."""
+    """Draw the first cell of a crop of `cells` cells along a side of a map; the cell `shown`, if given, lies in it."""
     first, last = 0, max(0, side - cells)
     if shown is not None:
         first, last = max(first, math.ceil(shown) - cells + 1), min(last, math.floor(shown))
@@ -224,7 +227,7 @@ def first_cell(side: int, cells: int, generator: np.random.Generator, shown: flo
 
 
 class WholeFeatures(Dataset):
-    """Kept features (D, h, w) of whole images, with their masks (H, W) and names: in place of `WholeImages`."""
+    """Kept features (D, h, w) of whole images, with masks (H, W) and names, for use in place of `WholeImages`."""
 
     def __init__(self, samples: tuple[Sample, ...], features: FrozenFeatures) -> None:
         self.samples, self.features = samples, features
@@ -239,13 +242,13 @@ class WholeFeatures(Dataset):
 
 
 def merged(maps: Sequence[Tensor]) -> list[Tensor]:
-    """Maps (1, c, h, w), neighbours of one size as one map."""
+    """Concatenate neighbouring maps (1, c, h, w) of the same size into one."""
     groups = itertools.groupby(maps, key=lambda features: features.shape[-2:])
     return [torch.cat(list(group), dim=1) for _, group in groups]
 
 
 def digest(backbone: nn.Module, maps: Sequence[int]) -> str:
-    """A name for the features of these maps that changes with the backbone's weights, layers and normalisation."""
+    """Return a name for these maps of a backbone; it changes with its weights, its layers and its normalisation."""
     name = hashlib.sha256(repr((str(backbone), list(maps), list(backbone.mean), list(backbone.std))).encode())
     for key, tensor in backbone.state_dict().items():
         name.update(key.encode() + tensor.detach().cpu().contiguous().view(-1).numpy().tobytes())

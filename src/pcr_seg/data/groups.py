@@ -1,4 +1,4 @@
-"""Which images belong together: frames of one video, slices of a patient, photos of one place."""
+"""Find which images belong together: frames of one video, slices of a patient, photos of one place."""
 
 import csv
 import re
@@ -13,14 +13,15 @@ COLUMNS = (
     "group", "patient", "patient_id", "case", "case_id", "subject", "subject_id", "video", "video_id", "sequence",
     "seq_id", "location", "place", "site", "scene",
 )  # fmt: skip
-FEWEST = 4  # groups that names must make to be taken as such
-WORD_ENDS = re.compile(r"[/_\-. ]+|(?<=[^/_\-. \d])(?=\d+$)")  # also before a number at the end
+FEWEST = 4  # with fewer groups the beginnings of names are not taken as groups
+WORD_ENDS = re.compile(r"[/_\-. ]+|(?<=[^/_\-. \d])(?=\d+$)")  # separators, and the place before a number at the end
 
 
 def levels(names: Sequence[str]) -> Iterator[list[str]]:
-    """The group of each name: what it begins with, the fewest words first, each time in more groups than before.
+    """Yield ways to group names by their first words, coarse to fine: for each way the group of each name.
 
-    The last word never counts, so that img_1 and img_2 are of the group img.
+    The first way takes the fewest words; each further one makes more groups. The last word of a name never belongs to
+    its group, so that img_1 and img_2 are in the group img.
     """
     ends = [[end.start() for end in WORD_ENDS.finditer(name)] or [0] for name in names]
     number = 1
@@ -32,7 +33,7 @@ def levels(names: Sequence[str]) -> Iterator[list[str]]:
 
 
 def members(groups: Sequence[str]) -> dict[str, list[int]]:
-    """The places of each group, in order."""
+    """Return the indices of each group's members, in order."""
     found: dict[str, list[int]] = {}
     for place, group in enumerate(groups):
         found.setdefault(group, []).append(place)
@@ -42,19 +43,24 @@ def members(groups: Sequence[str]) -> dict[str, list[int]]:
 def grouped(
     names: Sequence[str], group: str | None, columns: Sequence[Mapping[str, str]] = ()
 ) -> tuple[list[str], str]:
-    """The group of each image, and what makes it, in words.
+    """Return the group of each image, and a description of how they were found.
+
+    Copies that Roboflow made of one image are always in one group.
 
     Args:
-        names: of the images, with their folders.
-        group: a column; a regular expression with a part in brackets, which is looked for in the name; a CSV file of
-            names and groups; "auto": the first column of a known name that makes some groups, else what names begin
-            with, the fewest words that make `FEWEST` groups or more, of two images on average, none with more than half
-            of them; None: each image is one. Copies that Roboflow made of one image are always together.
-        columns: what else is known of each image.
+        names: names of the images, with their folders.
+        group: how to find groups:
+            a column's name;
+            a regular expression with a part in brackets: that part of the name is the group;
+            a CSV file of names and groups;
+            "auto": the first of the columns in `COLUMNS` that makes several groups, else the first words of the names,
+            as few as make at least `FEWEST` groups, with two images or more on average and no more than half in one;
+            None: each image is a group.
+        columns: further information on each image, by column.
 
     Raises:
-        ValueError: no image has such a column, or fits the expression.
-        FileNotFoundError: no such file.
+        ValueError: no image has such a column, or no name fits the expression.
+        FileNotFoundError: there is no such file.
     """
     columns = columns or [{}] * len(names)
     single = [re.sub(r"\.rf\.\w+$", "", name) for name in names]
@@ -76,7 +82,7 @@ def grouped(
 def named(
     names: Sequence[str], single: Sequence[str], columns: Sequence[Mapping[str, str]], group: str
 ) -> tuple[list[str], str]:
-    """The groups that a user asks for, see `grouped`."""
+    """Return the groups that a user has asked for by column, expression or file, as `grouped` does."""
     look: Callable[[int], str | None]
     if group.endswith(".csv"):
         if not Path(group).is_file():

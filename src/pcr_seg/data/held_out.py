@@ -1,8 +1,8 @@
-"""Images to validate on where a data set has none of its own: parts of its masks that nothing trains on.
+"""Hold out a part of the masks to validate on, for data sets without val images.
 
-Neighbours are alike (frames of a video, slices of a patient, tiles of a place), so images whose names begin alike stay
-together where there are enough such groups; else runs of neighbours by name do. The draw follows from the names, the
-classes that the masks show, and a seed.
+Neighbours resemble each other (frames of a video, slices of a patient, tiles of a place), so they must not be both in
+train and in val. Images whose names begin alike stay together, if there are enough such groups; else runs of neighbours
+in the order of names do. The draw depends on the names, the classes that the masks show, and a seed alone.
 """
 
 import os
@@ -20,22 +20,22 @@ from pcr_seg.data.groups import levels, members
 from pcr_seg.data.sources import Source, read_list
 from pcr_seg.data.splits import classes_shown, origin_of
 
-FEW = 20  # masks, below which a fifth of them is too few to score on, and too many to do without
+FEW = 20  # with fewer masks a fifth is too few to score on, and too many to train without: use folds
 NUM_FOLDS, FIFTH = 4, 5
-DRAWS = 32
-MOST_READ = 500  # masks; of more than these, any part shows what the others show
+DRAWS = 32  # random divisions of which the best is taken
+MOST_READ = 500  # with more masks they are not read: any part of so many shows the same classes as the others
 FEW_MASKS = "{}: has no val images, and {} in train with a mask, so nothing is left to score on; add masks"
 
 
 def num_folds(folds: int | str, source: Source) -> int:
-    """How many trainings score a data set without val images in turns; 0: a fifth of its masks is held out instead.
+    """Return the number of folds for a data set without val images; 0: hold out a fifth of its masks instead.
 
     Args:
-        folds: "auto", which means NUM_FOLDS below FEW masks and 0 from there on, or a number.
+        folds: a number, or "auto": `NUM_FOLDS` if there are fewer than `FEW` masks, else 0.
         source: the data set.
 
     Raises:
-        ValueError: another word or number, or too few masks.
+        ValueError: `folds` is another word, 1 or negative, or there are too few masks.
     """
     masks = len(masked(source))
     if folds == "auto":
@@ -48,19 +48,19 @@ def num_folds(folds: int | str, source: Source) -> int:
 
 
 def masked(source: Source) -> tuple[Sample, ...]:
-    """The training images whose masks are there: a list of labeled images may leave out others."""
+    """Return the training images whose mask file exists; others may be absent if no list names them as labeled."""
     return tuple(sample for sample in source.train if sample.mask and os.path.isfile(sample.mask))
 
 
 def hold_out(source: Source, val: Sequence[Sample], origin: str) -> Source:
-    """The data set with these of its images as `val`, and without them in `train`."""
+    """Return the data set with these images moved from `train` to `val`."""
     names = {sample.name for sample in val}
     train = tuple(sample for sample in source.train if sample.name not in names)
     return replace(source, train=train, val=tuple(val), held_out=origin)
 
 
 def hold_out_list(source: Source, path: Path) -> Source:
-    """As `hold_out`, the images being those of a list of names.
+    """Return the data set with the images of a list moved from `train` to `val`.
 
     Raises:
         FileNotFoundError: there is no such list, or an image of it is not there.
@@ -76,7 +76,7 @@ def hold_out_list(source: Source, path: Path) -> Source:
 
 
 def hold_out_again(source: Source, path: Path) -> Source:
-    """The data set with the images as `val` that a run held out, where the set has none and these are of it."""
+    """Return the data set with a run's list of held-out images as `val`, if it has no val images but all of these."""
     if source.val or not path.is_file():
         return source
     names = {sample.name for sample in source.train}
@@ -84,20 +84,24 @@ def hold_out_again(source: Source, path: Path) -> Source:
 
 
 def deal(source: Source, number: int, seed: int, *, fewest: int, scored: int | None = None) -> tuple[list, str]:
-    """Deal a data set's masks into parts of about the same size: tuples of samples, and in words what stays together.
+    """Divide a data set's masks at random into parts of about the same size.
 
-    Of some draws the one counts whose parts show most classes that other parts show as well.
+    Several divisions are drawn. The one is taken whose parts show most classes that the other parts show as well.
 
     Args:
         source: the data set.
-        number: of parts.
+        number: number of parts.
         seed: of the draws.
-        fewest: as few parts will do where names show so many groups.
-        scored: how many of the parts are validated on, which then come first; by default all.
+        fewest: with this number of groups in the names, or more, whole groups are dealt out, even if that makes fewer
+            parts than `number`.
+        scored: number of parts to return, those of the most even size; by default all.
+
+    Returns:
+        A tuple of samples for each part, and a description of what stays together.
     """
     samples = sorted(masked(source), key=lambda sample: natural(sample.name))
     known = len(samples) <= MOST_READ
-    # Files that cannot be read are named by the check before the training, with what is wrong.
+    # Files that cannot be read count as showing nothing here; the check before the training names them.
     shown = classes_shown(samples, "Reading masks to hold some out", 1.0) if known else [0] * len(samples)
     share, num_classes = len(samples) / number, reduce(or_, shown).bit_count()
     for way in together([sample.name for sample in samples], number, fewest):
@@ -107,21 +111,25 @@ def deal(source: Source, number: int, seed: int, *, fewest: int, scored: int | N
             draws = [sorted(draw, key=lambda part: abs(len(part) - share))[:scored] for draw in draws]
         common = [classes_in_common(draw, shown) for draw in draws]
         best = draws[common.index(max(common))]
-        if 2 * max(common) >= len(best) * num_classes:  # else names begin with what they show: cat_1, cat_2, dog_1 ...
+        if 2 * max(common) >= len(best) * num_classes:  # else groups are classes: cat_1, cat_2, dog_1 ...
             break
     return [tuple(samples[index] for index in part) for part in best], f"{how}, drawn with seed {seed}"
 
 
 def natural(name: str) -> list[str | int]:
-    """A key that sorts frame2 before frame10."""
+    """Return a sorting key by which frame2 comes before frame10."""
     return [int(word) if word.isdecimal() else word for word in re.split(r"(\d+)", name)]
 
 
 def together(names: Sequence[str], number: int, fewest: int) -> Iterator[tuple[list[list[list[int]]], int, str]]:
-    """Ways to keep neighbours together, the best first: what `dealt` takes, a number of parts, and the way in words.
+    """Yield ways to keep neighbours together, the best first.
 
-    First groups by the words that names begin with, the fewest words first, if there are enough of them and none is
-    larger than two parts. Last, and always, runs of neighbours in the order of names, some of each group to each part.
+    First come groups by the first words of names, the fewest words first, if there are at least `fewest` groups and
+    none is larger than two parts. The last way, which always exists, are runs of neighbours in the order of names, of
+    which each part gets some from each group.
+
+    Yields:
+        Groups of bundles of indices, as `dealt` takes them; the number of parts; a description.
     """
     groups = {"": list(range(len(names)))}
     for found in levels(names):
@@ -139,7 +147,7 @@ def together(names: Sequence[str], number: int, fewest: int) -> Iterator[tuple[l
 
 
 def dealt(groups: list[list[list[int]]], number: int, generator: np.random.Generator) -> list[list[int]]:
-    """Deal bundles of indices, group after group and in random order within each, to the part that has least so far."""
+    """Deal bundles of indices into `number` parts: group by group, in random order, always to the smallest part."""
     parts: list[list[int]] = [[] for _ in range(number)]
     for bundles in groups:
         for bundle in generator.permutation(len(bundles)):
@@ -148,7 +156,7 @@ def dealt(groups: list[list[list[int]]], number: int, generator: np.random.Gener
 
 
 def classes_in_common(parts: list[list[int]], shown: Sequence[int]) -> int:
-    """How many classes a part shows that the samples outside of it show as well, summed over parts."""
+    """Count for each part the classes that it shows and the samples outside of it show as well; return the sum."""
     total = 0
     for part in parts:
         inside = set(part)

@@ -1,7 +1,7 @@
-"""How large and how thick the objects of each class are, and what a network's stride costs them.
+"""Measure the size and thickness of each class's objects, and how much of them a network's stride can show.
 
-Objects are connected components. A network predicts on a grid of every 4th, 8th or 16th pixel, which is enlarged to the
-image: what is thinner than a cell is lost, however well it is trained.
+Objects are connected components. A network predicts on a grid with a cell for every 4th, 8th or 16th pixel, which is
+enlarged to the image. So objects thinner than a cell are lost, however well the network is trained.
 """
 
 from collections.abc import Sequence
@@ -16,20 +16,20 @@ from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import in_threads
 
 STRIDES = (4, 8, 16)
-MOST, MOST_PIXELS = 200, 20_000_000  # masks that are measured, spread evenly, and pixels of them together
-SMALLEST = 32  # side of an image in pixels below which nothing is measured: a grid would have two cells
-LOSS = 0.8  # of the IoU; what keeps less is called too thin or small for a stride
-SPECK = 4  # pixels; smaller components are borders drawn by hand
+MOST, MOST_PIXELS = 200, 20_000_000  # so many masks are measured at most, at equal distances; and so many pixels
+SMALLEST = 32  # images with a shorter side are not measured, since a grid would have two cells (pixels)
+LOSS = 0.8  # objects that keep a smaller IoU are called too thin or small for a stride
+SPECK = 4  # smaller components (in pixels) do not count: they are left over from borders drawn by hand
 
 
 class Objects(NamedTuple):
     """The objects of one class.
 
-    count: components of SPECK pixels or more in the masks that were measured.
-    share: of the labeled pixels.
-    size: longer side of the bounding box in pixels; half of the class's pixels are in smaller ones.
-    thickness: in pixels, likewise; exact for stripes, two thirds of a disc's diameter.
-    kept: IoU with itself after a stride, by stride; None where no mask shows the class.
+    count: number of components of SPECK pixels or more in the masks that were measured.
+    share: share of the labeled pixels, 0..1.
+    size: longer side of the bounding box in pixels: the median, weighted by the objects' pixels.
+    thickness: in pixels, a median as well; exact for stripes, two thirds of the diameter for a disc.
+    kept: by stride, the IoU in 0..1 of a perfect prediction at that stride; None if no mask shows the class.
     """
 
     count: int
@@ -40,20 +40,20 @@ class Objects(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one mask shows: (class, area, size, thickness) of its components, and (C, C) pixels for each stride."""
+    """Measurements of one mask."""
 
-    components: list[tuple[int, float, float, float]]
-    pixels: dict[int, np.ndarray]
+    components: list[tuple[int, float, float, float]]  # class, area, size and thickness of each object
+    pixels: dict[int, np.ndarray]  # by stride, a confusion matrix (C, C) of [truth, perfect prediction]
 
 
 def measure(source: Source, pixels: int) -> list[Objects] | None:
-    """The objects of each class in a sample of the training masks; None where there is nothing to measure.
+    """Measure the objects of each class in some of the training masks; return None if none can be measured.
 
-    Masks that cannot be read are left out: `check` names them.
+    Masks that cannot be read are left out; `check` names them.
 
     Args:
         source: the data set.
-        pixels: of one of its images, about.
+        pixels: typical number of pixels of an image.
     """
     masked = [sample for sample in source.train if sample.mask]
     most = min(MOST, max(10, MOST_PIXELS // pixels))
@@ -76,25 +76,26 @@ def look(sample: Sample, num_classes: int) -> Measured | None:
 
 
 def connected(where: np.ndarray) -> list[tuple[float, float, float]]:
-    """Area, size and thickness of the components of (H, W) bool, specks apart.
+    """Return area, size and thickness, in pixels, of the components of a mask (H, W) of bool, without specks.
 
-    A stripe of width w lies on average w / 4 from its edge: the thickness is four times that mean distance.
+    The pixels of a stripe of width w lie w / 4 from its edge on average, so thickness is four times the mean distance.
     """
     rows, columns = (np.flatnonzero(where.any(axis=axis)) for axis in (1, 0))
-    # With one pixel around them, where the image goes on.
+    # The bounding box of all, with a margin of one pixel unless the image ends there.
     where = where[max(0, rows[0] - 1) : rows[-1] + 2, max(0, columns[0] - 1) : columns[-1] + 2].astype(np.uint8)
     number, labels, boxes, _ = cv2.connectedComponentsWithStats(where, connectivity=8)
     areas, sizes = boxes[:, cv2.CC_STAT_AREA], boxes[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1)
-    # To the center of the next pixel outside, half a pixel behind the edge; of a full mask there is none.
+    # OpenCV's distance is to the center of the next pixel outside, which is half a pixel beyond the edge. A full mask
+    # has no pixel outside, so the distance is limited.
     distance = np.minimum(cv2.distanceTransform(where, cv2.DIST_L2, cv2.DIST_MASK_5), max(where.shape)) - 0.5
     means = np.bincount(labels.ravel(), distance.ravel(), number) / np.maximum(areas, 1)
     return [(float(areas[i]), float(sizes[i]), float(4 * means[i])) for i in range(1, number) if areas[i] >= SPECK]
 
 
 def after(mask: np.ndarray, stride: int) -> np.ndarray:
-    """A mask (H, W) as a perfect network of this stride would predict it.
+    """Return a mask (H, W) as a perfect network of this stride would predict it.
 
-    Each class's share of a cell is its logit there; logits are enlarged bilinearly, and the largest counts.
+    A class's share of a cell is taken as its logit. Logits are enlarged bilinearly, and the largest one wins.
     """
     height, width = mask.shape
     grid = max(1, round(width / stride)), max(1, round(height / stride))
@@ -108,14 +109,14 @@ def after(mask: np.ndarray, stride: int) -> np.ndarray:
 
 
 def confusion(truth: np.ndarray, found: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels (C, C) of [truth, found], ignored ones apart."""
+    """Return the confusion matrix (C, C) of [truth, found] pixel counts, without ignored pixels."""
     known = truth < num_classes
     pairs = truth[known].astype(int) * num_classes + found[known]
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def by_class(measured: Sequence[Measured], num_classes: int) -> list[Objects]:
-    """The objects of each class, over all masks."""
+    """Summarize the objects of each class over all masks."""
     totals = {stride: sum(one.pixels[stride] for one in measured) for stride in STRIDES}
     kept = {stride: iou(total) for stride, total in totals.items()}
     share = totals[STRIDES[0]].sum(axis=1) / max(totals[STRIDES[0]].sum(), 1)
@@ -130,18 +131,18 @@ def by_class(measured: Sequence[Measured], num_classes: int) -> list[Objects]:
 
 
 def mean_kept(objects: Sequence[Objects], stride: int) -> float:
-    """The mIoU that a perfect mask keeps after a stride, over the classes that occur."""
+    """Return the mIoU, in 0..1, of a perfect prediction at a stride, over the classes that occur."""
     return float(np.mean([one.kept[stride] for one in objects if one.kept[stride] is not None]))
 
 
 def iou(pixels: np.ndarray) -> list[float | None]:
-    """IoU of each class from (C, C) pixels; None of one that does not occur."""
+    """Return the IoU of each class from a confusion matrix (C, C); None for a class that does not occur."""
     hits, either = pixels.diagonal(), pixels.sum(axis=0) + pixels.sum(axis=1) - pixels.diagonal()
     return [round(float(hit / total), 4) if total else None for hit, total in zip(hits, either, strict=True)]
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
-    """The value at which half of the weight is reached; 0 of none."""
+    """Return the value at which half of the total weight is reached; 0 if there are no values."""
     if not len(values):
         return 0.0
     order = np.argsort(values)

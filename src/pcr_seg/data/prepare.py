@@ -1,7 +1,7 @@
-"""Bring the files of the benchmarks into the layout that `sources` reads: downloaded, unpacked, merged, counted.
+"""Bring benchmark data sets into the layout that `sources` reads: download, unpack, merge and count their files.
 
-Each step looks at what is there and does the rest, so a call that was broken off goes on and a second one has little
-to do. A file appears under its name only when it is complete. Archives stay where they are, for you to delete.
+Each step does only what is not done yet, so a call that was interrupted goes on and a second call has little to do. A
+file appears under its name only when it is complete. Archives stay where they are, for you to delete.
 """
 
 import http.client
@@ -38,10 +38,10 @@ class Archive(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """How many files make VOC 2012 complete: images of the devkit, and images with masks."""
+    """How many files a complete VOC 2012 has."""
 
-    images: int = 17_125
-    train: int = NUM_TRAIN["voc"]
+    images: int = 17_125  # all images of the devkit
+    train: int = NUM_TRAIN["voc"]  # images with masks
     val: int = 1_449
     train_aug: int = NUM_TRAIN["voc_aug"]  # VOC's train, and SBD's images that are not in VOC's val
 
@@ -58,7 +58,7 @@ SBD = Archive(  # Hariharan et al., Semantic contours from inverse detectors, IC
     "82b4d87ceb2ed10f6038a1cba92111cb",
 )
 CITYSCAPES = "https://www.cityscapes-dataset.com/downloads/"
-CITYSCAPES_FILES = {  # instances, polygons and colors are not read, nor is test, whose masks are empty
+CITYSCAPES_FILES = {  # zip file: pattern of the files in it that are read; test is not, since its masks are empty
     "leftImg8bit_trainvaltest.zip": r"leftImg8bit/(train|val)/\w+/\w+_leftImg8bit\.png",
     "gtFine_trainvaltest.zip": r"gtFine/(train|val)/\w+/\w+_gtFine_labelIds\.png",
 }
@@ -79,21 +79,21 @@ LAYOUTS = {
 
 
 def prepare(reader: str, root: Path, read: Callable[[], Source], lists: Path) -> str:
-    """Put a data set into place, look at each of its masks, and fetch its published lists.
+    """Prepare a data set's files, check each of its masks, and fetch its published lists.
 
     Args:
-        reader: function that reads it: files of voc, voc_aug, cityscapes, ade20k and coco are prepared, others are
-            there or made.
-        root: its folder.
+        reader: name of the function that reads it. The files of voc, voc_aug, cityscapes, ade20k and coco are prepared;
+            those of other data sets have to be there, or are generated.
+        root: folder of the data set.
         read: a call of that function.
         lists: folder for the published lists.
 
     Returns:
-        What there is, in one line.
+        One line that says what the data set has.
 
     Raises:
         FileNotFoundError: something is missing that only the user can get.
-        ValueError: a download failed, or a file is not what it should be. Both are one line with the remedy.
+        ValueError: a download failed, or a file is not what it should be.
     """
     if reader in ("voc", "voc_aug"):
         voc(root)
@@ -119,10 +119,10 @@ def voc(root: Path, *, devkit: Archive = VOC, sbd: Archive = SBD, counts: Counts
     """Download VOC 2012 and SBD and merge their masks, for `sources.voc` and `sources.voc_aug` alike.
 
     Args:
-        root: the folder .../VOCdevkit/VOC2012, or one to hold it.
+        root: the folder .../VOCdevkit/VOC2012, or one to create this in.
         devkit: archive of VOC 2012.
         sbd: archive of SBD.
-        counts: what has to be there in the end.
+        counts: how many files there have to be in the end.
 
     Raises:
         ValueError: a download failed, or files are missing in the end.
@@ -144,7 +144,7 @@ def voc(root: Path, *, devkit: Archive = VOC, sbd: Archive = SBD, counts: Counts
 
 
 def find_devkit(root: Path, counts: Counts) -> Source | None:
-    """Return VOC 2012 if all of it is there."""
+    """Return VOC 2012 if it is complete, else None."""
     try:
         source = verify(sources.voc(root), counts.train, counts.val)
     except (ValueError, FileNotFoundError):
@@ -154,7 +154,7 @@ def find_devkit(root: Path, counts: Counts) -> Source | None:
 
 
 def copy_masks(samples: Sequence[Sample], folder: Path) -> None:
-    """Write VOC's palette masks as plain class ids, which other code expects of SegmentationClassAug."""
+    """Write VOC's palette masks as plain class ids, which other code expects in SegmentationClassAug."""
     for sample in track(samples, "Copying VOC's masks"):
         if Path(sample.mask).parent != folder:
             write_mask(folder / f"{sample.name}.png", read_mask(sample))
@@ -172,7 +172,7 @@ def sbd_masks(archive: Path, load: Callable[..., dict[str, Any]], skip: set[str]
 
 
 def matlab_reader() -> Callable[..., dict[str, Any]]:
-    """Return scipy's `loadmat`; nothing else here needs scipy."""
+    """Return scipy's `loadmat`, or raise a ValueError: nothing else here needs scipy."""
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -181,7 +181,7 @@ def matlab_reader() -> Callable[..., dict[str, Any]]:
 
 
 def names(folder: Path) -> set[str]:
-    """Names of the masks in a folder."""
+    """Return the names of the masks in a folder."""
     return {path.stem for path in folder.glob("*.png")}
 
 
@@ -191,10 +191,10 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def write_list(path: Path, ids: set[str], expected: int) -> None:
-    """Write names, sorted, unless there is such a list.
+    """Write a sorted list of names, unless the file is there.
 
     Raises:
-        ValueError: not as many as expected.
+        ValueError: there are not as many names as expected.
     """
     if len(ids) != expected:
         raise ValueError(
@@ -212,9 +212,9 @@ def cityscapes(root: Path, *, num_train: int = NUM_TRAIN["cityscapes"], num_val:
     """Unpack what training needs of Cityscapes; labelIds become trainIds when `sources.cityscapes` reads them.
 
     Args:
-        root: folder that holds the two zip files, or what was in them.
-        num_train: training images that have to be there in the end.
-        num_val: and validation images.
+        root: folder with the two zip files, or with their content.
+        num_train: number of training images that there have to be in the end.
+        num_val: number of validation images, likewise.
 
     Raises:
         FileNotFoundError: a zip file is needed and missing.
@@ -228,12 +228,12 @@ def cityscapes(root: Path, *, num_train: int = NUM_TRAIN["cityscapes"], num_val:
 
 
 def ade20k(root: Path, *, num_train: int = NUM_TRAIN["ade20k"], num_val: int = 2_000) -> Source:
-    """Unpack ADE20K; its labels become class ids when `sources.ade20k` reads them. Arguments and errors as above."""
+    """Unpack ADE20K; its labels become class ids when `sources.ade20k` reads them. Arguments as of `cityscapes`."""
     return from_zips(root, ADE20K_FILES, sources.ade20k, num_train, num_val, f"it is 1 GB; download it from {ADE20K}")
 
 
 def coco(root: Path, *, num_train: int = NUM_TRAIN["coco"], num_val: int = 5_000) -> Source:
-    """Unpack COCO 2017 and draw its masks, those that are not there yet. Arguments and errors as above."""
+    """Unpack COCO 2017 and draw the masks that are not there yet. Arguments and errors as of `cityscapes`."""
 
     def drawn(root: Path) -> Source:
         for instances in sorted(root.glob("annotations/instances_*2017.json")):
@@ -249,15 +249,15 @@ def coco(root: Path, *, num_train: int = NUM_TRAIN["coco"], num_val: int = 5_000
 def from_zips(
     root: Path, files: dict[str, str], read: Callable[[Path], Source], num_train: int, num_val: int, where: str
 ) -> Source:
-    """Unpack the zip files that lie in `root`, and return the data set if all of it is there then.
+    """Unpack the zip files in `root`, and return the data set if it is complete then.
 
     Args:
-        root: folder that holds the zip files, or what was in them.
-        files: of each zip file by name, the pattern of what is read.
-        read: makes the data set of the folder.
-        num_train: training images that have to be there in the end.
-        num_val: and validation images.
-        where: the zip files come from.
+        root: folder with the zip files, or with their content.
+        files: for each zip file, by name, a regular expression of the files in it that are needed.
+        read: reads the data set from the folder.
+        num_train: number of training images that there have to be in the end.
+        num_val: number of validation images, likewise.
+        where: where to get the zip files, in words.
 
     Raises:
         FileNotFoundError: a zip file is needed and missing.
@@ -279,10 +279,10 @@ def from_zips(
 
 
 def verify(source: Source, num_train: int, num_val: int) -> Source:
-    """Return the data set if it has so many images with masks.
+    """Return the data set if it has exactly so many images with masks.
 
     Raises:
-        ValueError: it has more or fewer.
+        ValueError: it has more or fewer, or a file is missing.
     """
     for part, samples, expected in (("train", source.train, num_train), ("val", source.val, num_val)):
         absent = [path for sample in samples for path in (sample.image, sample.mask) if not os.path.isfile(path)]
@@ -299,9 +299,9 @@ def download(archive: Archive, folder: Path, *, timeout: float = 20) -> Path:
     """Return the archive below `folder`, downloaded by torchvision unless it is there.
 
     Raises:
-        ValueError: it cannot be had, or is not the one that the checksum stands for.
+        ValueError: the download failed, or the file has another checksum.
     """
-    from torchvision.datasets.utils import check_integrity, download_url  # brings torch, which nothing else here needs
+    from torchvision.datasets.utils import check_integrity, download_url  # imports torch, which nothing else here needs
 
     path = folder / archive.url.rpartition("/")[2]
     if check_integrity(path, archive.md5):
@@ -322,7 +322,7 @@ def download(archive: Archive, folder: Path, *, timeout: float = 20) -> Path:
 
 @contextmanager
 def socket_timeout(seconds: float) -> Iterator[None]:
-    """Give up a silent server, which torchvision would wait for forever."""
+    """Inside this context, give up a server that is silent for so long; torchvision would wait forever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -332,9 +332,9 @@ def socket_timeout(seconds: float) -> Iterator[None]:
 
 
 def unpack(archive: Path, target: Path, wanted: str) -> None:
-    """Write the files in a tar or zip archive whose whole name matches `wanted`, but for those that are there.
+    """Unpack those files of a tar or zip archive whose whole name matches `wanted` and that are not there yet.
 
-    `wanted` allows neither dots nor slashes in a folder's name, so nothing lands outside of `target`.
+    No pattern allows ".." in a name, so no file is written outside of `target`.
 
     Raises:
         ValueError: the archive is damaged.
@@ -350,7 +350,7 @@ def unpack(archive: Path, target: Path, wanted: str) -> None:
 
 
 def members(file: zipfile.ZipFile | tarfile.TarFile) -> list[tuple[str, int, Callable[[], bytes]]]:
-    """Name, size and content of each file in an archive."""
+    """Return name, size in bytes, and a function that reads the content, for each file in an archive."""
     if isinstance(file, zipfile.ZipFile):
         return [(info.filename, info.file_size, partial(file.read, info)) for info in file.infolist()]
     files = [info for info in file.getmembers() if info.isfile()]

@@ -1,9 +1,10 @@
-"""The split lists that papers publish: where they lie, what they are known by, and how they get here.
+"""The split lists that papers have published: their addresses and checksums, and their download.
 
-The families are different draws: u2pl from U2PL and PCR, cps from UniMatch (its count of 5,291 from PCR), unimatch_v2
-from UniMatch V2 where UniMatch has none (the labeled lists alone: all other images are unlabeled). Figures on the lists
-of one do not compare with figures on another's. The lists belong to their authors, so they are downloaded on first use;
-their checksums are what makes them the same for everybody.
+Each family has lists of its own: u2pl those of U2PL and PCR; cps those of UniMatch (but PCR's for 5,291 images);
+unimatch_v2 those of UniMatch V2 for data sets of which UniMatch has none, with lists of labeled images only (all others
+are unlabeled). Scores with the lists of one family cannot be compared with scores with another's. The lists belong to
+their authors, so they are not part of this project but downloaded on first use; checksums make sure that everybody has
+the same.
 """
 
 import hashlib
@@ -29,11 +30,11 @@ REPOSITORIES = {
         "https://raw.githubusercontent.com/LiheYoung/UniMatch-V2/66d517c30ccec7ed157147148e687127686adf87/splits"
     ),
 }
-LARGEST = 1 << 24  # bytes; a list has some hundred thousand
+LARGEST = 1 << 24  # bytes that a download may have; a list has some hundred thousand
 MIRROR = "PCR_SEG_SPLITS_URL"  # environment variable: address of a folder that holds u2pl/, cps/ and unimatch_v2/
-# Training images of the published data sets; fractions are of these.
+# Number of training images of the published data sets, of which a split is a fraction.
 NUM_TRAIN = {"voc": 1_464, "voc_aug": 10_582, "cityscapes": 2_975, "camvid": 367, "ade20k": 20_210, "coco": 118_287}
-# Fractions that are rounded up everywhere, but for four of ADE20K's: {training images: {rounded up: published}}.
+# Fractions are rounded up, but four of ADE20K's published ones are not: {training images: {rounded up: published}}.
 ROUNDED_DOWN = {20_210: {632: 631, 1264: 1263, 2527: 2526, 5053: 5052}}
 PUBLISHED = {  # (data set, family): {labeled images: folder}
     ("voc", "u2pl"): {n: f"u2pl/pascal/{n}" for n in (92, 183, 366, 732, 1464)},
@@ -123,17 +124,19 @@ SHA256 = {
 
 
 def fetch(name: str, family: str, count: int, folder: Path | str | None, *, timeout: float = 20) -> Path | None:
-    """Return a published `labeled.txt` below `folder`, and its `unlabeled.txt` if there is one; or None.
+    """Return the path of a published `labeled.txt`, or None if no list of this count was published.
+
+    It is downloaded if it is missing, and so is the `unlabeled.txt` beside it, if one was published.
 
     Args:
-        name: of the data set.
+        name: name of the data set.
         family: u2pl, cps or unimatch_v2.
-        count: labeled images in the list.
-        folder: where lists are kept, in the tree of `PUBLISHED`; what is missing there is downloaded.
+        count: number of labeled images.
+        folder: where lists are kept, under the paths of `PUBLISHED`.
         timeout: seconds of silence after which a server is given up.
 
     Raises:
-        ValueError: a list cannot be had, or a file is not the published one; never is another one returned.
+        ValueError: a list cannot be downloaded, or a file has another checksum than the published one.
     """
     place = PUBLISHED.get((name, family), {}).get(count)
     if place is None:
@@ -146,7 +149,7 @@ def fetch(name: str, family: str, count: int, folder: Path | str | None, *, time
 
 
 def fetch_all(name: str, folder: Path | str, *, timeout: float = 20) -> int:
-    """Fetch every published list of a data set, of each family; returns how many there are. Raises like `fetch`."""
+    """Fetch all published lists of a data set, of each family; return how many there are. Raises as `fetch` does."""
     lists = [(family, count) for (owner, family), counts in PUBLISHED.items() if owner == name for count in counts]
     for family, count in lists:
         fetch(name, family, count, folder, timeout=timeout)
@@ -154,14 +157,14 @@ def fetch_all(name: str, folder: Path | str, *, timeout: float = 20) -> int:
 
 
 def address(file: str) -> str:
-    """Where a file of `SHA256` is downloaded from: its repository, or the mirror."""
+    """Return the address of a file in `SHA256`: in its repository, or in the mirror if one is set."""
     family, _, path = file.partition("/")
     mirror = os.environ.get(MIRROR)
     return f"{mirror.rstrip('/')}/{file}" if mirror else f"{REPOSITORIES[family]}/{path}"
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file that appears under its name only when complete, whoever else writes it at the same time."""
+    """Write a file that appears under its name only when it is complete, even if processes write it at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -172,19 +175,19 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_png(mask: np.ndarray) -> bytes:
-    """Class ids (H, W) as a PNG of one 8-bit channel."""
+    """Return class ids (H, W) as the content of a PNG with one 8-bit channel."""
     content = io.BytesIO()
     Image.fromarray(mask).save(content, "PNG")
     return content.getvalue()
 
 
 def quiet() -> bool:
-    """Whether output goes to a file, which would be filled with bars."""
+    """Whether to show no progress bars, because the output goes to a file."""
     return not (get_console().is_terminal and sys.stderr.isatty())
 
 
 def one_line(error: Exception) -> str:
-    """What went wrong with a download; of an HTTP error this closes the connection, which nobody else would."""
+    """Describe in one line why a download failed; an HTTP error's connection is closed as well."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
     return " ".join(str(error).removeprefix("<urlopen error ").removesuffix(">").rstrip(".").split())

@@ -1,4 +1,4 @@
-"""Which training images are labeled: published lists, seeded draws, and the check before a run."""
+"""Decide which training images are labeled, by lists or seeded draws, and check all files before a run."""
 
 import hashlib
 import re
@@ -33,9 +33,10 @@ from pcr_seg.data.pool import Pool
 from pcr_seg.data.published import ROUNDED_DOWN, fetch
 from pcr_seg.data.sources import Source, list_line, read_lines, read_list
 
-MOST_DARK = 50  # of unlabeled images are decoded where the labeled ones are nearly black
-MOST_OF_POOL = 100  # images of a manifest are looked into: they were all when it was written
-MOST_HEADERS = 5_000  # of unlabeled images are looked into before a training; `prepare.py check` reads all of them
+# How many unlabeled images are checked before a training, at equal distances (`prepare.py check` reads all of them):
+MOST_DARK = 50  # decoded, if the labeled ones are nearly black
+MOST_OF_POOL = 100  # of a manifest, whose images were all read when it was written: headers
+MOST_HEADERS = 5_000  # otherwise: headers
 FAMILIES = ("u2pl", "cps", "unimatch_v2", "drawn")
 ONE_CLASS = (
     "{}: no mask shows a second class, and 255 is ignored; write 0/255 masks as 0/1, or give the classes the colors"
@@ -58,24 +59,20 @@ DARK_COLORS = "scale colors to 8 bits, or train with dataset.max_value=65535 if 
 
 @dataclass(frozen=True)
 class Split:
-    """Labeled samples, unlabeled samples (mask None, always), and where they come from in one line.
-
-    `family` names what results may be compared with: "u2pl", "cps" or "unimatch_v2" (published lists), "own" (a list of
-    the user's), or "drawn". `complete` is False where the data set may have further images, which the split leaves out.
-    """
+    """Which images are labeled, and which are unlabeled."""
 
     labeled: tuple[Sample, ...]
-    unlabeled: Sequence[Sample]
-    origin: str
-    family: str = "drawn"
-    complete: bool = True
+    unlabeled: Sequence[Sample]  # without masks, even if these exist
+    origin: str  # where the split comes from, in one line
+    family: str = "drawn"  # "u2pl", "cps", "unimatch_v2" (published lists), "own" (the user's list) or "drawn"
+    complete: bool = True  # False: the data set may have images that are in neither part
 
 
 def num_labeled(labeled: str | int, num_train: int) -> int:
-    """Return the count: "1_8" -> ceil(num_train / 8), as published splits do; "full" -> all; "92" -> 92.
+    """Return how many images a split labels: ceil(num_train / 8) for "1_8", all for "full", 92 for "92".
 
     Raises:
-        ValueError: another spelling, or a count outside 1..num_train.
+        ValueError: another spelling, or a count outside of 1..num_train.
     """
     fraction = re.fullmatch(r"(\d+)_([1-9]\d*)", str(labeled))
     if fraction:
@@ -93,22 +90,24 @@ def num_labeled(labeled: str | int, num_train: int) -> int:
 def make_split(
     source: Source, labeled: str | Path | int, *, family: str = "u2pl", seed: int = 0, lists: Path | None = None
 ) -> Split:
-    """Choose the labeled images: LIST.txt, a published list, `lists/<labeled>/labeled.txt`, all, or a draw.
+    """Choose the labeled images: by a file of names, a published list, or at random.
 
-    A published list that cannot be had is never replaced by a draw; counts that were not published are drawn.
-    The draw depends on (source, count, seed) alone and shows every class of the training masks if so few
-    images can. All others are unlabeled, unless `unlabeled.txt` beside the list says which.
+    If a published list cannot be downloaded, this is an error; only counts without a published list are drawn. A draw
+    depends on (source, count, seed) alone, and shows every class of the training masks if so few images can. All other
+    images are unlabeled, unless a list `unlabeled.txt` beside that of the labeled images names them.
 
     Args:
         source: the data set.
-        labeled: a fraction ("1_8"), a count, "full", or a file of names, of which those that are held out are left out.
-        family: "u2pl" (the paper's lists), "cps" (UniMatch's), "unimatch_v2" (ADE20K and COCO), or "drawn".
+        labeled: a fraction ("1_8"), a count, "full", or the path of a text file of names; names that are held out to
+            validate on do not count.
+        family: "u2pl" (the paper's lists), "cps" (UniMatch's), "unimatch_v2" (ADE20K and COCO), or "drawn" (none).
         seed: of a draw.
-        lists: folder of published lists, which are downloaded into it (`published.fetch`), and of own ones.
+        lists: folder of published lists, which are downloaded into it (`published.fetch`). It may also have the user's
+            own, as `<labeled>/labeled.txt`.
 
     Raises:
         FileNotFoundError: the list, or a mask that the draw reads, is missing.
-        ValueError: an impossible count, a list that does not fit the data set or cannot be had.
+        ValueError: the count is impossible; a list does not fit the data set or cannot be downloaded.
     """
     if family not in FAMILIES:
         raise ValueError(f"split_family={family}: choose u2pl (the paper's), cps (UniMatch's), unimatch_v2 or drawn")
@@ -135,16 +134,16 @@ def make_split(
 
 
 def split_of_run(source: Source, folder: Path | str, family: str = "u2pl") -> Split:
-    """The split that `write` left in a folder, in its order, whatever the data set has got since.
+    """Read the split of a run, in its order; images that the data set has got since are in neither part.
 
     Args:
         source: the data set.
-        folder: of `labeled.txt` and `unlabeled.txt`.
-        family: which published lists the run asked for; counts if it used one of them.
+        folder: the folder into which `write` has written `labeled.txt` and `unlabeled.txt`.
+        family: the run's `split_family`, which is the split's if the run used a published list.
 
     Raises:
-        FileNotFoundError: a list is missing, or an image of one, which is named.
-        ValueError: a name stands there twice, or the manifest of unlabeled images is not the run's.
+        FileNotFoundError: a list, or an image of a list, is missing.
+        ValueError: a list has a name twice, or the manifest of unlabeled images is not the run's.
     """
     pool = _pool_of_run(source, folder)
     source = replace(source, unlabeled=()) if pool else source
@@ -168,7 +167,10 @@ def split_of_run(source: Source, folder: Path | str, family: str = "u2pl") -> Sp
 
 
 def _pool_of_run(source: Source, folder: Path | str) -> Pool | None:
-    """The manifest of which the unlabeled list of a run speaks, if it does; raises a ValueError if that is gone."""
+    """Return the manifest that the run's list of unlabeled images names, if it names one.
+
+    Raises a ValueError if the data set has another one now, or none.
+    """
     path = Path(folder, "unlabeled.txt")
     lines = read_lines(path) if path.is_file() else []
     said = next((line[2:] for line in lines if re.match(r"# and the .* sha256 \w{64}$", line)), None)
@@ -213,9 +215,9 @@ def _find(names: list[str], samples: Sequence[Sample], path: Path) -> tuple[Samp
 
 
 def in_threads(function: Callable[[Sample], Any], samples: Sequence[Sample], description: str) -> list[Any]:
-    """Call a function on each sample, several at a time, with a progress bar where there are many."""
-    quiet = len(samples) <= 200 or not get_console().is_terminal  # a log would get blank lines from it
-    size = max(1, min(256, len(samples) // 64))  # to hand one sample to a thread costs more than to look at a file
+    """Call a function on each sample in several threads; for many samples, with a progress bar. Keeps the order."""
+    quiet = len(samples) <= 200 or not get_console().is_terminal  # the bar would write blank lines into a log
+    size = max(1, min(256, len(samples) // 64))  # samples at a time: handing over one costs more than reading its file
     parts = [samples[start : start + size] for start in range(0, len(samples), size)]
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(lambda part: [function(sample) for sample in part], parts)
@@ -226,10 +228,11 @@ def in_threads(function: Callable[[Sample], Any], samples: Sequence[Sample], des
 def tolerant(
     function: Callable[[Sample], Any], samples: Sequence[Sample], description: str, max_skipped: float
 ) -> list[Any]:
-    """As `in_threads`, but None for files that cannot be read, if they are no more than this share of all.
+    """Call a function as `in_threads` does, but return None for files that cannot be read.
 
     Raises:
-        DataError: they are more, or all; with a share of 0, whatever `function` raises.
+        DataError: more than the share `max_skipped` (0..1) of the files, or all, cannot be read. With a share of 0 the
+            first error of `function` is raised.
     """
 
     def attempt(sample: Sample) -> Any:
@@ -249,13 +252,16 @@ def tolerant(
 
 
 def classes_shown(samples: Sequence[Sample], description: str, max_skipped: float = 0.0) -> list[int]:
-    """The classes in each sample's mask, as the bits of an integer; 0 for those that `tolerant` leaves out."""
+    """Return the classes in each sample's mask as an integer: bit c is set if class c occurs.
+
+    Masks that cannot be read are 0, as far as `max_skipped` allows (`tolerant`).
+    """
     shown = tolerant(lambda sample: _shown(read_mask(sample)), samples, description, max_skipped)
     return [bits or 0 for bits in shown]
 
 
 def _shown(mask: np.ndarray) -> int:
-    """The values in a mask, 255 apart, as the bits of an integer."""
+    """Return the labels in a mask as an integer: bit c is set if label c (other than 255) occurs."""
     counts = np.bincount(mask.ravel(), minlength=256)[:IGNORE_INDEX]
     return sum(1 << value for value in np.flatnonzero(counts).tolist())
 
@@ -265,7 +271,7 @@ def _missing(classes: Sequence[str], shown: Sequence[int]) -> list[str]:
 
 
 def _draw(source: Source, train: list[Sample], count: int, seed: int) -> set[int]:
-    """Indices of `count` samples: a few that show every class, then random ones."""
+    """Draw the indices of `count` samples: a few that together show every class, then random ones."""
     shown = classes_shown(train, "Reading masks for the draw")
     order = np.random.default_rng(seed).permutation(len(train)).tolist()
     cover = [order[position] for position in cover_classes([shown[index] for index in order], count)]
@@ -279,10 +285,11 @@ def _draw(source: Source, train: list[Sample], count: int, seed: int) -> set[int
 
 
 def cover_classes(shown: list[int], count: int) -> list[int]:
-    """Positions of at most `count` entries that together show every class, if such are found.
+    """Find at most `count` positions in `shown` (classes as bits) that together show every class, or most of them.
 
-    Beam search: a state is extended by each image of its rarest missing class (every cover holds one), and
-    the 16 states with most classes go on. So few images are forced that most of the draw stays random.
+    This is a beam search. A state is a set of images; it is extended by each image that shows the rarest class that is
+    still missing, since every cover has one of these. The 16 states with most classes are kept. Few images suffice, so
+    most of a draw stays random.
     """
     first = {values: position for position, values in reversed(list(enumerate(shown)))}
     times = Counter(bit for values in shown for bit in range(values.bit_length()) if values >> bit & 1)
@@ -302,22 +309,23 @@ def cover_classes(shown: list[int], count: int) -> list[int]:
 
 
 def check(source: Source, split: Split, subset: str = "val", max_skipped: float = 0.0) -> None:
-    """Look into everything a run is about to use; silent when all is well.
+    """Check all images and masks that a run will use; return nothing if they are all right.
 
-    Labeled, unlabeled and `subset` images must be disjoint (by content, whatever their names), the first two
-    together all of `source`; where val is taken out of train, it may be empty. Masks must have their image's size and
-    values in 0..C-1 or 255, and show what can be learned and scored. Labeled images are decoded, of the others the
-    headers are read; of very many unlabeled images some, spread evenly.
+    Labeled, unlabeled and `subset` images have to be disjoint by content. Labeled and unlabeled ones together have to
+    be all training images of `source`. `subset` must not be empty, unless it is val and comes from train. Masks need
+    the size of their image and values in 0..C-1 or 255, and have to show something that can be learned and scored.
+    Labeled images are decoded; of the others headers are read, and if they are very many, not of all.
 
     Args:
         source: the data set.
-        split: of the run.
-        subset: which images are held out, val or test.
-        max_skipped: share of the labeled and of the unlabeled files that may be unreadable, as training skips them.
+        split: the run's split.
+        subset: the part that is scored, "val" or "test".
+        max_skipped: share (0..1) of the labeled, and of the unlabeled, files that may be unreadable; training skips
+            these.
 
     Raises:
         FileNotFoundError: an image or a mask is missing.
-        ValueError: anything else. Both are one line with the file and the remedy.
+        ValueError: anything else is wrong.
     """
     if subset not in ("val", "test"):
         raise ValueError(f"subset {subset!r}: choose val or test")
@@ -356,10 +364,10 @@ def check(source: Source, split: Split, subset: str = "val", max_skipped: float 
 
 
 class Look(NamedTuple):
-    """What a labeled sample shows: classes as bits, and the brightest value of the image, 0..255."""
+    """What a labeled sample shows."""
 
-    shown: int
-    brightest: int
+    shown: int  # classes as bits
+    brightest: int  # largest value of the image, 0..255
 
 
 def _look(sample: Sample) -> Look:
@@ -368,7 +376,7 @@ def _look(sample: Sample) -> Look:
 
 
 def _check_dark(labeled: Sequence[tuple[Sample, int]], unlabeled: Sequence[Sample]) -> None:
-    """Refuse images of 16 bits that are all read as nearly black, unless `max_value` says that they are meant so."""
+    """Refuse 16-bit images that are all read as nearly black, unless `dataset.max_value` shows that this is meant."""
 
     def bright(sample: Sample) -> bool:
         return read_header(sample.image).deep and int(read_image(sample.image, sample.format).max()) >= DARK
@@ -382,16 +390,16 @@ def _check_dark(labeled: Sequence[tuple[Sample, int]], unlabeled: Sequence[Sampl
 
 
 def dark_images(sample: Sample) -> str:
-    """The line for a data set whose images of 16 bits are all read as nearly black, this one among them."""
+    """Return the error message for a data set whose 16-bit images, such as this one, are all read as nearly black."""
     colors = read_header(sample.image).mode[0] not in "IF"
     return DARK_IMAGES.format(sample.image, DARK_COLORS if colors else DARK_GREY)
 
 
 def check_samples(samples: Sequence[Sample]) -> list[int]:
-    """Check images (header only) with their masks as `check` does; returns the classes in each as bits.
+    """Check images (headers only) and masks as `check` does; return the classes in each mask as bits.
 
     Raises:
-        DataError: also if every pixel of every mask is ignored, so that nothing can be scored.
+        DataError: an image or mask is wrong, or every pixel of every mask is ignored, so that nothing can be scored.
     """
     shown = in_threads(_check_mask, samples, "Checking masks")
     if samples and not any(shown):
@@ -435,9 +443,9 @@ def _check_overlap(train: Sequence[Sample], held_out: Sequence[Sample], subset: 
 
 
 def write(split: Split, folder: Path) -> None:
-    """Write `labeled.txt` and `unlabeled.txt`: a comment line with the origin, then one name per line.
+    """Write `labeled.txt` and `unlabeled.txt` into a folder: a comment with the origin, then a name on each line.
 
-    Of a manifest's images there is one line in place of their names.
+    Images of a manifest are not listed: one line names the manifest.
     """
     pool = split.unlabeled if isinstance(split.unlabeled, Pool) else None
     write_list(Path(folder, "labeled.txt"), split.origin, split.labeled)
@@ -448,12 +456,12 @@ def write(split: Split, folder: Path) -> None:
 
 
 def write_list(path: Path, origin: str, samples: Sequence[Sample]) -> None:
-    """Write a comment line with the origin, then one name per line."""
+    """Write a list: a comment with the origin, then a name on each line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join([f"# {origin}", *map(list_line, samples)]) + "\n", encoding="utf-8")
 
 
 def origin_of(path: Path) -> str:
-    """Where the names of a list come from: its comment line, or the file itself."""
+    """Return where the names of a list come from: its first line, if that is a comment, else the file itself."""
     first = next(iter(read_lines(path)), "")
     return first.removeprefix("#").strip() if first.startswith("#") else f"list {path}"

@@ -15,31 +15,33 @@ from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, check_sizes, rea
 from pcr_seg.data.transforms import geometric, photometric, recolor, reseed
 from pcr_seg.pixels import IMAGENET_MEAN, as_tensor
 
-LABELED, UNLABELED, EVERY, OTHER = range(4)  # streams with random numbers of their own
+LABELED, UNLABELED, EVERY, OTHER = range(4)  # streams; each has random numbers of its own
 
 
 def indices_by_class(shown: list[int]) -> dict[int, list[int]]:
-    """Indices of the samples that show each class, from the classes in each sample as bits (`classes_shown`)."""
+    """Return, for each class that occurs, the indices of the samples that show it, from `classes_shown`."""
     everything = functools.reduce(operator.or_, shown)
     classes = [c for c in range(everything.bit_length()) if everything >> c & 1]
     return {c: [index for index, bits in enumerate(shown) if bits >> c & 1] for c in classes}
 
 
 class StreamSampler(Sampler[tuple[int, ...]]):
-    """An endless shuffled stream, cut into epochs: yields (index, seed of the view).
+    """An endless shuffled stream of images, cut into epochs: yields (index, seed of the view).
 
-    The stream is one permutation of the data set after another; an epoch continues where the last one
-    ended, whatever its length. Position p of the stream belongs to rank p mod world. With `showing` the class of a
-    position is drawn first, all alike, then one of its samples: yields (index, seed of the view, class).
+    The stream is one random permutation of the images after another. An epoch goes on where the last one ended, so its
+    length need not be that of the data set. Position p of the stream belongs to rank p mod world.
+
+    With `showing` there are no permutations: for each position a class is drawn, all equally often, then one of its
+    images. It yields (index, seed of the view, class).
 
     Args:
-        size: images in the data set.
+        size: number of images.
         length: samples in an epoch on this rank.
-        seed: of the run.
-        stream: LABELED or UNLABELED.
-        rank: of this process.
+        seed: the run's seed.
+        stream: LABELED, UNLABELED or OTHER.
+        rank: number of this process.
         world: number of processes.
-        showing: indices of the samples that show each class.
+        showing: indices of the images that show each class.
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class StreamSampler(Sampler[tuple[int, ...]]):
         self.start = (0, 0)
 
     def resume(self, epoch: int, done: int) -> None:
-        """Begin at this epoch, and behind this many of its samples on this rank; later epochs are whole."""
+        """Go on at this epoch, after `done` of its samples on this rank; later epochs are whole."""
         self.epoch, self.start = epoch, (epoch, done)
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,17 +91,19 @@ class StreamSampler(Sampler[tuple[int, ...]]):
 
 
 def view_seed(seed: int, stream: int, position: int) -> int:
-    """Seed of the random view at one position of a stream."""
+    """Return the seed of the random view at a position of a stream."""
     return int(np.random.SeedSequence([seed, stream, position]).generate_state(1)[0])
 
 
 class Views(Dataset):
-    """Random training views. An index is what `StreamSampler` yields.
+    """Random training views; the dataset's indices are what `StreamSampler` yields.
 
-    A sample with a mask gives `image` (C, S, S) and `mask` (S, S); one without gives `weak` (C, S, S), `strong`
-    (V, C, S, S), V views in other colors, and `valid` (S, S), False on padding. Each has its `name` and the `seed`.
-    Images and masks are bytes; `pixels.as_floats` makes a batch of them what networks take.
-    A file that turns bad is handled as `SegmentationData` says; `skipped` marks those of all processes.
+    A sample with a mask gives `image` (C, S, S) and `mask` (S, S). One without a mask gives `weak` (C, S, S), `strong`
+    (V, C, S, S), which differs in color only, and `valid` (S, S), False on padding. All have `name` and `seed`. Images
+    and masks are uint8; `pixels.as_floats` turns a batch into what networks take.
+
+    Files that cannot be read are treated as `SegmentationData` says. `skipped` marks them and is shared by the loader's
+    processes. The arguments are those of `SegmentationData`.
     """
 
     def __init__(
@@ -143,7 +147,7 @@ class Views(Dataset):
         return {"weak": weak, "strong": torch.stack(strong), "valid": valid, "name": sample.name, "seed": seed}
 
     def _read(self, index: int) -> tuple[Sample, np.ndarray, np.ndarray]:
-        """The sample at `index`, or with on_error=skip the next one that can be read, with its image and mask."""
+        """Read the sample at `index`, or with on_error=skip the next one that can be read; with image and mask."""
         while True:
             sample = self.samples[index]
             try:

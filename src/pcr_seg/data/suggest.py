@@ -1,8 +1,8 @@
-"""How to train on a data set, from the sizes of its images and objects and the machine: rules of thumb, each one line.
+"""Suggest settings for a data set by rules of thumb, from the sizes of its images and objects and the machine.
 
-They are where to start, not what is best. On a CPU: a small network on frozen features, unless objects are too thin or
-small for its grid. Else a network that is trained as a whole: crops that show objects, batches that fit, and so many
-passes as trainings of this kind need on real data of moderate size.
+They are a start, not the best settings. On a CPU: a small head on frozen features, unless objects are too thin or small
+for its grid. Otherwise: a network that is trained as a whole, with crops that show objects, batches that fit into
+memory, and as many passes over the data as trainings on real data of moderate size need.
 """
 
 from collections.abc import Iterator
@@ -15,31 +15,32 @@ from pcr_seg.data.objects import LOSS, Objects, mean_kept, measure
 from pcr_seg.data.sources import Source
 from pcr_seg.data.splits import NO_TRAINING_IMAGES, in_threads, num_labeled
 
-# For a CPU, a GPU below 16 GiB, and one from there on: usual side of a crop, largest one, images in a batch, steps.
+# For a CPU, a GPU with less than 16 GiB ("small"), and one with more ("large"): usual and largest side of a crop in
+# pixels, labeled images in a batch, and fewest and most optimizer steps.
 CROPS = {"cpu": 161, "small": 321, "large": 513}
 LARGEST = {"cpu": 321, "small": 641, "large": 1025}
 BATCHES = {"cpu": 4, "small": 8, "large": 16}
 ITERATIONS = {"cpu": (600, 1_500), "small": (2_000, 40_000), "large": (2_000, 40_000)}
-PASSES = 60  # over all training images, as far as ITERATIONS allow
-RARE = 0.02  # share of the pixels below which a class gets more weight
+PASSES = 60  # passes over all training images, as far as ITERATIONS allow
+RARE = 0.02  # share of the pixels below which a class is rare and gets more weight
 
-# Seconds on one CPU core for each megapixel: of labeled crops, in a step of pcr with MobileNetV2, in the burn-in and
-# after it (docs/performance.md); and of images, for EfficientNet-Lite0's features of two views.
+# Seconds on one CPU core: for a megapixel of labeled crops in a step of pcr with MobileNetV2, in the burn-in and after
+# it (docs/performance.md); and for a megapixel of images, to compute EfficientNet-Lite0's features of two views.
 BURN_IN_STEP, STEP, FEATURES = 2.7, 6.4, 1.2
 HEAD = 60  # seconds to train a head on features (docs/laptop.md)
-GPU_STEP = 0.1  # seconds of a step at least, on any GPU: starting its kernels
+GPU_STEP = 0.1  # least seconds of a step on any GPU, for starting its kernels
 
 
 class Suggestion(NamedTuple):
-    """Overrides of train.py, the reason for each, and how long that takes, in words."""
+    """Suggested settings."""
 
-    overrides: dict[str, str]
-    reasons: list[str]
-    time: str
+    overrides: dict[str, str]  # of train.py, by key
+    reasons: list[str]  # for each of them
+    time: str  # how long the training takes, in words
 
 
 class Setting(NamedTuple):
-    """One override and why."""
+    """One override of train.py, and the reason for it."""
 
     key: str
     value: str
@@ -47,11 +48,11 @@ class Setting(NamedTuple):
 
 
 def suggest(source: Source, gpu_gib: float | None = None) -> Suggestion:
-    """Choose from the sizes of all training images (headers), a sample of masks, and the memory of one GPU.
+    """Suggest settings from the sizes of all training images (read from headers), some masks, and the machine.
 
     Args:
         source: the data set.
-        gpu_gib: memory of the GPU; None: train on the CPU.
+        gpu_gib: memory of the GPU in GiB; None: train on the CPU.
 
     Raises:
         ValueError: there are no training images, or one cannot be read.
@@ -81,7 +82,7 @@ def suggest(source: Source, gpu_gib: float | None = None) -> Suggestion:
 
 
 def which_labels(source: Source) -> tuple[list[Setting], int]:
-    """Which images to use as labeled, and about how many those are."""
+    """Return settings of which images to use as labeled, and about how many these are."""
     masks, unlabeled = len(source.train), len(source.unlabeled)
     if unlabeled:
         return [Setting("split", "full", f"all {masks} masks, and {unlabeled} images without")], masks
@@ -93,12 +94,12 @@ def which_labels(source: Source) -> tuple[list[Setting], int]:
 
 
 def coarsest(objects: list[Objects]) -> int:
-    """The largest of the strides 16, 8 and 4 after which a perfect mask keeps enough; 0 if it never does."""
+    """Return the largest stride of 16, 8 and 4 at which a perfect prediction keeps enough mIoU; 0 if none does."""
     return next((stride for stride in (16, 8, 4) if mean_kept(objects, stride) >= LOSS), 0)
 
 
 def on_features(objects: list[Objects], stride: int) -> Iterator[Setting]:
-    """A head on frozen features."""
+    """Yield the settings of a head on frozen features."""
     why = f"a CPU: frozen features and a small head; at stride {stride} a perfect mask keeps"
     yield Setting("experiment", "laptop", f"{why} {mean_kept(objects, stride):.0%} of the mIoU")
     if stride == 8:
@@ -115,16 +116,16 @@ def trained(
     kind: str,
     machine: str,
 ) -> Iterator[Setting]:
-    """A network that is trained as a whole: its crops, batch, length, scale, grid and balance.
+    """Yield the settings of a network that is trained as a whole: crops, batch, length, scale, grid and balance.
 
     Args:
-        objects: of each class, or None where they were not measured.
-        stride: the largest that they allow.
-        shorter: side of the images in pixels.
-        num_labels: labeled images.
-        num_images: training images, labeled or not.
-        kind: of the machine, a key of CROPS.
-        machine: in words.
+        objects: of each class, or None if they could not be measured.
+        stride: the largest stride that they allow (`coarsest`).
+        shorter: typical shorter side of the images in pixels.
+        num_labels: number of labeled images.
+        num_images: number of training images, labeled or not.
+        kind: the machine's key in `CROPS`.
+        machine: the machine in words.
     """
     enlarged = 1 if stride else 2
     need = enlarged * (object_size(objects) if objects else 0)
@@ -150,7 +151,7 @@ def trained(
 
 
 def for_objects(objects: list[Objects], stride: int, kind: str) -> Iterator[Setting]:
-    """Scale, grid and balance, where the objects ask for others than usual."""
+    """Yield settings of scale, grid and class balance, if the objects ask for other than the usual ones."""
     if stride == 0:
         why = f"enlarged: at its own size a perfect mask keeps {mean_kept(objects, 4):.0%} of the mIoU at stride 4"
         yield Setting("data.scale", "[1.5,2.5]", why)
@@ -170,18 +171,18 @@ def for_objects(objects: list[Objects], stride: int, kind: str) -> Iterator[Sett
 
 
 def object_size(objects: list[Objects]) -> float:
-    """The size of objects in pixels up to which half of the classes go, the most frequent class (background) apart."""
+    """Return the median over classes of the objects' size in pixels, without the most frequent class (background)."""
     sizes = sorted((one.share, one.size) for one in objects if one.count)[:-1]
     return median([size for _, size in sizes]) if sizes else 0.0
 
 
 def on_grid(side: float) -> int:
-    """The side 16k + 1 of a crop that is not larger, 33 at least."""
+    """Return the largest side of the form 16k + 1 that is not larger than this one, but at least 33."""
     return max(33, int((side - 1) // 16 * 16 + 1))
 
 
 def seconds_of(settings: dict[str, str], kind: str) -> float:
-    """How long a training takes on one CPU core, or at least on a GPU."""
+    """Return the seconds that a training takes on one CPU core, or at least takes on a GPU."""
     steps = int(settings["data.steps_per_epoch"]) * int(settings["trainer.max_epochs"])
     if kind != "cpu":
         return steps * GPU_STEP * (3 if "backbone.output_stride" in settings else 1)

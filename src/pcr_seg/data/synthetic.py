@@ -1,8 +1,9 @@
 """A generated data set with large variation inside each class, small enough to train on a laptop in minutes.
 
-A class is a pattern (stripes, checks, dots, rings) in two colors, which lie anywhere on a closed path from one
-random pair of colors to the next; the classes' paths cross. A few labeled images show a few places of each path, the
-unlabeled ones all of them, so whoever carries labels on from the appearances seen to those beside them wins.
+A class is a pattern (stripes, checks, dots, rings) in two colors. The pair of colors is any point on a closed path
+through random pairs of colors, and the paths of different classes cross. A few labeled images show a few points of each
+path, the unlabeled ones show all of it. So a method does well that spreads labels from the appearances it has seen to
+similar ones.
 """
 
 import os
@@ -23,8 +24,8 @@ CLASSES = {
     "rings": (120, 200, 110),
 }
 NUM_APPEARANCES = 6
-OWN = r"(v\d+_)?seed\d+(_\d+)+px|splits|tmp\w+"  # generated sets, lists, and what an older version was writing
-VERSION = 2  # of the pictures; a change of what is drawn makes a new folder
+OWN = r"(v\d+_)?seed\d+(_\d+)+px|splits|tmp\w+"  # names of generated sets, lists, and unfinished sets
+VERSION = 2  # of the drawing; it is part of the folder's name, so that changed pictures get a new folder
 
 
 def synthetic(
@@ -39,11 +40,11 @@ def synthetic(
     """Return the generated data set, written once as a `folder` data set under `root`.
 
     Args:
-        root: folder for generated data; each set of arguments gets a sub-folder of its own.
-        seed: everything drawn follows from it.
-        num_train: images with masks to choose labeled ones from.
-        num_val: images to validate on.
-        num_unlabeled: further images without masks.
+        root: folder for generated data; each combination of arguments has a sub-folder.
+        seed: all random numbers follow from it.
+        num_train: number of images with masks, of which labeled ones are chosen.
+        num_val: number of images to validate on.
+        num_unlabeled: number of further images without masks.
         size: side of an image in pixels.
 
     Raises:
@@ -57,7 +58,10 @@ def synthetic(
 
 
 def refuse_strangers(root: Path, target: Path) -> None:
-    """Raise ValueError if a folder for generated data holds others; where `target` is there, a data set's alone."""
+    """Raise a ValueError if a folder for generated data is a file, or has other files.
+
+    If `target` has been generated there before, only the files of a user's data set are refused.
+    """
     if not root.exists():
         return
     if not root.is_dir():
@@ -69,7 +73,7 @@ def refuse_strangers(root: Path, target: Path) -> None:
 
 
 def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabeled: int, size: int) -> None:
-    """Generate the data set as a folder; it appears under its name only when complete."""
+    """Generate the data set into a folder, which appears under its name only when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
         partial = Path(scratch) / "set"
@@ -92,14 +96,14 @@ def write(target: Path, *, seed: int, num_train: int, num_val: int, num_unlabele
         try:
             os.rename(partial, target)
         except OSError:
-            if not target.is_dir():  # otherwise another process was faster: its data are the same
+            if not target.is_dir():  # if it is there, another process was faster, with the same data
                 raise
 
 
 def draw_appearances(rng: np.random.Generator) -> np.ndarray:
-    """(classes, appearances, 2, 3) colors in 0..255 that a class's path visits: a dark and a light one each time.
+    """Draw the pairs of colors on each class's path: (classes, appearances, 2, 3) in 0..255.
 
-    So far apart that the pattern can be seen, on the way from one pair to the next too.
+    A pair is a dark and a light color. They differ so much that the pattern can be seen, also between two pairs.
     """
     dark = rng.uniform(20, 190, size=(len(CLASSES), NUM_APPEARANCES, 1, 3))
     contrast = rng.uniform(50, 90, size=(len(CLASSES), NUM_APPEARANCES, 1, 3))
@@ -107,7 +111,7 @@ def draw_appearances(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_image(rng: np.random.Generator, appearances: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One image (size, size, 3) and its mask (size, size), both uint8: two to four objects on a background."""
+    """Draw an image (size, size, 3) and its mask (size, size), both uint8: two to four objects on a background."""
     y, x = np.mgrid[:size, :size].astype(np.float32)
     image = paint(rng, 0, appearances, x, y)
     mask = np.zeros((size, size), np.uint8)
@@ -121,7 +125,7 @@ def draw_image(rng: np.random.Generator, appearances: np.ndarray, size: int) -> 
 
 
 def draw_shape(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size: int) -> np.ndarray:
-    """Boolean (size, size): a rotated ellipse or rectangle of a quarter to a half of the image's side."""
+    """Draw a boolean mask (size, size): a rotated ellipse or rectangle of a quarter to a half of the image's side."""
     center, radii = rng.uniform(0.15, 0.85, 2) * size, rng.uniform(0.14, 0.28, 2) * size
     angle = rng.uniform(0, np.pi)
     u = ((x - center[0]) * np.cos(angle) + (y - center[1]) * np.sin(angle)) / radii[0]
@@ -130,7 +134,7 @@ def draw_shape(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, size: int
 
 
 def paint(rng: np.random.Generator, label: int, appearances: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(size, size, 3) float: the class's pattern in colors of its path, at a random angle, phase and scale."""
+    """Draw a class's pattern (size, size, 3) in float, with colors of its path, a random angle, phase and scale."""
     stop, share = divmod(rng.uniform(0, NUM_APPEARANCES), 1)
     before, after = appearances[label].take([int(stop), int(stop) + 1], axis=0, mode="wrap")
     first, second = (1 - share) * before + share * after + rng.normal(0, 8, size=(2, 3))

@@ -1,4 +1,7 @@
-"""TIFF files too large for memory, read and written by windows; GDAL (rasterio) knows their compressions and places."""
+"""Read and write TIFF files that are too large for memory, by windows.
+
+GDAL (rasterio) does so, because it knows all compressions, and keeps the geographic position.
+"""
 
 import warnings
 from collections.abc import Iterator
@@ -11,13 +14,13 @@ from PIL import Image
 
 from pcr_seg.data.files import READ_BANDS, DataError, Format, scaled
 
-GRID = 32  # a multiple of every network's stride: windows that start on it see the features of the whole image
-CACHE_MIB = 32  # GDAL would take a twentieth of the machine's memory
-STRIP_BYTES = 2**28
+GRID = 32  # a multiple of all networks' strides: a window that starts on it has the whole image's features
+CACHE_MIB = 32  # GDAL's own default is a twentieth of the machine's memory
+STRIP_BYTES = 2**28  # read at once at most
 
 
 class Cut(NamedTuple):
-    """One window along one axis, start <= first < last <= stop, and what is kept of it: first..last."""
+    """A window start..stop along one axis, of which the part first..last is kept; start <= first < last <= stop."""
 
     start: int
     stop: int
@@ -26,14 +29,14 @@ class Cut(NamedTuple):
 
 
 def cuts(size: int, tile: int, margin: int) -> list[Cut]:
-    """Windows of at most `tile` pixels along an axis, whose kept parts cover it without overlap.
+    """Divide an axis of `size` pixels into windows of at most `tile`, whose kept parts cover it without overlap.
 
-    What is kept lies `margin` (rounded up to GRID) or more from the window's ends, but for the image's own. Windows
-    start on GRID, and but for the last have a multiple of it plus one: with aligned corners, features then lie at the
-    same pixels in every window.
+    The kept part has a distance of at least `margin` (rounded up to a multiple of `GRID`) from the ends of its window,
+    except at the ends of the image. Windows start at a multiple of `GRID`; all but the last are n * `GRID` + 1 long.
+    With aligned corners their features then lie on the same pixels as those of the whole image.
 
     Raises:
-        ValueError: nothing is left between the margins.
+        ValueError: nothing would be left between the margins, or the margin is negative.
     """
     side, margin = (tile - 1) // GRID * GRID + 1, -(-margin // GRID) * GRID
     step = side - 1 - 2 * margin
@@ -41,7 +44,7 @@ def cuts(size: int, tile: int, margin: int) -> list[Cut]:
         raise ValueError(
             f"tile={tile}: choose at least {2 * max(margin, 0) + GRID + 1}, or a smaller margin (0 or more)"
         )
-    end = -(-(size - side) // GRID) * GRID  # where the last window starts, so that it is not a narrow one
+    end = -(-(size - side) // GRID) * GRID  # latest start of a window, so that the last one is not narrow
     found = []
     for first in range(0, size, step):
         start = max(0, min(first - margin, end))
@@ -51,7 +54,12 @@ def cuts(size: int, tile: int, margin: int) -> list[Cut]:
 
 @contextmanager
 def open_tiff(path: Path | str) -> Iterator:
-    """Open a TIFF file as a `rasterio.DatasetReader`; raises a ValueError without rasterio, an OSError for others."""
+    """Open a TIFF file as a `rasterio.DatasetReader`.
+
+    Raises:
+        ValueError: rasterio is not installed.
+        OSError: the file is no TIFF, or cannot be read.
+    """
     try:
         import rasterio
     except ImportError as error:
@@ -62,10 +70,10 @@ def open_tiff(path: Path | str) -> Iterator:
 
 
 def read_window(file, rows: Cut, columns: Cut, format: Format) -> np.ndarray:
-    """Read a window as (h, w, channels) uint8, as `files.read_image` reads a file; EXIF orientation is not applied.
+    """Read a window as (h, w, channels) uint8, as `files.read_image` does a file, but without EXIF orientation.
 
     Raises:
-        DataError: bands or values that a window does not read.
+        DataError: the file has bands or values that are not supported.
     """
     kinds, bits = [kind.name for kind in file.colorinterp], file.dtypes[0]
     colors = kinds[:3] == ["red", "green", "blue"] and bits in ("uint8", "uint16")
@@ -107,9 +115,10 @@ def read_strip(file, rows: Cut, format: Format) -> np.ndarray | None:
 
 @contextmanager
 def create_tiff(path: Path, like, picture: np.ndarray, block: int) -> Iterator:
-    """Create a deflated TIFF of `like`'s size and place, for pictures of this one's bands and type, in square blocks.
+    """Create a deflated TIFF with the size and geographic position of `like`, an open TIFF file.
 
-    A window of exactly one block is compressed and written once.
+    `picture` is an example of the windows that will be written: of their bands and type. The file has square blocks of
+    side `block`; a window of exactly one block is compressed and written once.
     """
     import rasterio
 
@@ -124,13 +133,13 @@ def create_tiff(path: Path, like, picture: np.ndarray, block: int) -> Iterator:
 
 
 def kept(picture: np.ndarray, rows: Cut, columns: Cut) -> np.ndarray:
-    """What is kept of a window's picture."""
+    """Cut the part to be kept out of a window's picture."""
     return picture[rows.first - rows.start : rows.last - rows.start,
                    columns.first - columns.start : columns.last - columns.start]  # fmt: skip
 
 
 def write_window(file, picture: np.ndarray, rows: Cut, columns: Cut) -> None:
-    """Write what is kept of a window's picture, (h, w) or (h, w, bands), into its place."""
+    """Write the kept part of a window's picture, (h, w) or (h, w, bands), to its position in the file."""
     part = kept(picture, rows, columns)
     bands = part[None] if part.ndim == 2 else np.moveaxis(part, 2, 0)
     file.write(bands, window=((rows.first, rows.last), (columns.first, columns.last)))

@@ -1,7 +1,7 @@
 """Weak and strong views of an image.
 
-Weak is geometric: scale, flip, pad, crop (the paper's training transform, method section of U2PL's
-`augmentation.py`). Strong adds color to the weak view; the published method has none and relies on CutMix.
+The weak view is geometric: scale, flip, pad, crop, which is the paper's training transform (`augmentation.py` of U2PL).
+The strong view changes the weak view's colors; the published PCR does not, and relies on CutMix.
 """
 
 import os
@@ -18,16 +18,16 @@ import numpy as np
 from pcr_seg.data.files import IGNORE_INDEX
 from pcr_seg.pixels import IMAGENET_MEAN, by_channel
 
-cv2.setNumThreads(0)  # the loader's processes are the parallelism; OpenCV's own threads fight with them
+cv2.setNumThreads(0)  # the loader's processes use all cores already; threads of OpenCV would compete with them
 
 
 class View(NamedTuple):
-    """A part of an image: its rows and columns, the size (height, width) they are shown at, and whether mirrored."""
+    """A part of an image, and how it is shown."""
 
     rows: slice
     columns: slice
-    size: tuple[int, int]
-    mirrored: bool
+    size: tuple[int, int]  # (height, width) in pixels that the part is resized to
+    mirrored: bool  # left and right exchanged
 
 
 def random_view(
@@ -38,19 +38,19 @@ def random_view(
     generator: np.random.Generator,
     around: Sequence[int] | None = None,
 ) -> View:
-    """Draw what a square crop of the randomly scaled and mirrored image would show.
+    """Draw which part of an image a square crop of the randomly scaled and mirrored image shows.
 
-    A range around 1 shrinks and enlarges equally often, each uniformly; another range is uniform. Every position of
-    the crop in the scaled image is equally likely; its edges are rounded to whole pixels of the image itself, which
-    therefore need not be scaled whole.
+    The factor of the scale is uniform. If the range contains 1, shrinking and enlarging are equally likely, each
+    uniform. Every position of the crop in the scaled image is equally likely. The crop's edges are rounded to whole
+    pixels of the original image, so that only this part has to be scaled.
 
     Args:
-        height: of the image.
-        width: of the image.
-        crop_size: side of the crop in pixels; the view is smaller where the scaled image is.
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        crop_size: side of the crop in pixels; the view is smaller if the scaled image is.
         scale: smallest and largest factor.
-        generator: of the draws.
-        around: (row, column) of a pixel that has to be in the view; positions that show it are equally likely.
+        generator: makes the random numbers.
+        around: (row, column) of a pixel that has to be in the view; all positions that show it are equally likely.
     """
     low, high = scale
     if low < 1 < high:
@@ -81,12 +81,22 @@ def geometric(
     generator: np.random.Generator,
     wanted: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weak view of an image (H, W, C) and its mask (H, W), square: random scale, mirror image, crop, padding.
+    """Draw a square weak view of an image and its mask: random scale, mirroring, crop, and padding.
 
-    Padding has the color `pad_color`, RGB in 0..1, evenly on both sides; its label `pad_label` is 255, which keeps it
-    out of every loss, or 0 as in the reference code. Only the part that is shown is resized: bilinear, the mask by
-    nearest neighbour.
-    With a `wanted` class in the mask the view shows one of its pixels, drawn at random.
+    Only the part that is shown is resized: the image bilinearly, the mask by nearest neighbour.
+
+    Args:
+        image: (H, W, C) uint8.
+        mask: (H, W) uint8.
+        crop_size: side of the view in pixels.
+        scale: smallest and largest factor.
+        pad_label: label of padding: 255, which no loss sees, or 0 as in the reference code.
+        pad_color: RGB in 0..1 of padding, which is even on both sides.
+        generator: makes the random numbers.
+        wanted: a class; if it is in the mask, the view shows one of its pixels, drawn at random.
+
+    Returns:
+        The view (crop_size, crop_size, C) and its mask (crop_size, crop_size).
     """
     pixels = () if wanted is None else np.argwhere(mask == wanted)
     around = pixels[generator.integers(len(pixels))] if len(pixels) else None
@@ -110,7 +120,7 @@ def show(pixels: np.ndarray, view: View, crop_size: int, interpolation: int, fil
 
 
 def photometric() -> A.Compose:
-    """Color jitter, grayscale, blur: the strong view of UniMatch and BRPG, not of the published PCR."""
+    """Return the color changes of a strong view: jitter, grayscale, blur; as in UniMatch, not in the published PCR."""
     return A.Compose(
         [
             A.ColorJitter(brightness=(0.5, 1.5), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.25, 0.25), p=0.8),
@@ -121,16 +131,16 @@ def photometric() -> A.Compose:
 
 
 def recolor(transform: A.Compose, image: np.ndarray) -> np.ndarray:
-    """Apply `photometric` to (H, W, C): to grey as RGB, and to the first three of four channels."""
+    """Apply `photometric` to an image (H, W, C): grey is treated as RGB, a fourth channel is left alone."""
     grey = image.shape[2] == 1
     changed = transform(image=np.repeat(image, 3, axis=2) if grey else np.ascontiguousarray(image[..., :3]))["image"]
     return changed[..., :1] if grey else np.concatenate([changed, image[..., 3:]], axis=2)
 
 
 def reseed(transform: A.Compose, seed: int) -> None:
-    """Make the next view follow from `seed` alone.
+    """Seed a transform, so that the next view follows from `seed` alone.
 
-    One generator for all steps: albumentations' own `set_random_seed` gives each step a generator with the
-    same seed, so that they would hang together.
+    All of its steps share one generator. Albumentations' `set_random_seed` gives each step a generator of its own with
+    the same seed, which would correlate them.
     """
     transform.set_random_state(np.random.default_rng(seed), random.Random(seed))

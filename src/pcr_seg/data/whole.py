@@ -1,4 +1,4 @@
-"""Whole images with their masks, to evaluate on."""
+"""Datasets and a loader of whole images with their masks, for evaluation."""
 
 from collections.abc import Sequence
 
@@ -11,13 +11,13 @@ from pcr_seg.pixels import as_tensor
 
 
 def eval_loader(samples: Sequence[Sample], num_workers: int, features: FrozenFeatures | None = None) -> DataLoader:
-    """Whole images, or their features, with their masks, one at a time, in order."""
+    """Return a loader of whole images, or of their features, with masks: one at a time, in order."""
     whole = WholeImages(samples) if features is None else WholeFeatures(samples, features)
     return DataLoader(whole, batch_size=1, num_workers=num_workers, pin_memory=torch.cuda.is_available())
 
 
 class WholeImages(Dataset):
-    """Images (C, H, W) of any size with their masks (H, W), all in bytes, and names."""
+    """Images (C, H, W) of any size with their masks (H, W), both uint8, and names."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples

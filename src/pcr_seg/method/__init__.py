@@ -1,41 +1,49 @@
-"""Methods of semi-supervised segmentation, one file each, beside the parts that several use. Torch alone.
+"""Methods of semi-supervised segmentation: one file for each, and the parts that several share. They need torch alone.
 
-    supervised.py  consistency.py  fixmatch.py  unimatch.py  unimatch_v2.py  pcr.py
-    pcr_crossed.py, second_head.py, pcr_plus.py, region_names.py: not the paper's
-    losses.py  mixing.py  sampling.py  prototypes.py  teacher.py
+    methods               supervised.py  consistency.py  fixmatch.py  unimatch.py  unimatch_v2.py  pcr.py
+    variants of PCR,      pcr_crossed.py  second_head.py  pcr_plus.py (with region_names.py)
+      not in the paper
+    shared parts          losses.py  mixing.py  sampling.py  prototypes.py  teacher.py
 
 A method is an `nn.Module` that the engine (`pcr_seg.module`) or a plain loop calls:
 
     losses = method(student, teacher, labeled, unlabeled)
     loss = sum(method.weights[name] * value for name, value in losses.items())
 
-labeled: `image` (B, 3, H, W) and `mask` (B, H, W), normalised floats and class ids, 255 where nothing is known.
-unlabeled: `weak` (B, 3, H, W), `strong` (B, V, 3, H, W) and `valid` (B, H, W), False on padding, all of the labeled
-images' size and number; and `other`, a second such batch, for a method that asks for one. It is None during the
-burn-in. A view may be a feature map: labels have the size of `mask` and `valid`, and it has its own. Strong views of
-feature maps are not loaded: the student makes them (`perturb`).
+`labeled` has `image` (B, 3, H, W), normalised floats, and `mask` (B, H, W), class ids with 255 where nothing is known.
+`unlabeled` has `weak` (B, 3, H, W), `strong` (B, V, 3, H, W) with V strong views of each image, and `valid` (B, H, W),
+False on padding; B, H and W are those of the labeled images. A method that asks for a second unlabeled batch finds it
+under `other`. During the burn-in `unlabeled` is None. A view may be a feature map, smaller than `mask` and `valid`,
+whose size the labels have. Strong views of feature maps are not loaded: the student makes them (`perturb`).
 
-The student returns `logits` (B, C, h, w) and `features` (B, D, h, w), perhaps `auxiliary` logits. The teacher
-(`Teacher`) gives pseudo-labels by `label(images, valid)`, which brings the statistics of its rule "weak", and wants
-`observe(images)` after the student's forward for its rule "forward". A method has
+The student returns `logits` (B, C, h, w), `features` (B, D, h, w) and, if it has an auxiliary head, its `auxiliary`
+logits. The teacher (`Teacher`) gives pseudo-labels by `label(images, valid)`. After the student's forward a method
+calls `teacher.observe(images)` with the images that the student has seen: the teacher's BatchNorm rule "forward" needs
+them.
 
-- `weights`: of each loss by name; the log has them as `train/NAME_loss`;
-- `views`: what it needs of the unlabeled stream (`UnlabeledViews`), or None if nothing;
-- every argument of its constructor as an attribute of the same name, from which a checkpoint rebuilds it;
+A method has to have
 
-and, where there is something to say,
+- `weights`: the weight of each loss, by the loss's name; the log calls the loss `train/NAME_loss`;
+- `views`: what it needs of the unlabeled images (`UnlabeledViews`), or None if it needs none;
+- every argument of its constructor as an attribute of the same name: a checkpoint rebuilds the method from these;
 
-- `burn_in_epochs` (0) on labels alone before, and `ema_decay` (0) of the teacher;
-- `threshold` of the pseudo-labels, whose coverage and precision validation then counts;
-- `figures`: numbers of the newest step with unlabeled images, logged as `train/NAME` and watched;
-- `statistics()`: numbers by log key, asked for at each validation;
-- `heads(features, size)`: full-size logits of predictors beside the linear head, by name, once they exist;
-- `refine(images, logits)`: the linear head's full-size logits as predictions show them;
-- `bank`, prototypes that pictures and predictions may show, with `usage`, the share of features that chose each;
-- `attach(student)`, called when module or predictor are made, before weights are loaded;
-- `accumulate(batches)`, how many calls make one optimizer step: a bank moves once for each step's pixels;
-- `new_epoch()`, and then, after the burn-in, `begin(student, labeled_batches, generator)`, which returns at once where
-  what has to be done once is done: its state has to say so.
+and may have
+
+- `burn_in_epochs`: epochs on labeled images alone at the start (0 without it);
+- `ema_decay`: decay of the teacher's average (0 without it: the teacher equals the student);
+- `threshold`: least confidence of a pseudo-label that trains; validation then counts how many pixels of the validation
+  images reach it, and how many of these are right;
+- `figures`: numbers of the newest step with unlabeled images, by name; they are logged as `train/NAME` and watched;
+- `statistics()`: numbers by log key, which the engine asks for at each validation;
+- `heads(features, size)`: logits (B, C, H, W) of its predictors beside the linear head, by name, once they exist;
+- `refine(images, logits)`: changes the linear head's logits (B, C, H, W) before a prediction is read from them;
+- `bank`: prototypes that pictures and predictions can show, and `usage`, the share of features that chose each;
+- `attach(student)`: called once, when the module or the predictor is made and before weights are loaded;
+- `accumulate(batches)`: called before training with the number of batches in an optimizer step, so that prototypes can
+  move as far in these as in one large batch;
+- `new_epoch()`: called at the start of every epoch;
+- `begin(student, labeled_batches, generator)`: called after `new_epoch()` in every epoch after the burn-in. What it
+  does once it must not do again after a resume, so its state has to say that it is done.
 """
 
 from pcr_seg.method.consistency import Consistency

@@ -1,7 +1,7 @@
-"""Mean teacher with CutMix: PCR without its prototypes, and the baseline that says what they add.
+"""Mean teacher with CutMix: PCR without its prototypes, so the baseline that shows what prototypes add.
 
 Source: Tarvainen and Valpola, NeurIPS 2017, for the averaged teacher; French et al., BMVC 2020, for CutMix between
-unlabeled images; the thresholded loss and its divisor are PCR's.
+unlabeled images. The loss is PCR's: confident pixels only, divided by the number of all pixels.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ class Consistency(nn.Module):
 
     Args:
         threshold: least confidence of a pseudo-label that trains, in 0..1.
-        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
-        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
-        consistency_weight: of the loss on pseudo-labels.
-        cutmix_probability: of a batch being mixed.
+        supervised_loss: loss on labeled images, of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: weight of the same loss on the auxiliary head's logits, if the network has one.
+        consistency_weight: weight of the loss on pseudo-labels.
+        cutmix_probability: probability that a batch is mixed, in 0..1.
         strong_color: strong views have color jitter, grayscale and blur.
-        burn_in_epochs: epochs on labels alone before.
-        ema_decay: of the teacher.
+        burn_in_epochs: epochs on labeled images alone at the start.
+        ema_decay: decay of the teacher's average, in 0..1.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Consistency(nn.Module):
         self.figures: dict[str, Tensor] = {}
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """The losses of a step."""
+        """Return the losses of a step by name; without unlabeled images the supervised loss alone."""
         image, mask, n = labeled["image"], labeled["mask"], len(labeled["mask"])
         if unlabeled is None:
             return {"supervised": labeled_loss(self.supervised_loss, student(image), mask, self.auxiliary_weight)}

@@ -16,18 +16,18 @@ from pcr_seg.method.teacher import Teacher, pseudo_label
 
 
 class FixMatch(nn.Module):
-    """Pseudo-labels of the network itself under a high threshold; strong views have other colors and are mixed.
+    """The network learns its own confident labels of weak views on strong views: other colors, and mixed by CutMix.
 
-    Small boxes of another unlabeled batch are pasted into the strong views. Their labels come from the network in eval
-    mode, those outside of them from its forward in training mode, as in the source.
+    Small boxes of another unlabeled batch are pasted into the strong views. As in the source, labels inside of the
+    boxes come from the network in eval mode, labels outside of them from its forward in training mode.
 
     Args:
         threshold: least confidence of a pseudo-label that trains, in 0..1; 0.95 in the source, 0 on Cityscapes.
-        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
-        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
-        consistency_weight: of the loss on pseudo-labels.
-        cutmix_probability: of a strong view being mixed.
-        burn_in_epochs: epochs on labels alone before; none in the source.
+        supervised_loss: loss on labeled images, of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: weight of the same loss on the auxiliary head's logits, if the network has one.
+        consistency_weight: weight of the loss on pseudo-labels.
+        cutmix_probability: probability that a strong view is mixed, in 0..1.
+        burn_in_epochs: epochs on labeled images alone at the start; none in the source.
     """
 
     ema_decay = 0.0  # the teacher is the network itself
@@ -51,18 +51,18 @@ class FixMatch(nn.Module):
         self.figures: dict[str, Tensor] = {}
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """The losses of a step."""
+        """Return the losses of a step by name; without unlabeled images the supervised loss alone."""
         image, mask, n = labeled["image"], labeled["mask"], len(labeled["mask"])
         if unlabeled is None:
             return {"supervised": labeled_loss(self.supervised_loss, student(image), mask, self.auxiliary_weight)}
 
-        # What lies in the boxes comes from another batch, labeled in eval mode.
+        # What is pasted into the boxes comes from another batch; the network labels it in eval mode.
         weak, strong, valid, other = (unlabeled[key] for key in ("weak", "strong", "valid", "other"))
         taught = teacher.label(other["weak"], other["valid"])
         boxes = small_boxes(len(weak), *weak.shape[-2:], probability=self.cutmix_probability, device=weak.device)
         strong = paste(strong[:, 0], boxes, other["strong"][:, 0])
 
-        # Labeled images and weak views in one forward, which labels the weak views; then the strong views.
+        # One forward of labeled images and weak views, whose logits are the pseudo-labels; another of the strong views.
         output = student(torch.cat([image, weak]))
         strong_logits = upsample(student(strong).logits, mask.shape[-2:])
         teacher.observe(torch.cat([image, strong]))

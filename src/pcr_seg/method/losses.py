@@ -20,9 +20,10 @@ IGNORE_INDEX = 255
 def cross_entropy(
     logits: Float[Tensor, "B C *S"], labels: Int[Tensor, "B *S"], weights: Float[Tensor, "B *S"] | None = None
 ) -> Float[Tensor, ""]:
-    """Mean cross-entropy over the pixels that are not ignored; 0, with a graph, when all are.
+    """Return the mean cross-entropy over the pixels that are not ignored (255).
 
-    `weights` multiply each pixel's loss, not the divisor.
+    Where all are ignored it is 0, and backward still works. `weights` multiply each pixel's loss; the divisor stays the
+    number of pixels.
     """
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none")
     loss = loss if weights is None else loss * weights
@@ -30,9 +31,10 @@ def cross_entropy(
 
 
 def balance(labels: Int[Tensor, "B *S"], num_classes: int, power: float | int = 1.0) -> Float[Tensor, "B *S"]:
-    """Weights of mean 1 that fall with a class's frequency to this power; 0 where ignored.
+    """Return a weight for each pixel: the frequency of its class among the labels to minus `power`.
 
-    With power 1 every class among the labels has the same share of the sum, with 0 every pixel.
+    Weights are scaled to a mean of 1 over the labeled pixels and are 0 on ignored ones. With power 1 every class has
+    the same share of the sum, with power 0 every pixel has.
     """
     known = labels != IGNORE_INDEX
     row = labels.where(known, num_classes)
@@ -44,9 +46,9 @@ def balance(labels: Int[Tensor, "B *S"], num_classes: int, power: float | int = 
 def balanced_cross_entropy(
     logits: Float[Tensor, "B C *S"], labels: Int[Tensor, "B *S"], *, power: float | int = 0.5
 ) -> Float[Tensor, ""]:
-    """Cross-entropy in which a class weighs by its frequency among the batch's labels to minus `power` (`balance`).
+    """Cross-entropy whose pixels are weighted by `balance`: the rarer a class in the batch, the more its pixels count.
 
-    For rare and small classes, which a short training otherwise leaves out.
+    For rare and small classes, which a short training otherwise does not learn.
     """
     return cross_entropy(logits, labels, balance(labels, logits.shape[1], power))
 
@@ -58,10 +60,11 @@ def ohem_cross_entropy(
     threshold: float = 0.7,
     min_kept: int = 100_000,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy over hard pixels: true-class probability up to `threshold`, at least `min_kept`.
+    """Cross-entropy over the hard pixels (online hard example mining): the mean over those alone.
 
-    With fewer than `min_kept` labeled pixels all of them count. The selection is per process and takes
-    no gradient. Source: U2PL `OhemCrossEntropy2dTensor`; thresholds from the released configurations.
+    Hard are the pixels whose true class has at most the probability `threshold`, and always the `min_kept` hardest.
+    With fewer than `min_kept` labeled pixels all of them count. Each process chooses among its own pixels. Source: U2PL
+    `OhemCrossEntropy2dTensor`; both numbers are those of the released configurations.
     """
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none").flatten()
     valid = (labels != IGNORE_INDEX).flatten()
@@ -79,10 +82,10 @@ def per_image_ohem_cross_entropy(
     threshold: float = 0.7,
     min_kept: int = 50_000,
 ) -> Float[Tensor, ""]:
-    """`ohem_cross_entropy` with `min_kept` for each image, so that a batch's size does not change it.
+    """`ohem_cross_entropy` whose `min_kept` is a number for each image, so that it does not depend on the batch size.
 
-    The released configurations' 100,000 are for the 2 images of a device. Which pixels are hard is still chosen among
-    the images of one device's batch.
+    The released configurations keep 100,000 pixels of the 2 images on a device, so 50,000 of each. The hardest are
+    still chosen from all images of one device's batch together.
     """
     return ohem_cross_entropy(logits, labels, threshold=threshold, min_kept=min_kept * len(labels))
 
@@ -93,13 +96,13 @@ def labeled_loss(
     labels: Int[Tensor, "B H W"],
     auxiliary_weight: float | int = 0.4,
 ) -> Float[Tensor, ""]:
-    """`loss` of the linear head, plus a share of it for the auxiliary head where the network has one.
+    """Return `loss` of the linear head's logits, plus `auxiliary_weight` times that of the auxiliary head's, if any.
 
     Args:
-        loss: of logits (B, C, H, W) and labels (B, H, W): `cross_entropy`, `ohem_cross_entropy` ...
-        output: of the network; its first B images are the labeled ones.
+        loss: takes logits (B, C, H, W) and labels (B, H, W): `cross_entropy`, `ohem_cross_entropy` ...
+        output: the network's output; its first B images are the labeled ones.
         labels: class ids, 255 where nothing is known.
-        auxiliary_weight: 0.4 in U2PL, which has the head on Cityscapes alone.
+        auxiliary_weight: 0.4 in U2PL, which has an auxiliary head on Cityscapes only.
     """
     many, size = len(labels), labels.shape[-2:]
     total = loss(upsample(output.logits[:many], size), labels)
@@ -119,8 +122,9 @@ def consistency_loss(
 ) -> Float[Tensor, ""]:
     """Cross-entropy to the confident pseudo-labels.
 
-    The sum over pixels with confidence >= threshold and label != 255 is divided by the number of all pixels (A3), or of
-    those that are not 255, so its weight grows with the teacher's confidence.
+    The losses of pixels with confidence >= threshold and label != 255 are added up, then divided by the number of all
+    pixels (`divisor="all"`, open point A3 in docs/method.md) or of those with a label other than 255 ("valid"). So the
+    loss counts more as more pixels are confident.
     """
     loss = F.cross_entropy(logits.float(), pseudo_labels, ignore_index=IGNORE_INDEX, reduction="none")
     confident = (confidence >= threshold) & (pseudo_labels != IGNORE_INDEX)

@@ -11,11 +11,11 @@ from pcr_seg.method.losses import IGNORE_INDEX
 
 
 class UnlabeledViews(NamedTuple):
-    """What a method needs of the unlabeled stream beside the weak view, for whoever loads it.
+    """What a method needs of the unlabeled images beside the weak view. The data module reads it.
 
     strong: number of strong views of each image.
-    color: color jitter, grayscale and blur on them (A10: the published PCR has none).
-    other: a second batch of unlabeled images with the same views in `unlabeled["other"]`, drawn independently.
+    color: whether strong views get color jitter, grayscale and blur (the published PCR has none: A10).
+    other: whether a second batch of unlabeled images, drawn independently, comes as `unlabeled["other"]`.
     """
 
     strong: int = 1
@@ -29,10 +29,10 @@ def cutmix(
     confidence: Float[Tensor, "B *K H W"],
     probability: float,
 ) -> tuple[Float[Tensor, "B D h w"], Int[Tensor, "B *K H W"], Float[Tensor, "B *K H W"]]:
-    """Mix views, pseudo-labels and confidence with the same boxes: the whole batch with this probability, or nothing.
+    """Mix views, pseudo-labels and confidence with the same boxes; with 1 - `probability` the batch stays as it is.
 
-    A box shows the batch's next image. Boxes are drawn on the views' grid and enlarged for the labels: a view may be an
-    image or a feature map.
+    Each image gets one box (`cutmix_boxes`), filled from the batch's next image. A view is an image or a feature map:
+    boxes are drawn at the views' size and enlarged to that of the labels.
     """
     boxes = cutmix_boxes(len(views), *views.shape[-2:], device=views.device)
     boxes = boxes & (torch.rand((), device=views.device) < probability)
@@ -48,10 +48,10 @@ def cutmix_boxes(
     generator: Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, "B 1 H W"]:
-    """One rectangle per image, True inside, of half the image's area.
+    """Draw a rectangle of half of the image's area for each image; the mask is True inside.
 
-    Width uniform in floor(W/2)+1 .. W-1, height round(HW / 2 / width), position uniform. Source: U2PL
-    `generate_unsup_data` and its `cutmix` masks.
+    Its width is uniform in floor(W/2)+1 .. W-1, its height round(HW / 2 / width), its position uniform. Source: the
+    masks for `cutmix` in U2PL's `generate_unsup_data`.
     """
     u = torch.rand(3, batch, generator=generator, device=device)
     narrowest = min(width // 2 + 1, width)
@@ -75,10 +75,11 @@ def small_boxes(
     generator: Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Bool[Tensor, "B 1 H W"]:
-    """For each image, with this probability, one rectangle of 2 to 40 % of its area, True inside.
+    """Draw a rectangle of 2 to 40 % of the image's area for each image, with `probability`; the mask is True inside.
 
-    Area uniform; sides in a ratio uniform in 0.3..1/0.3, position uniform, drawn again until the rectangle lies inside
-    (of 64 draws the first that does; the last is moved inside). Source: UniMatch's `obtain_cutmix_box`.
+    The area is uniform. Ratio of the sides (uniform in 0.3..1/0.3) and position (uniform) are drawn until the rectangle
+    lies inside of the image. Here 64 draws are made at once and the first that fits is taken; if none does, the last is
+    moved inside. Source: UniMatch's `obtain_cutmix_box`.
     """
     lot = torch.rand(5, batch, 64, generator=generator, device=device)
     area = (0.02 + 0.38 * lot[0, :, :1]) * height * width
@@ -99,14 +100,14 @@ def small_boxes(
 
 
 def on_grid(boxes: Bool[Tensor, "B 1 h w"], size: tuple[int, int] | torch.Size) -> Bool[Tensor, "B 1 H W"]:
-    """The same boxes on another grid, of `size`: each of its cells takes the value at its place."""
+    """Resize boxes to `size` (H, W) by nearest neighbour."""
     if boxes.shape[-2:] == tuple(size):
         return boxes
     return F.interpolate(boxes.float(), tuple(size), mode="nearest") > 0
 
 
 def paste(x: Tensor, boxes: Bool[Tensor, "B 1 H W"], inside: Tensor | None = None) -> Tensor:
-    """Fill each box of image i, x (B, ..., H, W), with the same place of image i of `inside` (by default x's next)."""
+    """Replace x (B, ..., H, W) inside of the boxes by `inside`, of the same shape; by default by x's next image."""
     boxes = boxes[:, 0].view(len(x), *[1] * (x.ndim - 3), *boxes.shape[-2:])
     return torch.where(boxes, x.roll(-1, dims=0) if inside is None else inside, x)
 
@@ -114,9 +115,10 @@ def paste(x: Tensor, boxes: Bool[Tensor, "B 1 H W"], inside: Tensor | None = Non
 def class_mask(
     labels: Int[Tensor, "B H W"], num_classes: int, *, generator: Generator | None = None
 ) -> Bool[Tensor, "B 1 H W"]:
-    """True on half of the classes that each image shows, rounded up, drawn at random; False on ignored pixels.
+    """Draw half of the classes of each image (rounded up) and return a mask that is True on their pixels.
 
-    Source: ClassMix (Olsson et al., WACV 2021), which cuts the other image's predicted classes out like this.
+    Ignored pixels (255) are False. Source: ClassMix (Olsson et al., WACV 2021), which chooses so among predicted
+    classes.
     """
     row = labels.where(labels != IGNORE_INDEX, num_classes).flatten(1)
     shown = torch.zeros(len(labels), num_classes + 1, device=labels.device).scatter_(1, row, 1.0)

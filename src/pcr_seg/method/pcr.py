@@ -7,11 +7,11 @@ Xu, Liu, Bian, Yang: "Semi-supervised Semantic Segmentation with Prototype-based
    view, mixed by CutMix together with these labels and their confidence.
 2. Two predictors share the student's features: the linear head, and the prototype head, whose logit of a class is the
    cosine to the nearest of the class's K prototypes, divided by a temperature.
-3. Both learn the labels, by cross-entropy, and the pseudo-labels of at least a threshold's confidence: the sum of their
-   cross-entropies, divided by the number of all pixels (A3). A pixel can please the prototype head only by coming close
-   to some prototype of its class, which makes a class compact in a few places instead of one.
-4. The prototypes, first found by k-means among the labeled features, move towards the features that chose them, by
-   labels and by pseudo-labels on which the mean of both heads is sure.
+3. Both learn the labels, by cross-entropy, and the pseudo-labels whose confidence reaches the threshold: the sum of
+   their cross-entropies, divided by the number of all pixels (A3). The prototype head's loss of a pixel is small only
+   if its feature is close to some prototype of its class. So each class becomes compact around a few points, not one.
+4. The prototypes start as k-means centers of the labeled images' features. Then each moves towards the features of its
+   class that are nearest to it; the class is the label or, on unlabeled images, what the mean of both heads is sure of.
 
 "A1" ... mark what the paper leaves open (docs/method.md); "reference code" is HeimingX/semi_seg_proto @1b98ea6.
 """
@@ -36,28 +36,28 @@ CHOICES = {"prototype_on": ("both", "labels", "pseudo-labels"), "bank_labels": (
 class PCR(nn.Module):
     """Prototype-based consistency regularization.
 
-    Whoever calls it (`pcr_seg.module`, or a loop) makes the `Teacher` with `ema_decay` and moves it after each step of
-    the optimizer, hands over no unlabeled images for `burn_in_epochs`, then calls `begin`, and weighs the losses.
+    The caller (`pcr_seg.module`, or a plain loop) makes the `Teacher` with `ema_decay` and moves it after each step;
+    passes no unlabeled images for `burn_in_epochs` and then calls `begin`; and sums the losses by `weights`.
 
     Args:
         num_classes: C.
         feature_dim: D, channels of the student's features.
-        num_prototypes: K for each class; the paper uses 4 (VOC) and 3 (Cityscapes).
+        num_prototypes: K, prototypes of each class; the paper uses 4 (VOC) and 3 (Cityscapes).
         temperature: divides the cosines; 0.1 in the reference code.
         prototype_momentum: share of the old prototype kept in an update, in 0..1; 1 freezes the bank.
-        grid_cells: the prototype head sees one pixel in each of grid_cells x grid_cells cells.
+        grid_cells: the prototype head learns from one pixel in each of grid_cells x grid_cells cells of an image.
         threshold: least confidence of a pseudo-label that trains, in 0..1 (A2).
-        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
-        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
-        consistency_weight: of the linear head's loss on pseudo-labels.
-        prototype_weight: of the prototype head's loss; 0 leaves the prototypes out.
+        supervised_loss: loss on labeled images, of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: weight of the same loss on the auxiliary head's logits, if the network has one.
+        consistency_weight: weight of the linear head's loss on pseudo-labels.
+        prototype_weight: weight of the prototype head's loss; 0 leaves the prototypes out.
         prototype_on: what the prototype head learns: "labels", "pseudo-labels", or "both" (A1).
-        prototype_gate: the threshold also gates what the prototype head learns of pseudo-labels (A4).
+        prototype_gate: the prototype head too learns only pseudo-labels that reach the threshold (A4).
         bank_labels: pseudo-labels that move prototypes: the heads' mean ("ensemble"), the "teacher"'s, or "none" (A5).
-        cutmix_probability: of a batch being mixed (A9).
+        cutmix_probability: probability that a batch is mixed, in 0..1 (A9).
         strong_color: strong views have color jitter, grayscale and blur (A10).
-        burn_in_epochs: epochs on labels alone before.
-        ema_decay: of the teacher.
+        burn_in_epochs: epochs on labeled images alone at the start.
+        ema_decay: decay of the teacher's average, in 0..1.
     """
 
     def __init__(
@@ -101,16 +101,16 @@ class PCR(nn.Module):
         self.bank = PrototypeBank(
             num_classes, num_prototypes, feature_dim, temperature=temperature, momentum=prototype_momentum
         )
-        self.register_buffer("assigned", torch.zeros(num_classes, num_prototypes))  # features of this epoch
+        self.register_buffer("assigned", torch.zeros(num_classes, num_prototypes))  # features that chose it this epoch
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """The three losses of a step by name; the prototypes move in it. Of labeled images alone the supervised one."""
+        """Return the losses by name and move the prototypes; without unlabeled images, the supervised loss alone."""
         if unlabeled is None:
             output = student(labeled["image"])
             loss = labeled_loss(self.supervised_loss, output, labeled["mask"], self.auxiliary_weight)
             return {"supervised": loss}
 
-        # The teacher labels the weak views, padding as 255; CutMix mixes the strong view, labels and confidence alike.
+        # The teacher labels the weak views (padding: 255). CutMix mixes strong views, labels and confidence alike.
         labels, confidence = self.label(teacher, unlabeled["weak"], unlabeled["valid"])
         strong, labels, confidence = cutmix(unlabeled["strong"][:, 0], labels, confidence, self.cutmix_probability)
 
@@ -120,16 +120,16 @@ class PCR(nn.Module):
         return self.losses(output, labeled["mask"], labels, confidence)
 
     def label(self, teacher: Teacher, images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pseudo-labels and confidence (B, 2, H, W), for the linear head and for the prototype head: here the same."""
+        """Return pseudo-labels and confidence (B, 2, H, W): for the linear and the prototype head, here the same."""
         return tuple(x[:, None].expand(-1, 2, -1, -1) for x in teacher.label(images, valid))
 
     def losses(
         self, output: Any, mask: Tensor, labels: Tensor, confidence: Tensor, given: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The losses of the student's output for labeled images, then mixed ones.
+        """Return the losses, by name, of the student's output for B labeled images followed by B mixed ones.
 
-        `mask` (B, H, W) has the labels of the first, `labels` and `confidence` (B, 2, H, W) are those of the others for
-        the linear head and the prototype head; `given` (B, H, W) is True where these are no pseudo-labels.
+        `mask` (B, H, W) labels the former; `labels` and `confidence` (B, 2, H, W) the latter, for the linear and the
+        prototype head. `given` (B, H, W) is True where a mixed image shows labeled pixels, whose labels are no guess.
         """
         # The linear head learns labels and confident pseudo-labels.
         n, size = len(mask), mask.shape[-2:]
@@ -155,7 +155,7 @@ class PCR(nn.Module):
             threshold = self.threshold if self.prototype_gate else 0.0
             prototype = prototype + consistency_loss(scores[n:], labels, confidence, threshold)
 
-        # Prototypes follow the student's features (A6), by labels and by pseudo-labels, in one update.
+        # Prototypes move towards the student's features (A6), by labels and pseudo-labels in one update.
         with torch.no_grad():
             if self.bank_labels == "ensemble":
                 both = (at_points(logits, points).softmax(dim=1) + scores[n:].softmax(dim=1)) / 2
@@ -170,31 +170,31 @@ class PCR(nn.Module):
 
     @torch.no_grad()
     def begin(self, student: nn.Module, labeled_batches: Iterable[dict], generator: Generator) -> None:
-        """Cluster the labeled images' features into prototypes (A7), if that is not done; every rank takes rank 0's."""
+        """Cluster the labeled images' features into prototypes (A7), once; every rank takes rank 0's."""
         if self.prototype_weight == 0 or self.bank.is_initialized:
             return
-        many = dist.is_available() and dist.is_initialized()
-        student.eval()  # on every rank: a divided network needs them all
+        distributed = dist.is_available() and dist.is_initialized()
+        student.eval()  # every rank runs the network: where its weights are divided, each needs the others
         features, labels = labeled_features(student, labeled_batches, self.grid_cells, generator)
         student.train()
-        if not many or dist.get_rank() == 0:
+        if not distributed or dist.get_rank() == 0:
             self.bank.initialize(features, labels, generator=generator)
-        if many:
+        if distributed:
             dist.broadcast(self.bank.prototypes, src=0)
             self.bank.is_initialized.fill_(True)
 
     def check_begun(self) -> None:
         """Raise a RuntimeError while there are no prototypes: all their cosines would be -1."""
-        self._begun = self._begun or bool(self.bank.is_initialized)  # asks the device no more than once
+        self._begun = self._begun or bool(self.bank.is_initialized)  # waits for the device at most once
         if not self._begun:
             raise RuntimeError("PCR has no prototypes yet: call begin(student, labeled_batches, generator) first")
 
     def accumulate(self, batches: int) -> None:
-        """Say that an optimizer step takes this many calls: each moves the prototypes with momentum^(1 / batches)."""
+        """Take momentum^(1 / batches) from now on, because the prototypes move so many times in an optimizer step."""
         self.bank.momentum = self.prototype_momentum ** (1 / batches)
 
     def heads(self, features: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Full-size logits of the prototype head, once there are prototypes."""
+        """Return the prototype head's logits (B, C, *size) of features (B, D, h, w), once there are prototypes."""
         return {"prototype": self.bank.dense_logits(features, size)} if self.bank.is_initialized else {}
 
     def new_epoch(self) -> None:
@@ -207,7 +207,7 @@ class PCR(nn.Module):
         return self.assigned / self.assigned.sum(dim=1, keepdim=True).clamp(min=1)
 
     def statistics(self) -> dict[str, Tensor]:
-        """How evenly a class's prototypes are used (entropy in 0..1), and how many were the nearest to no feature."""
+        """Return how evenly classes use their prototypes (entropy, 0..1), and how many prototypes no feature chose."""
         if not self.bank.is_initialized:
             return {}
         entropy = torch.special.entr(self.usage).sum(dim=1).mean() / math.log(max(self.num_prototypes, 2))

@@ -1,7 +1,7 @@
-"""PCR in which both heads of the teacher label: each for the other, or both together. Not the paper's.
+"""PCR with pseudo-labels of both of the teacher's heads: each teaches the other, or their mean teaches both.
 
-The linear head leans towards the classes that are frequent among the labels. The nearest class mean knows nothing of
-their frequencies, so what it says is news to the linear head, and the other way round.
+Not in the paper. The idea: the linear head prefers classes that are frequent among the labels, and the prototype head,
+which asks for the nearest prototype, does not know frequencies. So each can correct the other's mistakes.
 """
 
 import torch
@@ -20,12 +20,12 @@ class PCRCrossed(PCR):
     Args:
         num_classes: C.
         feature_dim: D, channels of the student's features.
-        pseudo_labels: "crossed": each of the student's heads learns what the teacher's other head says; "average": both
-            learn the mean of the teacher's heads; "linear": both learn the linear head's, as in `PCR`.
-        pcr: arguments of `PCR`.
+        pseudo_labels: "crossed": each of the student's heads learns what the teacher's other head predicts; "average":
+            both learn the mean of the teacher's heads; "linear": both learn the teacher's linear head, as in `PCR`.
+        pcr: further arguments of `PCR`.
 
     Raises:
-        ValueError: another choice.
+        ValueError: `pseudo_labels` is none of these.
     """
 
     def __init__(self, num_classes: int, feature_dim: int, *, pseudo_labels: str = "crossed", **pcr: object) -> None:
@@ -36,7 +36,7 @@ class PCRCrossed(PCR):
 
     @torch.no_grad()
     def label(self, teacher: Teacher, images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Pseudo-labels and confidence (B, 2, H, W), for the linear head and for the prototype head."""
+        """Return pseudo-labels and confidence (B, 2, H, W): for the linear head, then for the prototype head."""
         if self.pseudo_labels == "linear" or self.prototype_weight == 0:
             return super().label(teacher, images, valid)
         linear, features = teacher.logits(images, valid.shape[-2:])

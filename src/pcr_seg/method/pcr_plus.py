@@ -1,6 +1,8 @@
-"""PCR for few labels, not the paper's: objects of labeled images in the mix, dropped features, names for regions.
+"""PCR with three additions for few labels, which are not in the paper.
 
-What each part is worth: docs/results_small_networks.md. `region_names.py` has the last.
+Objects of labeled images are pasted into the strong views (ClassMix); the weak view is learned with dropped features as
+well (UniMatch); regions are named anew by the pretrained backbone (`region_names.py`). What each brought is measured in
+docs/results_small_networks.md.
 """
 
 from collections.abc import Iterable
@@ -23,15 +25,15 @@ class PCRPlus(PCR):
     Args:
         num_classes: C.
         feature_dim: D, channels of the student's features.
-        class_names: for the names of regions: one called "background" keeps its own.
+        class_names: of the C classes; the regions of one called "background" are never renamed.
         labeled_classmix: probability that half of the classes of a labeled image, drawn at random, are pasted with
-            their labels over a mixed view (ClassMix; from labeled images as in DACS, WACV 2021).
-        feature_weight: of UniMatch's loss on the weak view with dropped features; 0 leaves it out.
-        region_names: what the network takes for one class in an image is named anew by the backbone as it was
-            pretrained, in pseudo-labels and in predictions of the linear head (`RegionNames`).
-        region_scale: the pretrained backbone sees images enlarged by this.
-        region_temperature: divides its cosines.
-        pcr: PCR's own arguments.
+            their labels over a mixed view, in 0..1 (ClassMix; from labeled images as in DACS, WACV 2021).
+        feature_weight: weight of UniMatch's loss on the weak view with dropped features; 0 leaves it out.
+        region_names: rename the region of each class in an image by what it looks like to the pretrained backbone, in
+            pseudo-labels and in predictions of the linear head (`RegionNames`).
+        region_scale: images are enlarged by this factor before the pretrained backbone sees them.
+        region_temperature: divides the cosines between regions and classes.
+        pcr: further arguments of `PCR`.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class PCRPlus(PCR):
         self.names: RegionNames | None = None
 
     def attach(self, student: nn.Module) -> None:
-        """Keep the backbone as it was pretrained: the module calls this once, when it is made."""
+        """Copy the backbone while it is as pretrained: the engine calls this once, when it is made."""
         if self.region_names:
             background = self.class_names.index("background") if "background" in self.class_names else None
             self.names = RegionNames(
@@ -63,7 +65,7 @@ class PCRPlus(PCR):
             )  # fmt: skip
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """The losses of a step; the prototypes move in it."""
+        """Return the losses by name and move the prototypes; without unlabeled images, the supervised loss alone."""
         if unlabeled is None:
             return super().forward(student, teacher, labeled, None)
 
@@ -79,15 +81,16 @@ class PCRPlus(PCR):
                 dropped = student.decode(drop_features(student.encode(unlabeled["weak"]))).logits
             losses["features"] = consistency_loss(upsample(dropped, labels.shape[-2:]), *taught, self.threshold)
         teacher.observe(images)
-        labels, confidence = (x[:, None].expand(-1, 2, -1, -1) for x in (labels, confidence))  # for both heads alike
+        labels, confidence = (x[:, None].expand(-1, 2, -1, -1) for x in (labels, confidence))  # the same for both heads
         return self.losses(output, labeled["mask"], labels, confidence, pasted) | losses
 
     def paste_classes(
         self, views: Tensor, labels: Tensor, confidence: Tensor, labeled: dict
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cover some of the mixed views (B, 3, H, W) with half of the classes of a labeled image, and their labels.
+        """Paste half of the classes of a labeled image over some of the mixed views (B, 3, H, W).
 
-        The last tensor (B, H, W) is True where that was done.
+        Returns:
+            The views, labels and confidence (1 where pasted) that result, and a mask (B, H, W), True where pasted.
         """
         covered = torch.rand(len(views), 1, 1, 1, device=views.device) < self.labeled_classmix
         covered = on_grid(covered & class_mask(labeled["mask"], self.num_classes), views.shape[-2:])
@@ -100,12 +103,12 @@ class PCRPlus(PCR):
         )
 
     def refine(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Logits of the linear head with the regions' names, once these are known."""
+        """Return the linear head's logits (B, C, H, W) after renaming regions; unchanged before `begin`."""
         return self.names(images, logits) if self.names is not None and self.names.is_initialized else logits
 
     @torch.no_grad()
     def begin(self, student: nn.Module, labeled_batches: Iterable[dict], generator: Generator) -> None:
-        """After the burn-in, find the prototypes, and what the classes look like to the pretrained backbone."""
+        """Find the prototypes, and the mean feature of each class in the pretrained backbone; each once."""
         super().begin(student, labeled_batches, generator)
         if self.names is not None and not self.names.is_initialized:
-            self.names.initialize(labeled_batches)  # alike on every rank
+            self.names.initialize(labeled_batches)  # every rank computes the same from the same images

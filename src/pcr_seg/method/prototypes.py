@@ -1,7 +1,8 @@
-"""The prototype bank, and the k-means that fills it from labeled images.
+"""The prototype bank, and the k-means that finds its first prototypes in labeled images.
 
 Axes: B images, C classes, K prototypes per class, D feature channels, H W image, h w feature map, N points, S any
-spatial axes. What runs in each step reads nothing back from the device; `initialize` and what it needs run once.
+spatial axes. What runs in each step never waits for a value from the device; `initialize` and its helpers run once and
+may.
 """
 
 import functools
@@ -16,22 +17,22 @@ from torch import Generator, Tensor, nn
 from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.sampling import at_points, jittered_grid, neighbours, sample_features, upsample
 
-SCARCE, MOST = 100, 20_000  # features of a class that the bank is clustered from
+SCARCE, MOST = 100, 20_000  # a class with fewer features gets more of them; of more than MOST a sample is clustered
 
 
 class PrototypeBank(nn.Module):
     """K prototypes for each class in feature space: the second, distance-based predictor.
 
-    Prototypes are stored as they are averaged, un-normalised; every comparison is a cosine. They take
-    no gradient and move only through `initialize` and `update`. A prototype that is zero has seen no
-    data yet: it takes no part in the maximum (its cosine counts as -1).
+    Prototypes are averages of features and are stored un-normalised; every comparison is a cosine. They take no
+    gradient: only `initialize` and `update` change them. A prototype that is zero has no data yet, and its cosine
+    counts as -1.
 
     Args:
         num_classes: C.
         num_prototypes: K; the paper uses 4 (VOC) and 3 (Cityscapes).
         feature_dim: D.
         temperature: divides the cosines; 0.1 in the reference code.
-        momentum: share of the old prototype kept in an update; 0.99 in the released configurations.
+        momentum: share of the old prototype kept in an update, in 0..1; 0.99 in the released configurations.
     """
 
     prototypes: Float[Tensor, "C K D"]
@@ -52,28 +53,28 @@ class PrototypeBank(nn.Module):
         self.register_buffer("is_initialized", torch.tensor(False))
 
     def cosines(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S C K"]:
-        """Cosine of each feature with each prototype, in fp32 whatever the surrounding precision."""
+        """Return the cosine of each feature with each prototype, in fp32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             unit = F.normalize(features.float(), dim=-1)
             cosines = torch.einsum("...d,ckd->...ck", unit, F.normalize(self.prototypes, dim=-1))
-        return cosines.masked_fill(~self._alive(), -1.0)
+        return cosines.masked_fill(~self._has_data(), -1.0)
 
     def forward(self, features: Float[Tensor, "*S D"]) -> Float[Tensor, "*S C"]:
-        """Logits: the largest cosine over a class's K prototypes, divided by the temperature."""
+        """Return logits: the largest cosine over a class's K prototypes, divided by the temperature."""
         return self.cosines(features).amax(dim=-1) / self.temperature
 
     def dense_logits(self, features: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
-        """Logits of the features upsampled to `size` (bilinear, align_corners), without the D channels there.
+        """Return the logits that `forward` would give of the features upsampled to `size` (bilinear, align_corners).
 
-        Upsampling is linear, so the dot products with the prototypes can be upsampled instead; the norm
-        of an upsampled feature is not, but follows exactly from the products of neighbouring features.
-        One prototype of each class at a time: C maps of full size are held, not C * K.
+        The features themselves, D channels at full size, are never made. Upsampling is linear, so the dot products with
+        the prototypes are upsampled instead. The norm of an upsampled feature follows from products of neighbouring
+        features (`upsampled_norm`). Prototypes are taken one of each class at a time: C full-size maps, not C * K.
         """
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             dots = torch.einsum("bdhw,ckd->kbchw", features, F.normalize(self.prototypes, dim=-1))
-            # A dead prototype's cosine is -1: far below any other, then clamped.
-            dots = dots.masked_fill(~self._alive().T[:, None, :, None, None], -1e30)
+            # The cosine of a prototype without data is -1: its dot product is far below any other, and clamped at last.
+            dots = dots.masked_fill(~self._has_data().T[:, None, :, None, None], -1e30)
             largest = upsample(dots[0], size)
             for further in dots[1:]:
                 largest = torch.maximum(largest, upsample(further, size))
@@ -82,18 +83,18 @@ class PrototypeBank(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "N D"], labels: Int[Tensor, " N"]) -> Float[Tensor, "C K"]:
-        """Move each prototype towards the mean of the features that chose it; return how many did.
+        """Move each prototype towards the mean of the features that chose it, and return how many chose it.
 
-        A feature chooses the prototype of its own label's class with the largest cosine (the first of
-        equals), before any of them moves. Labels of 255 are skipped; a prototype that nobody chose stays
-        bit-equal. Sums and counts are added over all ranks first, so every rank computes the same bank
-        and it equals that of one process with the union batch. Source: reference code `update_proto`.
+        Each feature chooses, among the prototypes of its label's class, that with the largest cosine (the first of
+        equals); then all prototypes move at once. Features labeled 255 are skipped, and a prototype that none chose
+        stays bit-equal. Sums and counts are added over all ranks, so every rank gets the bank that one process would
+        get from the ranks' batches together. Source: reference code `update_proto`.
         """
         num_classes, num_prototypes, dim = self.prototypes.shape
         features, valid = features.float(), labels != IGNORE_INDEX
         target = labels.where(valid, 0)
         nearest = self.cosines(features)[torch.arange(len(labels), device=labels.device), target].argmax(dim=-1)
-        # Skipped features land in one row too many: their number changes no shape.
+        # Skipped features go to an extra row, which is cut off: no shape then depends on their number.
         row = torch.where(valid, target * num_prototypes + nearest, num_classes * num_prototypes)
         ones = features.new_ones(len(features), 1)
         totals = features.new_zeros(num_classes * num_prototypes + 1, dim + 1)
@@ -110,28 +111,28 @@ class PrototypeBank(nn.Module):
     def initialize(
         self, features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], *, generator: Generator | None = None
     ) -> None:
-        """Cluster the features of each class into its K prototypes; a class without any stays zero."""
+        """Cluster the features of each class into its K prototypes; those of a class without features are zero."""
         num_classes, num_prototypes, _ = self.prototypes.shape
         centers = [kmeans(features[labels == c], num_prototypes, generator=generator) for c in range(num_classes)]
         self.prototypes = torch.stack(centers).to(self.prototypes)
         self.is_initialized.fill_(True)
 
-    def _alive(self) -> Bool[Tensor, "C K"]:
+    def _has_data(self) -> Bool[Tensor, "C K"]:
         return (self.prototypes != 0).any(dim=-1)
 
 
 def upsampled_norm(features: Float[Tensor, "B D h w"], size: tuple[int, int]) -> Float[Tensor, "B H W"]:
-    """Norm of each feature of the map upsampled to `size` (bilinear, align_corners), exactly.
+    """Return the norm of each feature of the map upsampled to `size` (bilinear, align_corners), exactly.
 
-    The square of a blend (1 - u) a + u b is (1 - u)^2 aa + u^2 bb + 2 u (1 - u) ab. So the squares of the blends
-    along x, and their products with the row below, follow from products of neighbours in the small map;
-    blending those along y the same way gives the squares at full size.
+    Upsampling blends neighbours a and b into (1 - u) a + u b, whose square is (1 - u)^2 aa + u^2 bb + 2 u (1 - u) ab.
+    So products of neighbours in the small map suffice: blended along x they give the square of each blend, and its
+    product with the blend in the row below; those blended along y in the same way give the squares at full size.
     """
     _, _, h, w = features.shape
     y0, y1, v = neighbours(torch.arange(size[0], device=features.device), h, size[0])
     x0, x1, u = neighbours(torch.arange(size[1], device=features.device), w, size[1])
 
-    # What has no neighbour at the far edge is only ever blended with weight 0.
+    # Positions at the far edge have no neighbour; the zeros padded there only get weight 0.
     own = channel_dots(features, features)
     beside = F.pad(channel_dots(features[..., :-1], features[..., 1:]), (0, 1))
     below = F.pad(channel_dots(features[..., :-1, :], features[..., 1:, :]), (0, 0, 0, 1))
@@ -148,26 +149,27 @@ def upsampled_norm(features: Float[Tensor, "B D h w"], size: tuple[int, int]) ->
 
 
 def channel_dots(a: Float[Tensor, "B D h w"], b: Float[Tensor, "B D h w"]) -> Float[Tensor, "B h w"]:
-    """Dot product of two maps at each position; 32 channels at a time, whose products stay in the cache."""
+    """Return the dot product of two maps at each position; 32 channels at a time, whose products fit in the cache."""
     return sum((part * other).sum(1) for part, other in zip(a.split(32, dim=1), b.split(32, dim=1), strict=True))
 
 
-# ------------------------------------------------------------------------- what the bank is clustered from
+# ------------------------------------------------------------------------- the features that the bank is clustered from
 
 
 def labeled_features(
     student: nn.Module, batches: Iterable[dict], grid_cells: int, generator: Generator
 ) -> tuple[Tensor, Tensor]:
-    """Features (N, D) and labels (N,) of labeled pixels.
+    """Return features (N, D) and labels (N,) of pixels of the labeled images, to be clustered.
 
-    Grid points of every labeled image; a class with fewer than 100 of them gets up to 100 random pixels of each
-    image that shows it. Of more than 20,000 of a class a uniform random sample is kept.
+    From every labeled image they are taken at the points of a jittered grid. A class with fewer than 100 of them also
+    gets up to 100 random pixels of each image that shows it. Of more than 20,000 of a class a random sample is kept.
 
     Args:
         student: in eval mode.
-        batches: `image` (B, 3, H, W) and `mask` (B, H, W) as a step gets them; the same at each pass.
-        grid_cells: as in `jittered_grid`.
-        generator: of the draws; its device is the student's.
+        batches: dictionaries of `image` (B, 3, H, W) and `mask` (B, H, W) as a step gets them. They may be passed over
+            twice and have to be the same then.
+        grid_cells: cells of the grid along each side, as in `jittered_grid`.
+        generator: makes the random numbers, on the student's device.
     """
     grid = functools.partial(jittered_grid, cells=grid_cells, generator=generator, device=generator.device)
     by_class = collect(student, batches, lambda labels: grid(*labels.shape), generator)
@@ -187,9 +189,9 @@ def labeled_features(
 def collect(
     student: nn.Module, batches: Iterable[dict], choose: Callable[[Tensor], Tensor], generator: Generator
 ) -> list[Tensor]:
-    """The student's features at the points that `choose` picks from each mask (H, W), for each class.
+    """Return, for each class, the student's features at the points that `choose` picks from each mask (H, W).
 
-    Kept of too many are those with the smallest random keys, which travel as one more channel.
+    Each feature gets a random key, as one more channel; of more than `MOST` those with the smallest keys are kept.
     """
     device = generator.device
     kept = [torch.empty(0, student.feature_dim + 1, device=device)] * student.num_classes
@@ -207,7 +209,7 @@ def collect(
 
 
 def random_pixels(where: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Up to `most` random (row, column) at which `where` (H, W) is True."""
+    """Draw up to `most` positions (row, column) at which `where` (H, W) is True."""
     pixels = where.nonzero()
     return pixels[torch.randperm(len(pixels), generator=generator, device=pixels.device)[:most]]
 
@@ -221,11 +223,11 @@ def kmeans(
     iterations: int = 100,
     generator: Generator | None = None,
 ) -> Float[Tensor, "k D"]:
-    """Cluster by cosine (k-means++, best of `restarts`) and return the mean of each cluster's raw points.
+    """Cluster by cosine (k-means++, best of `restarts`) and return the mean of each cluster's un-normalised points.
 
-    Raw means match the scale of the bank's later updates, which average raw features. A cluster that
-    stays empty, or is short of distinct points, gets a copy of another center plus noise of a
-    thousandth of its length; without any point all centers are zero.
+    Un-normalised means have the scale of the bank's later updates. A cluster that gets no point, as when fewer than k
+    points differ, becomes a copy of the largest cluster's center plus noise of a thousandth of its length. Without any
+    point all centers are zero.
     """
     if len(points) == 0:
         return points.new_zeros(k, points.shape[1])
@@ -242,7 +244,7 @@ def kmeans(
 
 
 def _plus_plus(unit: Tensor, k: int, generator: Generator | None) -> Tensor:
-    """k-means++ seeds: each next one drawn in proportion to its squared distance from the nearest so far."""
+    """Return k-means++ seeds: each is drawn in proportion to its squared distance from the nearest one so far."""
     centers = unit[torch.randint(len(unit), (1,), generator=generator, device=unit.device)]
     for _ in range(k - 1):
         distance = (2 - 2 * (unit @ centers.T).amax(dim=1)).clamp(min=1e-12)

@@ -1,7 +1,7 @@
-"""Names for regions: what a network takes for one class in an image, named anew by features as they were pretrained.
+"""Rename regions: the pretrained backbone decides which class each region of the network's prediction belongs to.
 
-Not the paper's: `pcr_named` (docs/method.md). A network trained on few labels finds objects better than it tells their
-classes apart; features that were not trained on those labels do that better.
+Not in the paper; `method=pcr_named` uses it (docs/method.md). A network trained on few labels finds objects better than
+it tells their classes apart. Features from before that training tell them apart better.
 """
 
 import copy
@@ -17,14 +17,14 @@ from pcr_seg.method.prototypes import PrototypeBank
 
 
 class RegionNames(nn.Module):
-    """A backbone as it was pretrained, and the mean look of each class in the labeled images.
+    """A copy of the pretrained backbone, and the mean feature ("look") of each class in the labeled images.
 
     Args:
-        backbone: is copied and never trained; its last map is taken.
+        backbone: the pretrained backbone, which is copied and never trained; its last feature map is used.
         num_classes: C.
-        background: a class whose regions keep their name.
-        scale: the backbone sees images enlarged by this.
-        temperature: divides the cosines of a region with the classes.
+        background: id of a class whose regions keep their name, if there is one.
+        scale: images are enlarged by this factor before the backbone sees them.
+        temperature: divides the cosines between a region and the classes.
     """
 
     def __init__(
@@ -42,24 +42,24 @@ class RegionNames(nn.Module):
         self.background, self.scale = background, scale
 
     def train(self, mode: bool = True) -> "RegionNames":
-        """Stay in eval mode whatever the module around it does: its statistics are the pretrained ones."""
+        """Stay in eval mode whatever the module around it does: BatchNorm keeps its pretrained statistics."""
         return super().train(False)
 
     @property
     def is_initialized(self) -> Tensor | bool:
-        """Whether the classes' looks are known."""
+        """Whether `initialize` has found the mean features of the classes."""
         return self.bank.is_initialized
 
     def forward(
         self, images: Float[Tensor, "B channels H W"], logits: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
-        """Logits of the images after each class's region has been shared out by its look (`rename_regions`)."""
+        """Return the logits after the region of each class has been renamed by its features (`rename_regions`)."""
         probabilities = logits.softmax(dim=1)
         looks = region_features(self.backbone(enlarge(images, self.scale))[-1], probabilities)
         return rename_regions(probabilities, self.bank(looks), self.background).clamp(min=1e-6).log()
 
     def initialize(self, batches: Iterable[dict]) -> None:
-        """Learn the classes' looks from labeled images, in batches as `labeled_regions` takes them."""
+        """Find the mean feature of each class in labeled images, in batches as `labeled_regions` takes them."""
         self.bank.initialize(*labeled_regions(self.backbone, batches, len(self.bank.prototypes), self.scale))
 
 
@@ -67,13 +67,16 @@ class RegionNames(nn.Module):
 def labeled_regions(
     backbone: nn.Module, batches: Iterable[dict], num_classes: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Mean features (N, D), of length 1, and labels (N,) of what each class covers in each labeled image.
+    """Return the mean feature of each class in each labeled image that shows it.
 
     Args:
-        backbone: in eval mode; its last map is taken.
-        batches: `image` (B, 3, H, W) and `mask` (B, H, W) as a step gets them.
+        backbone: in eval mode; its last feature map is used.
+        batches: dictionaries of `image` (B, 3, H, W) and `mask` (B, H, W) as a step gets them.
         num_classes: C.
-        scale: the images are enlarged by this.
+        scale: the images are enlarged by this factor.
+
+    Returns:
+        Features (N, D) of length 1, and their class ids (N,).
     """
     found, labels = [], []
     for batch in batches:
@@ -81,7 +84,7 @@ def labeled_regions(
         masks = F.one_hot(known, num_classes + 1)[..., :num_classes].permute(0, 3, 1, 2).float()
         features = region_features(backbone(enlarge(batch["image"], scale))[-1], masks)
         image, label = masks.any(dim=(2, 3)).nonzero(as_tuple=True)
-        found.append(F.normalize(features[image, label], dim=1))  # every image counts alike in a mean
+        found.append(F.normalize(features[image, label], dim=1))  # so that every image has the same weight in a mean
         labels.append(label)
     return torch.cat(found), torch.cat(labels)
 
@@ -89,21 +92,21 @@ def labeled_regions(
 def region_features(
     features: Float[Tensor, "B D h w"], probabilities: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C D"]:
-    """Mean feature of each class in each image, weighted by the class's probability; 0 where it has none."""
+    """Return the mean feature of each class in each image, weighted by the class's probability; 0 if that is 0."""
     weights = shrink(probabilities, features.shape[-2:])
     sums = torch.einsum("bchw,bdhw->bcd", weights, features.float())
     return sums / weights.sum(dim=(2, 3))[..., None].clamp(min=1e-6)
 
 
 def enlarge(images: Float[Tensor, "B channels H W"], scale: float) -> Float[Tensor, "B channels H2 W2"]:
-    """Resize by a factor in whole hundredths, in integers: exported programs cannot round the sides of an image."""
+    """Resize by `scale`, rounded to hundredths; the sides are computed in integers, since ONNX cannot round them."""
     hundredths = round(100 * scale)
     sides = tuple((side * hundredths + 50) // 100 for side in images.shape[-2:])
     return F.interpolate(images.float(), sides, mode="bilinear", align_corners=True)
 
 
 def shrink(x: Float[Tensor, "B C H W"], size: tuple[int, int]) -> Float[Tensor, "B C h w"]:
-    """Means over areas, `F.interpolate(x, size, mode="area")`, as two products: ONNX has no such layer of free size."""
+    """`F.interpolate(x, size, mode="area")`, written as two matrix products: ONNX has no such layer for free sizes."""
 
     def areas(large: int, small: int) -> Float[Tensor, "small large"]:
         place, pixel = torch.arange(small, device=x.device)[:, None], torch.arange(large, device=x.device)
@@ -121,17 +124,20 @@ def rename_regions(
     *,
     inertia: float = 3.0,
 ) -> Float[Tensor, "B C H W"]:
-    """Give each class's region in an image to the classes that its features look like: probabilities that sum to 1.
+    """Give the region of each class in an image to the classes that its features resemble.
 
-    A region is all that one class has in one image, each pixel with its probability; it is shared out by the softmax of
-    its logits for every class, its own raised by `inertia`. A network trained on few labels finds objects better than
-    it tells their classes apart; features that were not trained on those labels do that better.
+    The region of a class is a map of that class's probability in the image. It is divided among all classes by the
+    softmax of `names`, after the logit of the region's own class has been raised by `inertia`.
 
     Args:
-        probabilities: of each pixel.
+        probabilities: of each class at each pixel.
         names: logits of [region, class].
-        background: a class whose region keeps its name: whatever is no other class has no look of its own.
-        inertia: 0 believes the features alone.
+        background: id of a class whose region keeps its name, because what belongs to no other class has no common
+            look.
+        inertia: how much a region prefers to keep its name; with 0 the features alone decide.
+
+    Returns:
+        Probabilities, which sum to 1 over the classes as before.
     """
     own = torch.eye(names.shape[1], device=names.device)
     shares = (names + inertia * own).softmax(dim=2)

@@ -1,4 +1,4 @@
-"""Between a network's resolution and the image's: upsampling, and sampling instead of it.
+"""From the network's resolution to the image's: upsampling of maps, and of features at chosen points alone.
 
 Axes: B images, D feature channels, H W image, h w feature map, N points.
 """
@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 
 def upsample(x: Float[Tensor, "B C h w"], size: tuple[int, int] | torch.Size) -> Float[Tensor, "B C H W"]:
-    """Bilinear with aligned corners, as everywhere in the reference code; in fp32, which confidence needs."""
+    """Resize to `size`, bilinear with aligned corners as in the reference code; in fp32, for accurate confidences."""
     return F.interpolate(x.float(), tuple(size), mode="bilinear", align_corners=True)
 
 
@@ -22,13 +22,14 @@ def jittered_grid(
     generator: Generator | None = None,
     device: torch.device | str | None = None,
 ) -> Int[Tensor, "N 2"]:
-    """Draw one (row, column) inside each of cells x cells cells, row-major.
+    """Divide an image into cells x cells cells and draw one (row, column) inside of each; N = cells^2, row-major.
 
-    Cell i begins at pixel floor(i * side / cells), so every pixel can be drawn. Where the cells divide the side this is
-    the reference code's `mask_generation`; elsewhere that leaves out the last side % cells rows and columns.
+    Cell i begins at pixel floor(i * side / cells), so every pixel can be drawn. If the side is a multiple of `cells`,
+    this equals the reference code's `mask_generation`; else that one never draws the last side % cells rows and
+    columns.
 
     Raises:
-        ValueError: the image is smaller than the number of cells.
+        ValueError: a side of the image has fewer pixels than there are cells along it.
     """
     if min(height, width) < cells:
         raise ValueError(f"grid_cells={cells} exceeds the crop of {height}x{width} pixels: lower method.grid_cells")
@@ -43,16 +44,16 @@ def jittered_grid(
 
 
 def at_points(x: Tensor, points: Int[Tensor, "N 2"]) -> Tensor:
-    """Values of x (..., H, W) at points of (row, column) -> (..., N)."""
+    """Return the values (..., N) of x (..., H, W) at points (row, column)."""
     return x[..., points[:, 0], points[:, 1]]
 
 
 def sample_features(
     features: Float[Tensor, "B D h w"], points: Int[Tensor, "N 2"], size: tuple[int, int]
 ) -> Float[Tensor, "B N D"]:
-    """Upsample the features to `size` (bilinear, align_corners) and pick `points`, without upsampling.
+    """Return what upsampling the features to `size` (bilinear, align_corners) would give at `points` (row, column).
 
-    The whole map at full resolution would be 514 MiB for each 513x513 image.
+    Only these points are computed: a whole map of 512 channels would be 514 MiB for each 513x513 image.
     """
     (batch, _, h, w), (rows, columns) = features.shape, points.unbind(1)
     y0, y1, v = neighbours(rows, h, size[0])
@@ -60,8 +61,8 @@ def sample_features(
     corners = torch.stack([y0 * w + x0, y0 * w + x1, y1 * w + x0, y1 * w + x1], dim=1)
     shares = torch.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v], dim=1)
     of_image = h * w * torch.arange(batch, device=features.device)[:, None, None]
-    # Bags of four rows of a table of pixels, which channels-last features are in memory: its backward makes one map of
-    # gradients and adds whole pixels to it.
+    # The weighted sum of four rows of a table (pixels, channels), which channels-last features are in memory already.
+    # embedding_bag's backward adds whole rows to one map of gradients.
     table = features.permute(0, 2, 3, 1).flatten(0, 2)
     shares = shares.to(table.dtype).repeat(batch, 1)
     sampled = F.embedding_bag((of_image + corners).flatten(0, 1), table, mode="sum", per_sample_weights=shares)
@@ -69,10 +70,10 @@ def sample_features(
 
 
 def neighbours(index: Int[Tensor, " N"], small: int, large: int) -> tuple[Tensor, Tensor, Float[Tensor, " N"]]:
-    """The two low-resolution positions that a full-resolution one blends, and the share of the second.
+    """Return the two low-resolution positions that each full-resolution `index` blends, and the share of the second.
 
-    Along one axis of `small` positions upsampled to `large` with aligned corners. In integers: the share
-    is exact to the last bit, which a float coordinate is not.
+    This is one axis of a bilinear upsampling from `small` to `large` positions with aligned corners. It is computed in
+    integers, so that the share is exact to the last bit; a float coordinate is not.
     """
     span = max(large - 1, 1)
     low = (index * (small - 1) // span).clamp(max=max(small - 2, 0))

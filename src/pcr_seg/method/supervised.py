@@ -1,4 +1,4 @@
-"""Supervised training: the labeled images alone. The evaluated network is an average of weights here too."""
+"""Supervised training on the labeled images alone. What is evaluated is an average of the weights, as elsewhere."""
 
 from collections.abc import Callable
 
@@ -9,12 +9,12 @@ from pcr_seg.method.teacher import Teacher
 
 
 class Supervised(nn.Module):
-    """The loss of the labeled images.
+    """The student learns the labeled images; unlabeled ones are not even loaded.
 
     Args:
-        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
-        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
-        ema_decay: of the average that is evaluated.
+        supervised_loss: loss on labeled images, of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: weight of the same loss on the auxiliary head's logits, if the network has one.
+        ema_decay: decay of the averaged weights, which are evaluated, in 0..1.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Supervised(nn.Module):
         self.views, self.weights = None, {"supervised": 1.0}
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: None = None) -> dict[str, Tensor]:
-        """The loss of a step."""
+        """Return the loss of a step, by its name."""
         image, mask = labeled["image"], labeled["mask"]
         output = student(image)
         teacher.observe(image)

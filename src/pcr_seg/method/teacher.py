@@ -1,6 +1,6 @@
-"""The teacher: an exponential moving average of the student, which labels unlabeled images and is what is evaluated.
+"""The teacher: an exponential moving average of the student. It labels unlabeled images and is what is evaluated.
 
-Every rule for its BatchNorm statistics (A12) stands here.
+All rules for its BatchNorm statistics (A12 in docs/method.md) are in this file.
 """
 
 import copy
@@ -22,22 +22,22 @@ BN_RULES = ("copy", "forward", "weak")
 class Teacher(nn.Module):
     """A copy of the student that follows it: decay * teacher + (1 - decay) * student after each optimizer step.
 
-    Parts of the student that say that they are `frozen` are not copied but shared.
+    Parts of the student with an attribute `frozen` that is true are shared with it, not copied.
 
-    The decay rises as min(1 - 1 / (n + 1), decay) over the n steps that it has followed (U2PL): the first one copies.
+    After n steps the decay is min(1 - 1 / (n + 1), decay), as in U2PL: the first step copies the student.
 
     Args:
-        student: is copied.
-        decay: of the average; 0 is the student itself.
-        bn: where BatchNorm's statistics come from. "copy": the student's. "forward": `observe` passes the student's
-            batch through the teacher in training mode, as U2PL does. "weak": what the images themselves look like,
-            which balanced or mixed crops do not show, namely the weak views that it labels and, while labels alone
-            train, the labeled images (`refresh`).
-        logit_adjustment: t: pseudo-labels are read from the logits less t log(frequency of the class among the labels),
-            which `count` tells; 0 leaves them. Source: Menon et al., ICLR 2021.
+        student: the network to copy.
+        decay: decay of the average, in 0..1; with 0 the teacher equals the student.
+        bn: where BatchNorm's running statistics come from. "copy": from the student. "forward": `observe` passes the
+            student's batch through the teacher in training mode, as U2PL does. "weak": from the weak views that the
+            teacher labels and, while no unlabeled images train, from the labeled images (`refresh`). These look like
+            the images of an evaluation, which balanced or mixed crops do not.
+        logit_adjustment: t: pseudo-labels are read from logits - t log(frequency of the class among the labels).
+            `count` has to be called for it; 0 switches it off. Source: Menon et al., ICLR 2021.
 
     Raises:
-        ValueError: another rule.
+        ValueError: `bn` is none of these.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Teacher(nn.Module):
         self.decay, self.bn, self.logit_adjustment = decay, bn, logit_adjustment
         self.register_buffer("log_frequency", torch.zeros(()), persistent=False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
-        self._steps = 0  # the same: reading the buffer would wait for the device
+        self._steps = 0  # the same number as the buffer's, which cannot be read without waiting for the device
         self.register_load_state_dict_post_hook(lambda teacher, _: setattr(teacher, "_steps", int(teacher.steps)))
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -65,9 +65,9 @@ class Teacher(nn.Module):
         valid: Bool[Tensor, "B H W"],
         refine: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
-        """Pseudo-labels and confidence at the size of `valid`; 255 and 0 where that is False (padding).
+        """Return pseudo-labels and confidence (0..1) at the size of `valid`; 255 and 0 where it is False (padding).
 
-        `refine` makes other logits of the images and their logits before they are read.
+        `refine(images, logits)`, if given, changes the full-size logits before labels are read from them.
         """
         logits, _ = self.logits(images, valid.shape[-2:])
         labels, confidence = pseudo_label(logits if refine is None else refine(images, logits))
@@ -77,7 +77,10 @@ class Teacher(nn.Module):
     def logits(
         self, images: Float[Tensor, "B D h w"], size: tuple[int, int] | torch.Size
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B E i j"]]:
-        """Adjusted logits of `size`, and the features that they are of; the forward that the rule "weak" follows."""
+        """Return logits of `size`, after the logit adjustment, and the features that they were computed from.
+
+        Under the rule "weak" this forward also moves BatchNorm's statistics.
+        """
         with batchnorm_follows(self.network) if self.bn == "weak" else nullcontext():
             output = self.network(images)
         logits = upsample(output.logits, size)
@@ -85,13 +88,13 @@ class Teacher(nn.Module):
         return logits, output.features
 
     def count(self, masks: Iterable[Int[Tensor, "B H W"]], num_classes: int) -> None:
-        """Take the classes' frequencies from the labels, a class without any as if it had one pixel."""
+        """Count the classes' frequencies in the masks, for `logit_adjustment`; a missing class counts as one pixel."""
         counts = sum(torch.bincount(mask[mask != IGNORE_INDEX], minlength=num_classes) for mask in masks)
         self.log_frequency = (counts.clamp(min=1) / counts.sum()).log().to(self.log_frequency)[:, None, None]
 
     @torch.no_grad()
     def observe(self, images: Float[Tensor, "B D h w"]) -> None:
-        """See the student's batch, for the rule "forward"; the others need nothing of it."""
+        """Take BatchNorm's statistics from the student's batch, under the rule "forward"; else do nothing."""
         if self.bn == "forward":
             self.network.train()(images)
             self.network.eval()
@@ -104,11 +107,14 @@ class Teacher(nn.Module):
         self._steps += 1
 
     def copy(self, student: nn.Module) -> None:
-        """Equal the student, statistics included, after each optimizer step while labels alone train."""
+        """Equal the student, BatchNorm's statistics included: after each optimizer step of the burn-in."""
         ema_update(self.network, student, 0.0, float_buffers="copy")
 
     def refresh(self, batches: Iterable[Tensor]) -> None:
-        """Take the statistics from these images, for the rule "weak" while no weak view brings them."""
+        """Take BatchNorm's statistics from these images (B, 3, H, W), under the rule "weak"; else do nothing.
+
+        For trainings and burn-ins without weak views, which else bring the statistics.
+        """
         if self.bn == "weak":
             update_bn(batches, self.network)
             self.network.eval()
@@ -122,7 +128,7 @@ def pseudo_label(logits: Float[Tensor, "B C *S"]) -> tuple[Int[Tensor, "B *S"], 
 
 
 def ema_decay_at(step: int, decay: float) -> float:
-    """Decay of the average at a semi-supervised step counted from 0: min(1 - 1 / (step + 1), decay) (U2PL)."""
+    """Return the decay at a step after the burn-in, counted from 0: min(1 - 1 / (step + 1), decay), as in U2PL."""
     return min(1 - 1 / (step + 1), decay)
 
 
@@ -136,9 +142,9 @@ def ema_update(
 ) -> None:
     """Move the teacher's parameters to decay * teacher + (1 - decay) * student.
 
-    Float buffers (BatchNorm's statistics) are copied by default: averaging them on top of BatchNorm's
-    own average lags so far behind that short trainings evaluate wrongly. Integer buffers are always
-    copied: an average would truncate and drift. What both share stays.
+    Float buffers (BatchNorm's statistics) are copied, or kept as they are; they are not averaged, because an average of
+    BatchNorm's own averages lags so far behind that short trainings are evaluated wrongly. Integer buffers are always
+    copied: an average would be truncated. Modules that teacher and student share are left alone.
     """
     parameters, buffers = followed(teacher, student)
     torch._foreach_lerp_(*map(list, zip(*parameters, strict=True)), 1 - decay)
@@ -148,7 +154,10 @@ def ema_update(
 
 
 def followed(teacher: nn.Module, student: nn.Module) -> tuple[list[tuple], list[tuple]]:
-    """The parameters, and the buffers, in which both differ, in pairs; of divided ones this process's shares."""
+    """Return the (teacher, student) pairs of parameters, and those of buffers, leaving out modules that both share.
+
+    Of tensors that are divided over several devices, the pairs have this process's shares.
+    """
     parameters, buffers, pairs = [], [], [(teacher, student)]
     for ours, theirs in pairs:
         if ours is theirs:
@@ -160,17 +169,18 @@ def followed(teacher: nn.Module, student: nn.Module) -> tuple[list[tuple], list[
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's share of a tensor that is divided over several; any other as it is."""
+    """Return this process's share of a tensor that is divided over several (DTensor); any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 @contextmanager
 def batchnorm_follows(network: nn.Module, momentum: float = 0.01) -> Iterator[None]:
-    """Within, BatchNorm in eval mode also moves its running statistics towards those of what passes.
+    """Inside this context BatchNorm in eval mode moves its running statistics towards those of its inputs.
 
-    What it returns is normalised by the statistics as they were: labels and statistics come from one forward, and each
-    layer sees its inputs as it will in evaluation. The statistics are this process's own. The momentum averages over a
-    hundred batches, as the teacher's weights over a hundred steps: BatchNorm's own 0.1 makes scores noisy.
+    It still normalises by the statistics from before. So one forward gives labels and statistics, and each layer sees
+    its inputs as in an evaluation. Processes do not share these statistics. A momentum of 0.01 averages over about a
+    hundred batches, as the teacher averages weights over about a hundred steps; BatchNorm's usual 0.1 makes scores
+    noisy.
     """
     with after_each_norm(network, lambda norm, values: move_statistics(norm, values, momentum)):
         yield
@@ -178,10 +188,10 @@ def batchnorm_follows(network: nn.Module, momentum: float = 0.01) -> Iterator[No
 
 @contextmanager
 def statistics_of_first(network: nn.Module, count: int) -> Iterator[None]:
-    """Within, BatchNorm in training mode moves its running statistics by the first `count` images of a batch alone.
+    """Inside this context BatchNorm in training mode moves its running statistics by the first `count` images only.
 
-    So that perturbed features beside them, or alone (count 0), do not reach what is evaluated. What it returns is as
-    always: normalised by the whole batch.
+    The rest of the batch has perturbed features, which the evaluated statistics should not see; with a count of 0 all
+    of it has. The output is as always: normalised by the whole batch.
     """
     momenta = {norm: norm.momentum for norm in norms_of(network) if norm.training}
 
@@ -200,14 +210,14 @@ def statistics_of_first(network: nn.Module, count: int) -> Iterator[None]:
 
 
 def norms_of(network: nn.Module) -> list[nn.Module]:
-    """Its BatchNorm layers that have running statistics."""
+    """Return the network's BatchNorm layers that have running statistics."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return [norm for norm in norms if norm.track_running_stats]
 
 
 @contextmanager
 def after_each_norm(network: nn.Module, function: Callable[[nn.Module, Tensor], object]) -> Iterator[None]:
-    """Within, call a function with each BatchNorm layer and its input, after its forward."""
+    """Inside this context, call a function with each BatchNorm layer and its input, after the layer's forward."""
 
     def call(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
         function(norm, inputs[0])
@@ -221,10 +231,13 @@ def after_each_norm(network: nn.Module, function: Callable[[nn.Module, Tensor], 
 
 
 def move_statistics(norm: nn.Module, values: Float[Tensor, "B C *S"], momentum: float) -> None:
-    """Move running mean and variance of a BatchNorm layer towards those of its input; nothing for a single value."""
+    """Move running mean and variance of a BatchNorm layer towards those of its input.
+
+    An input with one value for each channel has no variance and is skipped.
+    """
     values = values.detach().float()
     if values.numel() == values.shape[1]:
-        return  # one value for each channel has no variance
+        return
     variance, mean = torch.var_mean(values, dim=(0, *range(2, values.ndim)))
     for running, now in ((norm.running_mean, mean), (norm.running_var, variance)):
-        running.data.lerp_(now.to(running), momentum)  # backward of an earlier forward may hold on to them
+        running.data.lerp_(now.to(running), momentum)  # .data: an earlier forward's backward may still use them

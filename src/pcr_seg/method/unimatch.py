@@ -1,4 +1,4 @@
-"""UniMatch: FixMatch with two strong views and a view with dropped features.
+"""UniMatch: FixMatch with two strong views, and the weak view once more with dropped features.
 
 Source: Yang et al., CVPR 2023, code LiheYoung/UniMatch @7292bac. What differs from it is listed in docs/method.md.
 """
@@ -18,19 +18,20 @@ from pcr_seg.method.teacher import Teacher, pseudo_label, statistics_of_first
 class UniMatch(nn.Module):
     """The network's own labels of weak views train two strong views, and the weak view with half of its features.
 
-    Small boxes of another unlabeled batch are pasted into the strong views, each with boxes of its own. Their labels
-    come from the network in eval mode, those outside of them from its forward in training mode, as in the source. The
-    source's losses weigh labels 1/2, the strong views 1/4 together and the features 1/4; their common factor is left to
-    the learning rate. The student needs `encode(images)` -> maps and `decode(maps)` -> output.
+    Small boxes of another unlabeled batch are pasted into the strong views, each with boxes of its own. As in the
+    source, labels inside of the boxes come from the network in eval mode, labels outside of them from its forward in
+    training mode. The source weighs the labeled loss 1/2, both strong views together 1/4 and the dropped features 1/4.
+    Here these are 1, 1/2 and 1/2: a common factor is the learning rate's matter. The student needs `encode(images)`,
+    which returns feature maps, and `decode(maps)`, which returns its output.
 
     Args:
         threshold: least confidence of a pseudo-label that trains, in 0..1; 0.95 in the source, 0 on Cityscapes.
-        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
-        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
-        consistency_weight: of the mean of both strong views' losses.
-        feature_weight: of the loss of the view with dropped features.
-        cutmix_probability: of a strong view being mixed.
-        burn_in_epochs: epochs on labels alone before; none in the source.
+        supervised_loss: loss on labeled images, of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: weight of the same loss on the auxiliary head's logits, if the network has one.
+        consistency_weight: weight of the mean of both strong views' losses.
+        feature_weight: weight of the loss of the view with dropped features.
+        cutmix_probability: probability that a strong view is mixed, in 0..1.
+        burn_in_epochs: epochs on labeled images alone at the start; none in the source.
     """
 
     ema_decay = 0.0  # the teacher is the network itself
@@ -55,12 +56,12 @@ class UniMatch(nn.Module):
         self.figures: dict[str, Tensor] = {}
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """The losses of a step."""
+        """Return the losses of a step by name; without unlabeled images the supervised loss alone."""
         image, mask, n = labeled["image"], labeled["mask"], len(labeled["mask"])
         if unlabeled is None:
             return {"supervised": labeled_loss(self.supervised_loss, student(image), mask, self.auxiliary_weight)}
 
-        # What lies in the boxes comes from another batch, labeled in eval mode.
+        # What is pasted into the boxes comes from another batch; the network labels it in eval mode.
         weak, valid, other, size = unlabeled["weak"], unlabeled["valid"], unlabeled["other"], mask.shape[-2:]
         taught = teacher.label(other["weak"], other["valid"])
         grid = {"probability": self.cutmix_probability, "device": weak.device}
@@ -68,7 +69,8 @@ class UniMatch(nn.Module):
         pairs = zip(unlabeled["strong"].unbind(1), boxes, other["strong"].unbind(1), strict=True)
         strong = torch.cat([paste(view, box, inside) for view, box, inside in pairs])
 
-        # Labeled images and weak views in one forward, decoded together with dropped features; then the strong views.
+        # Labeled images and weak views are encoded once and decoded twice, whole and with dropped features, in one
+        # batch. Then the strong views pass the network.
         maps = student.encode(torch.cat([image, weak]))
         with statistics_of_first(student, n + len(weak)):
             output = student.decode([torch.cat(pair) for pair in zip(maps, drop_features(maps), strict=True)])
@@ -94,9 +96,10 @@ class UniMatch(nn.Module):
 
 
 def drop_features(maps: list[Tensor]) -> list[Tensor]:
-    """Half of the first and the last map's channels set to zero, at random for each image (feature perturbation).
+    """Set a random half of the channels of the first and of the last map to zero, another half for each image.
 
-    Those between reach no logits but an auxiliary head's.
+    The maps are (B, c, h, w), in the order of the backbone's stages. Those between stay whole, as in the source:
+    DeepLab's logits do not depend on them.
     """
     dropped = {0, len(maps) - 1}
     return [F.dropout2d(x, 0.5) if place in dropped else x for place, x in enumerate(maps)]

@@ -15,21 +15,20 @@ from pcr_seg.method.teacher import Teacher, statistics_of_first
 
 
 class UniMatchV2(nn.Module):
-    """The teacher's labels of weak views train two strong views; what the one drops of the features, the other keeps.
+    """The teacher's labels of weak views train two strong views; the channels that one drops, the other keeps.
 
     Small boxes of the batch's images in reverse order are pasted into the strong views, each with boxes of its own. The
-    source weighs the labels' loss 1/2 and the mean of both views' losses 1/2. The student needs `encode(images)` ->
-    maps and `decode(maps)` -> output.
+    student needs `encode(images)`, which returns feature maps, and `decode(maps)`, which returns its output.
 
     Args:
         threshold: least confidence of a pseudo-label that trains, in 0..1; 0.95 in the source.
-        supervised_loss: labeled loss of logits (B, C, H, W) and labels (B, H, W).
-        auxiliary_weight: of the same loss on the auxiliary head's logits, where the network has one.
-        supervised_weight: of the labeled loss.
-        consistency_weight: of the mean of both strong views' losses.
-        cutmix_probability: of a strong view being mixed.
-        burn_in_epochs: epochs on labels alone before; none in the source.
-        ema_decay: of the teacher.
+        supervised_loss: loss on labeled images, of logits (B, C, H, W) and labels (B, H, W).
+        auxiliary_weight: weight of the same loss on the auxiliary head's logits, if the network has one.
+        supervised_weight: weight of the labeled loss; 1/2 in the source.
+        consistency_weight: weight of the mean of both strong views' losses; 1/2 in the source.
+        cutmix_probability: probability that a strong view is mixed, in 0..1.
+        burn_in_epochs: epochs on labeled images alone at the start; none in the source.
+        ema_decay: decay of the teacher's average, in 0..1.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class UniMatchV2(nn.Module):
         self.figures: dict[str, Tensor] = {}
 
     def forward(self, student: nn.Module, teacher: Teacher, labeled: dict, unlabeled: dict | None) -> dict[str, Tensor]:
-        """The losses of a step."""
+        """Return the losses of a step by name; without unlabeled images the supervised loss alone."""
         image, mask, n = labeled["image"], labeled["mask"], len(labeled["mask"])
         if unlabeled is None:
             return {"supervised": labeled_loss(self.supervised_loss, student(image), mask, self.auxiliary_weight)}
@@ -88,10 +87,11 @@ class UniMatchV2(nn.Module):
 
 
 def drop_complements(maps: list[Tensor]) -> list[Tensor]:
-    """Complementary channel dropout of two views of the same images, maps (2B, c, h, w), the second view's behind.
+    """Drop complementary channels in two views of the same images: what one view loses, the other keeps.
 
-    Each channel of an image is zero in one view and doubled in the other, alike in all maps of the same width; half of
-    the images, rounded down, keep all channels in both views.
+    The maps are (2B, c, h, w): the first view of each image, then the second. Each channel of an image is zero in one
+    view and doubled in the other, and so in all maps with as many channels. Half of the images (rounded down), drawn at
+    random, keep all channels in both views. Source: UniMatch V2, "complementary dropout".
     """
     count, device = len(maps[0]) // 2, maps[0].device
     whole = torch.randperm(count, device=device) < count // 2

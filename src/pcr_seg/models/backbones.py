@@ -1,4 +1,4 @@
-"""Backbones: any timm model that returns feature maps, at images of any size."""
+"""Backbones: any timm model that returns feature maps, for images of any size."""
 
 import inspect
 import sys
@@ -23,51 +23,52 @@ READING = {
     "pretrained_cfg",
     "pretrained_cfg_overlay",
     "cache_dir",
-}  # files, not layers
+}  # timm's arguments that read weights instead of making layers
 HUB = "hf-hub:"
 
 
 class TimmBackbone(nn.Module):
-    """A timm model as a few of its feature maps: by default stride 4 (or its finest), last but one, and last.
+    """A timm model that returns some of its feature maps: by default stride 4 (or the finest), last but one, and last.
 
-    The maps of a plain ViT all have the stride of its patches: those after each quarter of its blocks, with its final
-    norm applied, without class token and registers. Images come in any size:
+    The maps of a plain ViT all have the stride of its patches. They are taken after each quarter of its blocks, with
+    its final norm applied, and without class token and registers. Images may have any size:
 
-    - strided convolutions take them as they are: cells lie on pixels 0, stride, 2 * stride ...;
-    - for a plain ViT they are padded with 0, the mean color, evenly to whole patches. Shown in n * stride + 1 pixels,
-      the patches' centers lie on pixels 0, stride ... as well; multiples of the stride are shown as they are;
-    - other networks that want multiples of something get the nearest such size, resized: padding would shift maps of
-      different strides against each other.
+    - Networks of strided convolutions take them as they are. Cells of a map then lie on pixels 0, stride, 2 * stride
+      ...
+    - For a plain ViT they are padded with 0, the mean color, evenly on both sides to whole patches. With sides of
+      n * stride + 1 pixels the patches' centers lie on pixels 0, stride, 2 * stride ... as well.
+    - For other networks that take only multiples of some size they are resized to the nearest one. Padding would shift
+      maps of different strides against each other.
 
     Args:
         name: timm's name of the model.
-        output_stride: stride of the last map; 8 and 16 dilate the late stages where timm can. None: the model's own.
-        weights: "timm" downloads timm's pretrained weights, "hf-hub:USER/NAME" those of a repository of the hub; a file
-            is read, or the file in an installed package of this name; null starts from random.
-        freeze_bn: use the BatchNorm layers' pretrained statistics and affine weights as constants, for
-            batches too small to estimate them.
-        freeze: what keeps its weights: names of timm's submodules and parameters; a number, the stem and so many blocks
-            after it; or "all", the whole backbone, in eval mode and without gradients: student and teacher then share
-            it. Early layers cost the most and change the least.
-        layer_decay: each layer's learning rate, as a multiple of the next one's.
-        checkpointing: keep no activations inside of blocks but compute them again in the backward pass.
-        multi_grid: dilations at stride 8 of the 3x3 convolutions in the last stage's blocks (ResNets only): 4, 8, 16 in
-            the paper's network. At stride 16 they are halved.
-        ceil_mode: round the ResNet stem's max-pool up, as the reference network does.
+        output_stride: stride of the last map; 8 and 16 dilate the late stages, if timm can. None: the model's own.
+        weights: "timm" downloads timm's pretrained weights, "hf-hub:USER/NAME" those of a repository on the hub. A path
+            is read as a file, the name of an installed package as the weights file in it. None: random weights.
+        freeze_bn: use the BatchNorm layers' pretrained statistics and affine weights as constants, for batches that are
+            too small to estimate them.
+        freeze: what keeps its weights. A list: these of timm's submodules and parameters, by name. A number: the stem
+            and so many blocks after it. "all": the whole backbone, which then stays in eval mode, gets no gradients,
+            and is shared by student and teacher. Early layers cost the most and change the least.
+        layer_decay: factor from each layer's learning rate to that of the layer before, in 0..1.
+        checkpointing: keep no activations inside of blocks, but compute them again in the backward pass.
+        multi_grid: dilations of the 3x3 convolutions in the last stage's blocks at output stride 8, halved at 16
+            (ResNets only); 4, 8, 16 in the paper's network.
+        ceil_mode: round the size after the ResNet stem's max-pool up, as the reference network does.
         options: further arguments of timm's constructor; `out_indices` chooses a plain ViT's blocks, counted from 0.
-        in_channels: of the images; pretrained weights for RGB are summed or repeated to fit (timm's rule).
-        mean: RGB in 0..1 that images are normalised by; by default the weights' own, ImageNet's without weights.
-        std: likewise.
+        in_channels: channels of the images; timm sums or repeats pretrained weights for RGB to fit.
+        mean: RGB means in 0..1 for normalising images; by default the weights' own, ImageNet's without weights.
+        std: RGB deviations, likewise.
 
     Attributes:
-        channels: of the maps that it returns by default.
-        strides: of all maps.
-        plain: whether it is a plain ViT, all of whose maps have one stride.
+        channels: channels of the maps that it returns by default.
+        strides: strides of all its maps.
+        plain: whether it is a plain ViT, whose maps all have the same stride.
         frozen: whether all of it keeps its weights.
 
     Raises:
-        ValueError: unknown name, an option that the model has not, weights that cannot be had or do not fit, or a model
-            that takes images of one size alone.
+        ValueError: timm has no such model; the model lacks an option; weights cannot be found or do not fit; or the
+            model takes images of a single size.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class TimmBackbone(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        # A checkpoint rebuilds the backbone from these.
+        # A checkpoint rebuilds the backbone from attributes that have the arguments' names.
         self.name, self.weights, self.freeze_bn = name, weights, freeze_bn
         self.frozen = freeze == "all"
         self.freeze = freeze if self.frozen or isinstance(freeze, int) else list(freeze)
@@ -122,25 +123,25 @@ class TimmBackbone(nn.Module):
         self.multiple = self.multiple_of_sizes()
 
     def train(self, mode: bool = True) -> "TimmBackbone":
-        """Stay in eval mode where all of it is frozen: no statistics, no dropped paths."""
+        """Stay in eval mode if all of it is frozen: BatchNorm's statistics stay, and nothing is dropped."""
         return super().train(mode and not self.frozen)
 
     def place(self, which: int) -> int:
-        """Index of a map that is named by its stride, or counted from the end: -1 is the last."""
+        """Return the index of a map that is named by its stride, or by its place from the end (-1: the last)."""
         return place(self.name, self.strides, which)
 
     def widths(self, maps: Sequence[int]) -> list[int]:
-        """Channels of these maps."""
+        """Return the channels of these maps, named as in `place`."""
         return [self.all_channels[self.place(which)] for which in maps]
 
     def forward(self, images: Tensor, maps: Sequence[int] | None = None) -> list[Tensor]:
-        """(B, in_channels, H, W) normalized images -> these maps (B, c, h, w), by stride or counted from the end."""
+        """Return maps (B, c, h, w) of normalized images (B, in_channels, H, W); `maps` names them as `place` does."""
         with torch.no_grad() if self.frozen else nullcontext():
             found = self.every_map(self.fitting(images))
         return [found[self.place(which)] for which in (self.default_maps if maps is None else maps)]
 
     def fitting(self, images: Tensor) -> Tensor:
-        """Images in a size that the network takes."""
+        """Pad or resize images to a size that the network takes."""
         height, width = images.shape[-2:]
         if self.multiple == 1:
             return images
@@ -150,7 +151,7 @@ class TimmBackbone(nn.Module):
         return upsample(images, nearest_multiple((height, width), self.multiple))
 
     def every_map(self, images: Tensor) -> list[Tensor]:
-        """All maps (B, c, h, w) of images in a size that the network takes."""
+        """Return all maps (B, c, h, w) of images that have a size that the network takes."""
         if self.blocks:
             chosen = {"indices": self.blocks, "norm": True, "intermediates_only": True}
             return self.net.forward_intermediates(images, output_fmt="NCHW", **chosen)
@@ -160,18 +161,18 @@ class TimmBackbone(nn.Module):
 
     @torch.no_grad()
     def multiple_of_sizes(self) -> int:
-        """What both sides of an image have to be multiples of: found out by showing the network small images."""
+        """Find out, by showing the network small images, what both sides of an image have to be multiples of."""
         stride, side = self.output_stride, self.net.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
         device, training, reason = next(self.parameters()).device, self.net.training, None
         self.net.eval()
-        # Strided convolutions see a second cell begin in the pixel after the first.
+        # Images of stride + 1 pixels tell strided convolutions apart: their second cell begins at the last pixel.
         for multiple, size, cells in (
             (1, (stride + 1, stride + 1), (2, 2)),
             *((m, (2 * m, m), (2 * m // stride, m // stride)) for m in (stride, side)),
         ):
             try:
                 last = self.every_map(torch.zeros(1, self.in_channels, *size, device=device))[-1]
-            except Exception as error:  # of many kinds: assertions, shapes that do not fit
+            except Exception as error:  # networks refuse a size by assertions, or fail at shapes that do not fit
                 reason = error
                 continue
             if last.shape[-2:] == cells:
@@ -183,8 +184,8 @@ class TimmBackbone(nn.Module):
         )
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """Parameters of the stem, and of each block after it, as timm counts them for layer-wise decay."""
-        with torch.device("meta"):  # the whole model, which timm's patterns are for
+        """Return the parameters of the stem, then of each block after it, as timm groups them for layer-wise decay."""
+        with torch.device("meta"):  # timm's patterns are for the names of the whole model
             whole = timm.create_model(self.name, **{k: v for k, v in self.options.items() if k != "out_indices"})
         if not hasattr(whole, "group_matcher"):
             raise ValueError(
@@ -198,13 +199,13 @@ class TimmBackbone(nn.Module):
         return [layer for layer in layers if layer]
 
     def layer_scales(self) -> list[tuple[list[nn.Parameter], float]]:
-        """The trained parameters, by what their learning rate is multiplied with: 1 for the last layer's."""
+        """Return the trained parameters of each layer, with the factor of its learning rate: 1 for the last layer."""
         layers = [list(self.parameters())] if self.layer_decay == 1 else self.layers()
         scaled = [(layer, self.layer_decay ** (len(layers) - 1 - i)) for i, layer in enumerate(layers)]
         return [([p for p in layer if p.requires_grad], scale) for layer, scale in scaled]
 
     def kept(self) -> list[nn.Parameter]:
-        """The parameters that `freeze` names; raises a ValueError for a part that the model has not."""
+        """Return the parameters that `freeze` means; raise a ValueError for a part that the model does not have."""
         if isinstance(self.freeze, int):
             layers = self.layers() if self.freeze else [[], []]
             if not 0 <= self.freeze < len(layers):
@@ -218,7 +219,7 @@ class TimmBackbone(nn.Module):
         return [parameter for name, parameter in named if self.frozen or {*self.freeze} & {*parts_of(name)}]
 
     def compute_again(self) -> None:
-        """Turn on activation checkpointing; raises a ValueError where that changes a training or cannot be."""
+        """Turn on activation checkpointing; raise a ValueError if it would change the training, or timm has none."""
         if any(isinstance(norm, nn.modules.batchnorm._BatchNorm) for norm in self.net.modules()) and not self.frozen:
             raise ValueError(
                 "backbone.checkpointing=true: BatchNorm's statistics would move twice, in the forward and again in the "
@@ -231,7 +232,11 @@ class TimmBackbone(nn.Module):
 
 
 def place(name: str, strides: Sequence[int], which: int) -> int:
-    """Index of a network's map that is named by its stride, or counted from the end: -1 is the last."""
+    """Return the index of a network's map that is named by its stride, or by its place from the end (-1: the last).
+
+    Raises:
+        ValueError: the network has no such map.
+    """
     if (which > 0 and which not in strides) or -which > len(strides):
         raise ValueError(
             f"model.maps: {name} has no map {which}; choose -1 ... -{len(strides)}, or strides {[*strides]}"
@@ -240,21 +245,21 @@ def place(name: str, strides: Sequence[int], which: int) -> int:
 
 
 def nearest_multiple(size: Sequence[int], multiple: int) -> tuple[int, int]:
-    """Height and width rounded to multiples, at least one of each."""
+    """Round height and width to multiples of `multiple`, at least to one of it."""
     height, width = (torch.sym_max(1, (side + multiple // 2) // multiple) * multiple for side in size)
     return height, width
 
 
 def parts_of(name: str) -> list[str]:
-    """A parameter's name and those of the modules that it is in: a.b.c, a.b, a."""
+    """Return a parameter's name and the names of the modules that contain it: a, a.b, a.b.c."""
     parts = name.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def create(name: str, weights: str | None, output_stride: int | None, options: dict) -> tuple[nn.Module, list[int]]:
-    """Make timm's network of feature maps, with the blocks to take them after where it is a plain ViT.
+    """Make timm's network that returns feature maps; for a plain ViT return the blocks to take them after, else [].
 
-    Weights come from timm or a hub, from a file or a package, or they are random.
+    The arguments are those of `TimmBackbone`, which names the errors as well.
     """
     if not timm.is_model(name):
         raise ValueError(f"backbone.name={name}: timm has no such model; timm.list_models() names them")
@@ -280,13 +285,13 @@ def create(name: str, weights: str | None, output_stride: int | None, options: d
 
 
 def takes_sizes(name: str) -> bool:
-    """Whether timm's networks of this kind take images of any size, but only if they are told so."""
+    """Whether timm's networks of this kind have the option `dynamic_img_size`, without which they take one size."""
     classes = [c for c in vars(sys.modules[model_entrypoint(name).__module__]).values() if isinstance(c, type)]
     return any("dynamic_img_size" in inspect.signature(c).parameters for c in classes if issubclass(c, nn.Module))
 
 
 def quarters(name: str, options: dict) -> list[int]:
-    """The last block of each quarter of a plain ViT, or those in `out_indices`; none for another network."""
+    """Return the last block of each quarter of a plain ViT, or those in `out_indices`; [] for any other network."""
     with torch.device("meta"):
         net = timm.create_model(name, features_only=True, **options)
     strides, depth = net.feature_info.reduction(), len(net.feature_info)
@@ -296,11 +301,11 @@ def quarters(name: str, options: dict) -> list[int]:
 
 
 def dilated(name: str, weights: str | None, output_stride: int | None, options: dict) -> nn.Module:
-    """A pyramid of maps with this output stride, or with its own where timm cannot dilate the network."""
+    """Make a network that returns maps with this output stride, or with its own if timm cannot dilate it."""
     if output_stride is not None:
         try:
             return filled(name, weights, features_only=True, output_stride=output_stride, **options)
-        except (TypeError, AssertionError, NotImplementedError):  # which of them differs between networks
+        except (TypeError, AssertionError, NotImplementedError):  # timm's networks differ in which they raise
             pass
     return filled(name, weights, features_only=True, **options)
 
@@ -314,7 +319,7 @@ def filled(name: str, weights: str | None, **options) -> nn.Module:
         return model
     source = {} if weights == "timm" else {"hf_hub_id": weights.removeprefix(HUB), "source": "hf-hub"}
     with torch.device("meta"):
-        timm.create_model(name, **options)  # so that what fails below is the download
+        timm.create_model(name, **options)  # fails here if the options are wrong, so below only the download can
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **options)
     except Exception as error:  # the hub client's errors have no common base

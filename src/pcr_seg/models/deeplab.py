@@ -1,4 +1,4 @@
-"""DeepLabv3+ as the paper uses it: its decoder's two branches, concatenated, are the prototypes' features.
+"""DeepLabv3+ as the paper uses it: prototypes are compared with the concatenation of its decoder's two branches.
 
 Source: reference code `core/models/decoder.py` (dec_deeplabv3_plus, rep_clf on), equal to U2PL's.
 """
@@ -16,23 +16,23 @@ class DeepLab(nn.Module):
     """Backbone, ASPP decoder and linear head.
 
     Args:
-        backbone: returns maps at stride 4 (or its finest), last but one, last; has `channels` of the three.
+        backbone: returns three maps: stride 4 (or the finest), last but one, last; has their `channels`.
         num_classes: C.
         channels: width of every decoder layer; features have D = 2 * channels (paper: 256, so 512).
         rates: dilations of ASPP's three branches: 12, 24, 36 at output stride 8; half of them at 16.
-        dropout: of whole channels, after each 3x3 stage of decoder and head.
-        pooled_norm: BatchNorm in ASPP's image-pooling branch. With a few images per batch that layer sees
-            a few values per channel and its running statistics mislead evaluation: turn it off there.
+        dropout: probability in 0..1 that a channel is dropped, after each 3x3 stage of decoder and head.
+        pooled_norm: BatchNorm in ASPP's image-pooling branch. That layer sees one value per channel and image; with few
+            images in a batch its running statistics are too poor for evaluation, so turn it off.
         auxiliary: add a head on the last but one backbone map (paper: Cityscapes only).
         head_lr_multiplier: learning rate of everything behind the backbone, as a multiple of the backbone's.
 
     Attributes:
         feature_dim: D.
-        in_channels: of the images, as the backbone's.
-        mean: RGB in 0..1 that images are normalised by, as the backbone's; and `std`.
+        in_channels: channels of the images, the backbone's.
+        mean: RGB in 0..1 that images are normalised by, the backbone's; and `std`.
 
     Raises:
-        ValueError: a plain ViT, which has no fine map.
+        ValueError: the backbone is a plain ViT, which has no fine map.
     """
 
     def __init__(
@@ -74,15 +74,15 @@ class DeepLab(nn.Module):
             )
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """(B, 3, H, W) normalized images -> SegmentorOutput with h about H/4."""
+        """Return the output for normalized images (B, 3, H, W): a SegmentorOutput with h about H/4."""
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalized images -> the backbone's maps: stride 4, last but one, last."""
+        """Return the backbone's three maps of normalized images (B, 3, H, W)."""
         return self.backbone(images)
 
     def decode(self, maps: list[Tensor]) -> SegmentorOutput:
-        """The backbone's maps, or what a method has made of them -> SegmentorOutput."""
+        """Return the output for the backbone's maps, which a method may have changed."""
         low, middle, high = maps
         high = F.interpolate(self.head(self.aspp(high)), low.shape[-2:], mode="bilinear", align_corners=True)
         features = torch.cat([self.low_conv(low), high], dim=1)
@@ -90,12 +90,12 @@ class DeepLab(nn.Module):
         return SegmentorOutput(self.linear_head(features), features, auxiliary)
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The backbone's trained parameters at `lr`, and all others at its multiple."""
+        """Return the backbone's trained parameters with `lr`, all others with `lr` times `head_lr_multiplier`."""
         return parameter_groups(self, lr, self.head_lr_multiplier)
 
 
 class ASPP(nn.Module):
-    """Image pooling, 1x1, and dilated 3x3 branches, concatenated in that order."""
+    """Atrous spatial pyramid pooling: an image-pooling, a 1x1 and dilated 3x3 branches, concatenated in this order."""
 
     def __init__(self, in_channels: int, channels: int, rates: Sequence[int], pooled_norm: bool) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class ASPP(nn.Module):
         self.branches.extend(conv_stage(in_channels, channels, 3, bias=False, dilation=rate) for rate in rates)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, h, w) -> (B, (2 + len(rates)) * channels, h, w)."""
+        """Map (B, in_channels, h, w) to (B, (2 + len(rates)) * channels, h, w)."""
         pooled = self.pooled(x.mean(dim=(2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         return torch.cat([pooled, *(branch(x) for branch in self.branches)], dim=1)
 
@@ -119,7 +119,7 @@ def conv_stage(
     dilation: int = 1,
     dropout: float = 0.0,
 ) -> nn.Sequential:
-    """Convolution that keeps the size, BatchNorm, ReLU, dropout of channels."""
+    """Return a convolution that keeps the size, then BatchNorm, ReLU and dropout of channels, where asked for."""
     layers: list[nn.Module] = [
         nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2 * dilation, dilation=dilation, bias=bias)
     ]
@@ -130,10 +130,10 @@ def conv_stage(
 
 
 def pointwise_by_onednn(network: nn.Module) -> None:
-    """Make torch compute 1x1 convolutions with oneDNN on a single CPU thread too, where they take half of the time.
+    """Make torch use oneDNN for 1x1 convolutions also on a single CPU thread, which halves their time.
 
-    torch 2.14 leaves batches under 16 to plain matrix products there, but never dilated kernels; of a 1x1 kernel the
-    dilation changes nothing else.
+    On one thread torch 2.14 computes them as plain matrix products for batches under 16, unless they are dilated. For a
+    1x1 kernel a dilation changes nothing else, so each gets one.
     """
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == layer.stride == (1, 1):

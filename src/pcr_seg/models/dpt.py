@@ -1,4 +1,4 @@
-"""DPT, the decoder of UniMatch V2: four maps of a plain ViT, made a pyramid and fused from coarse to fine.
+"""DPT, the decoder of UniMatch V2: four maps of a plain ViT are resized to a pyramid and fused from coarse to fine.
 
 Source: Ranftl et al., ICCV 2021; as in LiheYoung/UniMatch-V2 @70fe066, `model/semseg/dpt.py`, without BatchNorm.
 """
@@ -13,7 +13,7 @@ from pcr_seg.models.backbones import nearest_multiple
 from pcr_seg.models.output import SegmentorOutput, parameter_groups
 
 SMALL = (64, (48, 96, 192, 384))
-WIDTHS = {  # of the ViT: those of fusion, and of the four maps before; as UniMatch V2 has them for S, B, L and G
+WIDTHS = {  # ViT's width: width of fusion, and widths of the four maps before it; UniMatch V2's for ViT-S, B, L, G
     384: SMALL,
     768: (128, (96, 192, 384, 768)),
     1024: (256, (256, 512, 1024, 1024)),
@@ -22,24 +22,24 @@ WIDTHS = {  # of the ViT: those of fusion, and of the four maps before; as UniMa
 
 
 class DPT(nn.Module):
-    """Plain ViT, DPT decoder and linear head; prototypes live among the last convolution's features.
+    """Plain ViT, DPT decoder and linear head; prototypes are compared with the last convolution's features.
 
-    Images are resized to the nearest multiple of the patch, as UniMatch V2 does where it evaluates.
+    Images are resized to the nearest multiple of the patch, as UniMatch V2 does in evaluation.
 
     Args:
-        backbone: a plain ViT of at least four maps (`plain`, `strides`); has `widths(maps)`.
+        backbone: a plain ViT with at least four maps (`plain`, `strides`, `widths(maps)`).
         num_classes: C.
-        channels: of fusion and features, D; None: 64, 128, 256, 384 for a ViT-S, B, L, G, and 64 for others.
-        projections: channels of the four maps before fusion; None: the source's, and a ViT-S's for others.
+        channels: D, channels of fusion and features; None: 64, 128, 256, 384 for a ViT-S, B, L, G, and 64 for others.
+        projections: channels of the four maps before fusion; None: the source's, for other ViTs those of a ViT-S.
         head_lr_multiplier: learning rate of everything behind the backbone, as a multiple of the backbone's.
 
     Attributes:
         feature_dim: D.
-        in_channels: of the images, as the backbone's.
-        mean: RGB in 0..1 that images are normalised by, as the backbone's; and `std`.
+        in_channels: channels of the images, the backbone's.
+        mean: RGB in 0..1 that images are normalised by, the backbone's; and `std`.
 
     Raises:
-        ValueError: a backbone that is no plain ViT, or has fewer than four maps.
+        ValueError: the backbone is no plain ViT, or has fewer than four maps.
     """
 
     def __init__(
@@ -82,16 +82,16 @@ class DPT(nn.Module):
         self.linear_head = nn.Conv2d(self.channels, num_classes, 1)
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """(B, 3, H, W) normalized images -> SegmentorOutput of eight cells for each patch's side."""
+        """Return the output for normalized images (B, 3, H, W), with 8 x 8 cells for each patch."""
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalized images -> the backbone's last four maps, of one size."""
+        """Return the backbone's last four maps, all of one size, of normalized images (B, 3, H, W)."""
         size = nearest_multiple(images.shape[-2:], self.backbone.output_stride)
         return self.backbone(upsample(images, size), (-4, -3, -2, -1))
 
     def decode(self, maps: list[Tensor]) -> SegmentorOutput:
-        """The backbone's maps, or what a method has made of them -> SegmentorOutput."""
+        """Return the output for the backbone's maps, which a method may have changed."""
         steps = zip(self.projected, self.resized, self.narrowed, maps, strict=True)
         levels = [narrow(resize(project(x))) for project, resize, narrow, x in steps]
         sizes = [level.shape[-2:] for level in levels]
@@ -103,12 +103,12 @@ class DPT(nn.Module):
         return SegmentorOutput(self.linear_head(features), features, None)
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The backbone's trained parameters at `lr`, and all others at its multiple."""
+        """Return the backbone's trained parameters with `lr`, all others with `lr` times `head_lr_multiplier`."""
         return parameter_groups(self, lr, self.head_lr_multiplier)
 
 
 class Fusion(nn.Module):
-    """Adds a level to the coarser ones' sum, and resizes it to the next finer level's size."""
+    """Adds a level of the pyramid to the sum of the coarser ones, and resizes it to the next finer level's size."""
 
     def __init__(self, channels: int, *, alone: bool) -> None:
         super().__init__()
@@ -117,18 +117,18 @@ class Fusion(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, level: Tensor, coarser: Tensor | None, size: Sequence[int]) -> Tensor:
-        """(B, c, h, w), and the coarser levels' sum of that size or None for the coarsest -> (B, c, *size)."""
+        """Return (B, c, *size) for a level (B, c, h, w) and the coarser sum of its size; None if it is the coarsest."""
         both = level if coarser is None else coarser + self.level(level)
         return self.out(upsample(self.both(both), tuple(size)))
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions, a ReLU before each, added to their input."""
+    """Two 3x3 convolutions with a ReLU before each, whose result is added to their input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, c, h, w) -> (B, c, h, w)."""
+        """Map (B, c, h, w) to the same shape."""
         return x + self.second(F.relu(self.first(F.relu(x))))

@@ -1,4 +1,4 @@
-"""1x1 convolutions on a backbone's maps: a head so small that a few labels train it, on features that may be kept."""
+"""A head of 1x1 convolutions on a backbone's maps. Few labels train it, and its features can be computed in advance."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,34 +9,37 @@ from pcr_seg.method.sampling import upsample
 from pcr_seg.models.output import SegmentorOutput, parameter_groups
 from pcr_seg.pixels import exact
 
-ENOUGH = 64  # images that tell a channel's mean and deviation
+ENOUGH = 64  # images from which means and deviations of the channels are estimated
 
 
 class MLP(nn.Module):
-    """Backbone, one hidden layer for each pixel of its maps, and a linear head.
+    """Backbone, one hidden layer that sees each cell of its maps alone, and a linear head.
 
-    The maps are upsampled to the first one's size, concatenated, and standardised by each channel's mean and deviation
-    over labeled images. Images are shown to the backbone in the next size of the form n * stride + 1: cells then lie on
-    pixels 0, stride, 2 * stride ..., as upsampling with aligned corners takes them to.
+    The maps are upsampled to the first one's size and concatenated: the raw features. These are standardised by each
+    channel's mean and deviation over labeled images. Images are resized to the nearest sides of n * stride + 1 before
+    the backbone sees them. Cells then lie on pixels 0, stride, 2 * stride ..., where upsampling with aligned corners
+    puts them.
 
-    Whatever takes images also takes `raw` features of them: a frozen backbone's are computed once (`data.features`).
+    Every function that takes images also takes their raw features, since those of a frozen backbone are computed once
+    and kept (`data/features.py`).
 
     Args:
-        backbone: `backbone(images, maps)` returns these maps; has `widths(maps)`, and `output_stride`.
+        backbone: `backbone(images, maps)` returns the maps; it has `widths(maps)` and `output_stride`.
         num_classes: C.
-        maps: of the backbone, the finest first: by stride, or counted from the end.
-        channels: of the hidden layer; None leaves it out, and the head is linear in the backbone's features.
-        projection: channels of a linear projection of the hidden layer that the prototypes live among, D; None: they
-            live in the hidden layer itself.
-        dropout: of the hidden layer's channels.
+        maps: which maps of the backbone, the finest first: by stride, or by place from the end (-1: the last).
+        channels: channels of the hidden layer; None leaves it out, so that the head is linear in the raw features.
+        projection: D, channels of a linear projection of the hidden layer that prototypes are compared with; None: they
+            are compared with the hidden layer.
+        dropout: probability in 0..1 that a channel of the hidden layer is dropped.
         channel_dropout: share of the feature channels that a strong view lacks (`perturb`), in 0..1.
-        noise: that it has, in standard deviations of each channel.
+        noise: noise of a strong view, in standard deviations of each channel.
         head_lr_multiplier: learning rate of everything behind the backbone, as a multiple of the backbone's.
 
     Attributes:
         feature_dim: D.
-        in_channels: of the images, as the backbone's.
-        mean: RGB in 0..1 that images are normalised by, as the backbone's; and `std`.
+        width: channels of the raw features.
+        in_channels: channels of the images, the backbone's.
+        mean: RGB in 0..1 that images are normalised by, the backbone's; and `std`.
     """
 
     def __init__(
@@ -71,39 +74,39 @@ class MLP(nn.Module):
         self.feature_dim = projection or hidden
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """(B, 3, H, W) normalized images, or their raw features -> SegmentorOutput at the first map's size."""
+        """Return the output, at the first map's size, for normalized images (B, 3, H, W) or their raw features."""
         return self.decode(self.encode(images))
 
     def raw(self, images: Tensor, size: tuple[int, int] | None = None) -> list[Tensor]:
-        """The backbone's maps of normalized images, shown at the grid's size next to `size` (their own by default)."""
+        """Return the backbone's maps of normalized images, which are resized to the grid (`on_grid`) next to `size`."""
         return self.backbone(
             upsample(images, on_grid(size or images.shape[-2:], self.backbone.output_stride)), self.maps
         )
 
     def join(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps (B, c, h, w) -> their raw features (B, `width`, h, w) at the first one's size."""
+        """Return the raw features (B, `width`, h, w) of maps (B, c, h, w), at the first map's size."""
         first, *others = maps
         return torch.cat([first, *(x if x.shape == first.shape else upsample(x, first.shape[-2:]) for x in others)], 1)
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """Normalized images, or their raw features -> standardised features, a list of one map."""
+        """Return the standardised features of normalized images, or of raw features, as a list of one map."""
         features = images if images.shape[1] == self.width else self.join(self.raw(images))
         return [(features - self.feature_mean) / self.feature_std]
 
     def decode(self, maps: list[Tensor]) -> SegmentorOutput:
-        """Standardised features, or what a method has made of them -> SegmentorOutput."""
+        """Return the output for standardised features, which a method may have changed."""
         hidden = self.hidden(maps[0])
         return SegmentorOutput(self.linear_head(hidden), self.projected(hidden), None)
 
     def perturb(self, features: Tensor) -> Tensor:
-        """A strong view of raw features (B, `width`, h, w): channels at their mean, others with noise."""
+        """Make a strong view of raw features (B, `width`, h, w): some channels at their mean, the others with noise."""
         kept = torch.rand(*features.shape[:2], 1, 1, device=features.device) >= self.channel_dropout
         noisy = torch.addcmul(features, torch.randn_like(features), self.noise * self.feature_std)
         return torch.where(kept, noisy, self.feature_mean)
 
     @torch.no_grad()
     def standardize(self, batches: Iterable[dict]) -> None:
-        """Take each channel's mean and deviation over the first images (`image`) of these, if that is not done."""
+        """Estimate each channel's mean and deviation from the first 64 images (`image`) of the batches, once."""
         if self.standardized:
             return
         self.eval()
@@ -125,12 +128,12 @@ class MLP(nn.Module):
         self.train()
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The backbone's trained parameters at `lr`, and all others at its multiple."""
+        """Return the backbone's trained parameters with `lr`, all others with `lr` times `head_lr_multiplier`."""
         return parameter_groups(self, lr, self.head_lr_multiplier)
 
 
 def on_grid(size: Sequence[int], stride: int) -> tuple[int, int]:
-    """The nearest height and width of the form n * stride + 1, n at least 1."""
-    # In whole numbers, and without `max`: an exported network's sizes are symbols.
+    """Return the nearest height and width of the form n * stride + 1, with n at least 1."""
+    # In integers and with sym_max: while a network is exported, its sizes are symbols.
     height, width = (torch.sym_max(1, (side - 1 + stride // 2) // stride) * stride + 1 for side in size)
     return height, width

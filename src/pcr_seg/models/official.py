@@ -1,10 +1,10 @@
-"""Checkpoints of the reference code, for our network: files of U2PL's PyTorch trainer, in which PCR was developed.
+"""Load checkpoints of U2PL's PyTorch trainer, in which PCR was developed, into this project's DeepLab.
 
-The files that PCR's authors released are MindSpore's and have to become such a file first.
+The files that PCR's authors released are MindSpore's and have to be converted to such a file first.
 
-Names: U2PL @ab3d2be, `u2pl/models/{model_helper,decoder,base,resnet}.py`; the prototypes' by the paper's evaluation
-release, HeimingX/semi_seg_proto @1b98ea6, `core/models/model_helper.py`. The networks are the same layer by layer, so
-loading is renaming.
+Both networks have the same layers, so loading only renames tensors. Their names are in U2PL @ab3d2be,
+`u2pl/models/{model_helper,decoder,base,resnet}.py`; the prototypes' in the paper's evaluation release,
+HeimingX/semi_seg_proto @1b98ea6, `core/models/model_helper.py`.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Starts of names, ours and theirs. Their Sequentials count activations, dropouts and ASPP's pooling as layers.
+# Prefixes of names: ours, and U2PL's, whose Sequentials also number activations, dropouts and ASPP's pooling.
 LAYERS = {
     "backbone.net.": "encoder.",
     "aspp.pooled.0.": "decoder.aspp.conv1.1.",
@@ -36,7 +36,7 @@ REMEDY = "build the same network: backbone=resnet101 model=deeplab, model.auxili
 
 
 def official_name(name: str) -> str:
-    """Name in the reference code of one of our network's tensors; a name of no such layer stays as it is."""
+    """Return the reference code's name for one of our network's tensors; any other name as it is."""
     start = next((start for start in LAYERS if name.startswith(start)), "")
     return LAYERS.get(start, "") + name.removeprefix(start)
 
@@ -44,18 +44,19 @@ def official_name(name: str) -> str:
 def from_official(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Rename a state dict of the reference code to one that `network.load_state_dict` takes.
 
-    `module.` (DistributedDataParallel) is removed; U2PL's `decoder.representation`, which PCR has not, is left out.
+    The prefix `module.` (DistributedDataParallel) is removed. U2PL's `decoder.representation`, which PCR does not use,
+    is left out.
 
     Args:
-        state: names and tensors of the reference code's network.
+        state: state dict of the reference code's network.
         network: a DeepLab over a timm ResNet with the same layers.
 
     Returns:
-        The network's names and the state's tensors and, where the state holds PCR's prototypes (C * K, D), also
+        The state's tensors by the network's names. If the state has PCR's prototypes (C * K, D), they are added as
         "bank.prototypes" (C, K, D).
 
     Raises:
-        ValueError: the state lacks a tensor of the network, holds one that the network lacks, or of another shape.
+        ValueError: the state lacks a tensor of the network, has one that the network lacks, or one of another shape.
     """
     theirs = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     prototypes = [theirs.pop(name) for name in list(theirs) if name.endswith("proto_list")]
@@ -76,25 +77,25 @@ def from_official(state: dict[str, Tensor], network: nn.Module) -> dict[str, Ten
 
 
 def as_bank(prototypes: Tensor, num_classes: int) -> Tensor:
-    """Prototypes (C * K, D), all of one class in a row, as (C, K, D)."""
+    """Return prototypes (C * K, D), sorted by class, as (C, K, D); raise a ValueError for another shape."""
     if prototypes.ndim != 2 or len(prototypes) % num_classes:
         raise ValueError(f"prototypes are {tuple(prototypes.shape)}, not (K for each of {num_classes} classes, D)")
     return prototypes.unflatten(0, (num_classes, -1))
 
 
 def load_official(module: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint file of the reference code into a module's student, teacher and bank.
+    """Load a checkpoint file of the reference code into a module's student, teacher and prototype bank.
 
-    The trainer's own file has a `model_state` and a `teacher_state`; a file of one network serves for both. The bank
-    takes the teacher's prototypes where there are any, and is left alone otherwise.
+    The trainer's file has a `model_state` and a `teacher_state`; a file of one network is loaded into both. The bank
+    takes the teacher's prototypes, if there are any.
 
     Args:
-        module: has `student`, `teacher` and a `method`, perhaps with a `bank` (`pcr_seg.module.Segmentation`).
-        path: a file of `torch.save`, read without running code from it.
+        module: a `pcr_seg.module.Segmentation`.
+        path: a file of `torch.save`; no code in it is run.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint of the reference code, or not of this network; nothing is loaded then.
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a checkpoint of the reference code, or not of this network. Nothing is loaded then.
     """
     content, bank = read_official(Path(path)), getattr(module.method, "bank", None)
     student = content.get("model_state", content.get("teacher_state", content))
@@ -115,15 +116,16 @@ def load_official(module: nn.Module, path: str | Path) -> None:
 
 
 def read_official(path: Path) -> dict:
-    """Content of a checkpoint file, on the CPU."""
+    """Return a checkpoint file's content, on the CPU; raise a FileNotFoundError or ValueError as `load_official`."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; give a checkpoint of the reference code")
-    # The trainer's best mIoU is a NumPy number, which weights_only refuses: allow that alone, as NumPy 1 and 2 name it.
+    # The file has the best mIoU as a NumPy number, which weights_only refuses. Allow such numbers alone, under the
+    # names that NumPy 1 and 2 give them.
     scalar, (dtype, _) = np.float64(0).__reduce__()
     allowed = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:
         with torch.serialization.safe_globals([*allowed, np.dtype, type(dtype)]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         return dict(content)
-    except Exception as error:  # of many kinds, and torch's texts advise to load unsafely
+    except Exception as error:  # of many kinds; torch's own messages advise to load the file unsafely
         raise ValueError(f"{path}: not a PyTorch checkpoint of plain tensors ({type(error).__name__})") from error

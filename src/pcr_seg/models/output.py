@@ -1,4 +1,4 @@
-"""What every network of this project gives and says, so that method and engine need not know which one it is."""
+"""What all networks of this project have in common, so that methods and engine need not know which one they use."""
 
 from typing import NamedTuple
 
@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 
 class SegmentorOutput(NamedTuple):
-    """What a network returns, all at the decoder's resolution.
+    """What a network returns.
 
-    logits (B, C, h, w) of the linear head; features (B, D, h, w) that the prototypes live among; auxiliary
-    logits (B, C, h', w') or None.
+    logits: (B, C, h, w) of the linear head, at the decoder's resolution.
+    features: (B, D, h, w), which the prototypes are compared with.
+    auxiliary: logits (B, C, h', w') of an auxiliary head, or None.
     """
 
     logits: Tensor
@@ -18,9 +19,10 @@ class SegmentorOutput(NamedTuple):
 
 
 def parameter_groups(network: nn.Module, lr: float, head_lr_multiplier: float) -> list[dict]:
-    """Trained parameters of the network's `backbone` at `lr`, all others at its multiple; no group without any.
+    """Return the optimizer's groups: trained parameters of `network.backbone` with `lr`, others with its multiple.
 
-    A backbone that offers `layer_scales()` says what its layers' rates are multiplied with.
+    A backbone with `layer_scales()` gives the factor of `lr` for each of its layers. Groups without parameters are left
+    out.
     """
     backbone = network.backbone
     known = set(map(id, backbone.parameters()))

@@ -1,4 +1,4 @@
-"""Decoders and encoders of segmentation_models_pytorch (an extra: `pip install 'pcr-seg[smp]'`)."""
+"""Networks with decoders or encoders of segmentation_models_pytorch (an extra: `pip install 'pcr-seg[smp]'`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,26 +12,27 @@ from pcr_seg.models.backbones import nearest_multiple, place
 from pcr_seg.models.output import SegmentorOutput, parameter_groups
 from pcr_seg.pixels import IMAGENET_MEAN, IMAGENET_STD
 
-STRIDES = (2, 4, 8, 16, 32)  # that the decoders expect; the first may be missing
-OTHERS = {"deeplabv3": "deeplab", "deeplabv3plus": "deeplab", "dpt": "dpt"}  # that this project has itself
+STRIDES = (2, 4, 8, 16, 32)  # of the maps that the decoders take; the first may be missing
+OTHERS = {"deeplabv3": "deeplab", "deeplabv3plus": "deeplab", "dpt": "dpt"}  # decoders that this project has itself
 
 
 class SMP(nn.Module):
-    """Backbone, and decoder and head of segmentation_models_pytorch; prototypes live among the decoder's features.
+    """A backbone of this project, with decoder and head of segmentation_models_pytorch.
 
-    Images are resized to the nearest multiple of 32, which the decoders want.
+    Prototypes are compared with the decoder's features. Images are resized to the nearest multiple of 32, which the
+    decoders need.
 
     Args:
-        backbone: a pyramid of strides 4, 8, 16, 32 and perhaps 2; `backbone(images, maps)` returns maps by stride.
+        backbone: has maps of strides 4, 8, 16, 32, and may have one of 2; `backbone(images, maps)` returns them.
         num_classes: C.
         arch: "unet", "fpn", "upernet", "segformer" ... as `segmentation_models_pytorch.create_model` takes it.
-        options: further arguments of the network there: decoder_channels ...
+        options: further arguments of that network: decoder_channels ...
         head_lr_multiplier: learning rate of everything behind the backbone, as a multiple of the backbone's.
 
     Attributes:
-        feature_dim: of the decoder's features, D.
-        in_channels: of the images, as the backbone's.
-        mean: RGB in 0..1 that images are normalised by, as the backbone's; and `std`.
+        feature_dim: D, channels of the decoder's features.
+        in_channels: channels of the images, the backbone's.
+        mean: RGB in 0..1 that images are normalised by, the backbone's; and `std`.
 
     Raises:
         ValueError: the package is not installed, it has no such network, or the backbone lacks a stride.
@@ -63,41 +64,42 @@ class SMP(nn.Module):
         self.feature_dim = self.linear_head.in_channels
 
     def forward(self, images: Tensor) -> SegmentorOutput:
-        """(B, 3, H, W) normalized images -> SegmentorOutput at the decoder's resolution: a U-Net's is the image's."""
+        """Return the output for normalized images (B, 3, H, W); with a U-Net it has the image's resolution."""
         return self.decode(self.encode(images))
 
     def encode(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) normalized images -> the backbone's maps, the finest first."""
+        """Return the backbone's maps, the finest first, of normalized images (B, 3, H, W)."""
         return self.backbone(upsample(images, nearest_multiple(images.shape[-2:], STRIDES[-1])), self.strides)
 
     def decode(self, maps: list[Tensor]) -> SegmentorOutput:
-        """The backbone's maps, or what a method has made of them -> SegmentorOutput."""
+        """Return the output for the backbone's maps, which a method may have changed."""
         height, width = (self.strides[0] * side for side in maps[0].shape[-2:])
-        # The decoders are handed the image as well, for its size alone, and a map of stride 2 without channels.
+        # The decoders also take the image, of which they use the size, and a map of stride 2: both without channels.
         sizes = [1] if len(self.strides) == len(STRIDES) else [1, 2]
         features = self.decoder([*(maps[0].new_empty(len(maps[0]), 0, height // s, width // s) for s in sizes), *maps])
         return SegmentorOutput(self.linear_head(features), features, None)
 
     def parameter_groups(self, lr: float) -> list[dict]:
-        """The backbone's trained parameters at `lr`, and all others at its multiple."""
+        """Return the backbone's trained parameters with `lr`, all others with `lr` times `head_lr_multiplier`."""
         return parameter_groups(self, lr, self.head_lr_multiplier)
 
 
 class SMPEncoder(nn.Module):
-    """An encoder of segmentation_models_pytorch that timm has not, such as SegFormer's "mit_b2", as a backbone.
+    """An encoder of segmentation_models_pytorch as a backbone: for those that timm lacks, such as SegFormer's "mit_b2".
 
     Args:
-        name: the package's name of it.
-        weights: "imagenet" downloads pretrained ones, a file of its state dict is read, null starts from random.
-        in_channels: of the images.
-        mean: RGB in 0..1 that images are normalised by; by default ImageNet's.
-        std: likewise.
+        name: the package's name of the encoder.
+        weights: "imagenet" downloads pretrained weights; a path is read as a state dict; None: random weights.
+        in_channels: channels of the images.
+        mean: RGB means in 0..1 for normalising images; by default ImageNet's.
+        std: RGB deviations, likewise.
 
     Attributes:
-        strides: of its maps, `channels` of those of stride 4, last but one, and last.
+        strides: strides of all its maps.
+        channels: channels of the maps that it returns by default: stride 4, last but one, and last.
 
     Raises:
-        ValueError: the package is not installed, has no such encoder, or weights that cannot be had or do not fit.
+        ValueError: the package is not installed or has no such encoder; weights cannot be found or do not fit.
     """
 
     plain = False
@@ -119,31 +121,31 @@ class SMPEncoder(nn.Module):
             self.net = package().encoders.get_encoder(name, in_channels, weights=there)
             if weights != there:
                 self.net.load_state_dict(torch.load(Path(weights), map_location="cpu", weights_only=True))
-        except Exception as error:  # of names, of the hub, of files
+        except Exception as error:  # unknown names, downloads and files each raise other classes
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
                 f"backbone.name={name}, backbone.weights={weights}: {reason}; give imagenet, a file of its state "
                 "dict, or null"
             ) from error
-        widths = dict(zip(STRIDES, self.net.out_channels[1:], strict=True))  # 0 for a stride that it has not
+        widths = dict(zip(STRIDES, self.net.out_channels[1:], strict=True))  # 0: it has no map of that stride
         self.strides = [stride for stride, width in widths.items() if width]
         self.all_channels = [widths[stride] for stride in self.strides]
         self.output_stride = self.strides[-1]
         self.channels = self.widths((4, -2, -1))
 
     def widths(self, maps: Sequence[int]) -> list[int]:
-        """Channels of these maps."""
+        """Return the channels of these maps, named by stride or place from the end."""
         return [self.all_channels[place(self.name, self.strides, which)] for which in maps]
 
     def forward(self, images: Tensor, maps: Sequence[int] = (4, -2, -1)) -> list[Tensor]:
-        """(B, in_channels, H, W) normalized images -> these maps (B, c, h, w), by stride or counted from the end."""
+        """Return maps (B, c, h, w) of normalized images (B, in_channels, H, W): by stride, or place from the end."""
         images = upsample(images, nearest_multiple(images.shape[-2:], self.output_stride))
         found = self.net(images)[-len(self.strides) :]
         return [found[place(self.name, self.strides, which)] for which in maps]
 
 
 def package() -> ModuleType:
-    """segmentation_models_pytorch; raises a ValueError where it is not installed."""
+    """Import segmentation_models_pytorch; raise a ValueError if it is not installed."""
     try:
         import segmentation_models_pytorch as smp
     except ImportError as error:
@@ -152,7 +154,11 @@ def package() -> ModuleType:
 
 
 def network_on(widths: list[int], arch: str, num_classes: int, options: dict) -> nn.Module:
-    """The package's network for maps of strides 2 to 32 with these widths; its encoder is but their description."""
+    """Make the package's network for maps of strides 2 to 32 with these widths, of which decoder and head are used.
+
+    The package makes a decoder to fit an encoder. So an encoder without layers is registered for the moment, which only
+    tells the widths. Raises a ValueError for an unknown `arch`, or options that it does not take.
+    """
     if arch in OTHERS:
         raise ValueError(f"model.arch={arch}: is model={OTHERS[arch]} here")
     smp = package()
@@ -163,7 +169,7 @@ def network_on(widths: list[int], arch: str, num_classes: int, options: dict) ->
             self._out_channels, self._depth, self._in_channels = [3, *widths], len(widths), 3
 
         def set_in_channels(self, in_channels: int, pretrained: bool = True) -> None:
-            """Nothing to adapt."""
+            """Do nothing: there are no layers to adapt."""
 
     smp.encoders.encoders["maps"] = {"encoder": Maps, "pretrained_settings": {}, "params": {}}
     try:

@@ -1,4 +1,4 @@
-"""Weights of timm's networks from files and installed packages."""
+"""Load weights of timm's networks from files and from installed packages."""
 
 import importlib.util
 import sys
@@ -12,10 +12,14 @@ from torch import Tensor, nn
 
 
 def load_file(model: nn.Module, name: str, weights: str) -> None:
-    """Load a file, or an installed package's, into the timm model of this name.
+    """Load a file, or the file in an installed package, into the timm model of this name.
 
-    Names the model lacks (a classifier's) are left out. A file that knows none of timm's names is taken in its order,
-    where it has the whole model's tensors one by one.
+    Tensors that the model lacks (a classifier's) are left out. A file with none of timm's names is taken in its own
+    order, if it has as many tensors as the whole model.
+
+    Raises:
+        FileNotFoundError: there is no such file or package.
+        ValueError: the file is no state dict, or one of another network.
     """
     path, own = weights_file(weights), model.state_dict()
     try:
@@ -23,13 +27,13 @@ def load_file(model: nn.Module, name: str, weights: str) -> None:
         state = state.get("state_dict", state)
         if not own.keys() & {renamed(key, own) for key in state}:
             state = by_place(state, timm.create_model(name).state_dict())
-        if hasattr(model, "forward_intermediates"):  # a plain ViT: names of other code, positions of another size
+        if hasattr(model, "forward_intermediates"):  # a ViT: other names, and position embeddings of another size
             state = sys.modules[type(model).__module__].checkpoint_filter_fn(state, model)
         state = {renamed(key, own): value for key, value in state.items()}
         for key in own.keys() & state.keys():
             if own[key].ndim == 4 and own[key].shape[1:2] != state[key].shape[1:2] == (3,):  # first convolution
                 state[key] = adapt_input_conv(own[key].shape[1], state[key])
-    except Exception as error:  # torch's own message advises to load the file unsafely
+    except Exception as error:  # torch's own messages advise to load the file unsafely
         raise ValueError(
             f"backbone.weights={path}: not a file of named tensors ({type(error).__name__}); save a state dict there"
         ) from error
@@ -46,7 +50,11 @@ def load_file(model: nn.Module, name: str, weights: str) -> None:
 
 
 def weights_file(weights: str) -> Path:
-    """The file itself, or the only .pth file of an installed package of this name."""
+    """Return the path of a weights file, or of the only .pth file in the installed package of this name.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
     if Path(weights).is_file():
         return Path(weights)
     if weights.isidentifier():
@@ -62,12 +70,15 @@ def weights_file(weights: str) -> Path:
 
 
 def by_place(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The same tensors under other names, in order; as they are where the numbers differ."""
+    """Give tensors new names in order, if there are as many names; else return them as they are."""
     names = list(names)
     return dict(zip(names, state.values(), strict=True)) if len(names) == len(state) else state
 
 
 def renamed(name: str, own: Collection[str]) -> str:
-    """A name in the whole model as it is in a network of its maps, where timm has joined words or put one before."""
+    """Translate a tensor's name in timm's whole model into its name in timm's network of feature maps (`own`).
+
+    timm puts "model." before it or replaces its first dot by an underscore. An unknown name is returned as it is.
+    """
     others = (name, f"model.{name}", name.replace(".", "_", 1))
     return next((other for other in others if other in own), name)

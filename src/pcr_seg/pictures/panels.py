@@ -19,11 +19,11 @@ from pcr_seg.pictures import visualize
 from pcr_seg.pixels import as_tensor, normalize
 from pcr_seg.predictor import Predictor, predict_heads
 
-NUM_IMAGES = 4  # in a panel
-NUM_CROPS = 4  # of a prototype
-GALLERY_IMAGES = 32  # searched for the pixels nearest to each prototype
-NUM_RANKED = 3  # worst, median and best images of a page
-NUM_CONFUSED = 8  # cells of a confusion matrix that have an example
+NUM_IMAGES = 4  # images in a panel
+NUM_CROPS = 4  # crops that show a prototype
+GALLERY_IMAGES = 32  # images that are searched for the pixels nearest to each prototype
+NUM_RANKED = 3  # so many worst, median and best images on a page
+NUM_CONFUSED = 8  # cells of the confusion matrix that get an example
 EXAMPLE = 640  # longer side of an example's pictures
 CROP = 72  # side of one of a prototype's crops, in pixels of the picture
 
@@ -31,21 +31,21 @@ CROP = 72  # side of one of a prototype's crops, in pixels of the picture
 class PrototypeView(NamedTuple):
     """What one prototype stands for."""
 
-    label: int
-    number: int  # among the prototypes of its class
-    usage: float  # share of its class's features that chose it in the last epoch
-    cosine: float  # mean over the crops' centers
-    crops: Image.Image  # the surroundings of the nearest pixels of several images
+    label: int  # its class
+    number: int  # its index among the prototypes of the class
+    usage: float  # share of the class's features that chose it in the last epoch, 0..1
+    cosine: float  # mean cosine with the features at the crops' centers
+    crops: Image.Image  # surroundings of the nearest pixel of several images
 
 
 def save_pictures(
     predictor: Predictor, confusion: dict[str, Tensor], by_image: ByImage | None, source: Source, output: Path
 ) -> None:
-    """Leave in a run folder what report.py shows of it: panel.png, examples/, prototypes/ and details.json.
+    """Write into a run folder what report.py shows: panel.png, examples/, prototypes/ and details.json.
 
-    details.json: `classes`, `palette`, `confusion` (pixels of `[truth][prediction]` for each head), `prototypes`,
-    `examples` (name, mean IoU, why it is shown, and its pictures: title -> file) and `confused` (truth, prediction,
-    pixels, and the number of the example that shows most of them).
+    details.json has `classes`; `palette`; `confusion` (pixel counts `[truth][prediction]` by head); `prototypes` (the
+    fields of `PrototypeView`); `examples` (name, mean IoU, why it is shown, and its files by title); and `confused`
+    (truth, prediction, pixels, and the index of the example that shows most of these).
     """
     example_panel(predictor, source).save(output / "panel.png")
     views = gallery(predictor, source)
@@ -68,10 +68,16 @@ def save_pictures(
 
 
 def chosen_examples(by_image: ByImage | None, fixed: Sequence[str]) -> tuple[list[dict], list[dict]]:
-    """Which images a page shows, `name`, `iou` and `why`; and where what is mistaken for what.
+    """Choose the images that a page shows, and those that show the most frequent confusions of classes.
 
-    `why` holds some of: "worst", "median", "best" by the mean IoU of the classes that occur; "fixed", the same in every
-    run; "confused", the image with most pixels of one of the largest cells of the confusion matrix.
+    Args:
+        by_image: counts of each validation image; without it nothing is chosen.
+        fixed: names of images that every run shows.
+
+    Returns:
+        `examples` and `confused`, as details.json has them (`save_pictures`), without the files. An example's `why` is
+        a list of "worst", "median" or "best" (by the mean IoU of the classes that occur), "fixed", and "confused" (it
+        has most pixels of one of the largest cells of the confusion matrix).
     """
     if by_image is None:
         return [], []
@@ -86,7 +92,7 @@ def chosen_examples(by_image: ByImage | None, fixed: Sequence[str]) -> tuple[lis
             if place not in why:
                 why[place] = [word]
     cells = [(i, j) for i, j in np.argwhere(by_image.most > 0).tolist() if i != j]
-    share = by_image.most / np.maximum(by_image.counts[:, 1].sum(axis=0), 1)[:, None]  # of the class's pixels
+    share = by_image.most / np.maximum(by_image.counts[:, 1].sum(axis=0), 1)[:, None]  # of the class
     cells = sorted(cells, key=lambda cell: -share[cell])[:NUM_CONFUSED]
     for cell in cells:
         why.setdefault(int(by_image.where[cell]), []).append("confused")
@@ -103,7 +109,7 @@ def chosen_examples(by_image: ByImage | None, fixed: Sequence[str]) -> tuple[lis
 
 
 def save_example(predictor: Predictor, sample: Sample, number: int, output: Path) -> dict[str, str]:
-    """Write the pictures of one validation image; return their files by title."""
+    """Write the pictures of one validation image into `output`/examples; return their files by title."""
     image, truth = read_image(sample.image, sample.format), read_mask(sample)
     [found] = look(predictor, [image], nearest=False)
     palette, photo, linear = predictor.palette, visualize.rgb(image), found.labels["linear"]
@@ -123,7 +129,7 @@ def save_example(predictor: Predictor, sample: Sample, number: int, output: Path
 
 
 def example_panel(predictor: Predictor, source: Source) -> Image.Image:
-    """Rows of image, truth, each head, prototype assignment and confidence for a few validation images."""
+    """Draw a row for each of a few validation images: image, truth, each head, nearest prototypes, confidence."""
     bank, rows, heads = predictor.bank, [], []
     prototypes = [] if bank is None else distinct_colors(bank.prototypes.shape[:2].numel())
     for sample in examples(source):
@@ -140,27 +146,27 @@ def example_panel(predictor: Predictor, source: Source) -> Image.Image:
 
 
 def spread(samples: tuple[Sample, ...], most: int) -> tuple[Sample, ...]:
-    """Up to `most` samples from all over a set: neighbours are often alike."""
+    """Take up to `most` samples at equal distances, since neighbours in a data set are often alike."""
     return samples[:: max(1, len(samples) // most)][:most]
 
 
 def examples(source: Source) -> tuple[Sample, ...]:
-    """The validation images of panels."""
+    """Return the validation images that panels show."""
     return spread(source.val, NUM_IMAGES)
 
 
 class View(NamedTuple):
-    """What a predictor says of one image, for pictures and maps."""
+    """The prediction of one image, as pictures and maps need it."""
 
-    labels: dict[str, np.ndarray]  # of each head, (H, W) uint8 class ids
-    confidence: dict[str, np.ndarray]  # of each head, (H, W) in (0, 1]
-    disagreement: np.ndarray | None  # of the first two heads, (H, W) in 0..1; None where there is one alone
-    nearest: np.ndarray | None  # (H, W) index c * K + k of the nearest prototype; None without a bank
+    labels: dict[str, np.ndarray]  # by head, (H, W) uint8 class ids
+    confidence: dict[str, np.ndarray]  # by head, (H, W) in (0, 1]
+    disagreement: np.ndarray | None  # between the first two heads, (H, W) in 0..1; None with a single head
+    nearest: np.ndarray | None  # (H, W) index c * K + k of the nearest prototype; None without prototypes
 
 
 @torch.inference_mode()
 def head_names(predictor: Predictor) -> list[str]:
-    """The heads that a predictor has: "linear", and those that its method has by now."""
+    """Return the names of a predictor's heads: "linear", and those that its method adds by now."""
     blank = torch.zeros(1, predictor.channels, 64, 64, device=predictor.device)
     return list(predict_heads(predictor.network, predictor.method, blank))
 
@@ -171,7 +177,7 @@ def look(
 ) -> list[View]:
     """Predict images (H, W, channels) uint8 of one size in one batch.
 
-    `nearest=False` saves a second forward, where there is a bank; `linear` all heads but the linear one.
+    `nearest=False` leaves out the nearest prototypes, which cost a second forward; `linear` leaves out all other heads.
     """
     batch = torch.stack([as_tensor(image) for image in images]).to(predictor.device)
     logits = predictor(normalize(batch, predictor.network), linear=linear)
@@ -193,15 +199,15 @@ def look(
 
 @torch.inference_mode()
 def feature_cosines(predictor: Predictor, image: np.ndarray) -> Tensor:
-    """Cosine (h, w, C, K) of each feature of one image (H, W, 3) with each prototype."""
+    """Return the cosine (h, w, C, K) of each feature of an image (H, W, 3) with each prototype."""
     pixels = normalize(as_tensor(image)[None].to(predictor.device), predictor.network)
     return predictor.bank.cosines(predictor.network(pixels).features[0].permute(1, 2, 0))
 
 
 def assignment(predictor: Predictor, image: np.ndarray) -> np.ndarray:
-    """Index c * K + k of the nearest prototype of each pixel (H, W): that of the feature nearest to it.
+    """Return for each pixel (H, W) the index c * K + k of the prototype nearest to the closest cell's feature.
 
-    The image is seen in one piece at its own size, whatever the protocol. Corners are aligned as in all upsampling.
+    The network sees the whole image at its own size, whatever the protocol. Corners are aligned as in all upsampling.
     """
     nearest = feature_cosines(predictor, image).flatten(2).argmax(dim=2).cpu().numpy()
     rows, columns = (
@@ -212,10 +218,10 @@ def assignment(predictor: Predictor, image: np.ndarray) -> np.ndarray:
 
 
 def gallery(predictor: Predictor, source: Source) -> list[PrototypeView]:
-    """For each living prototype the pixels nearest to it, one in each of its best validation images.
+    """Show each prototype by the pixels nearest to it: the best pixel of each of its best validation images.
 
-    Validation images, because a prototype's own material, a few labeled images, would always look convincing.
-    Nothing without a bank, or without such images.
+    Not by labeled images: prototypes were computed from these few, so they would always look convincing. Prototypes
+    without data are left out. The list is empty without prototypes or validation images.
     """
     if predictor.bank is None or not source.val:
         return []
@@ -234,16 +240,22 @@ def gallery(predictor: Predictor, source: Source) -> list[PrototypeView]:
 
 
 def best_pixels(predictor: Predictor, image: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Largest cosine (C, K) of an image's features with each prototype, and its place (C, K, 2) as shares of 0..1."""
+    """Return the largest cosine (C, K) of an image's features with each prototype, and where it is (C, K, 2).
+
+    A place is (row, column) as shares of height and width, in 0..1.
+    """
     cosines = feature_cosines(predictor, image)
     height, width = cosines.shape[:2]
     best, index = cosines.flatten(0, 1).max(dim=0)
-    rows, columns = index // width, index % width  # of the feature map, whose corners are the image's corners
+    rows, columns = index // width, index % width  # in the feature map, whose corners are the image's
     return best, torch.stack([rows / max(height - 1, 1), columns / max(width - 1, 1)], dim=-1)
 
 
 def crop(image: np.ndarray, row: float, column: float) -> Image.Image:
-    """The surroundings, a third of the shorter side, of the place at these shares of height and width, marked."""
+    """Cut out the surroundings of a place, given as shares of height and width, and mark it with a circle.
+
+    The crop's side is a third of the image's shorter side, resized to `CROP` pixels.
+    """
     height, width = image.shape[:2]
     side = max(8, min(height, width) // 3)
     y, x = row * (height - 1), column * (width - 1)

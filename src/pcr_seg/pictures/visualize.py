@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 Color = tuple[int, int, int]
 
-IGNORE_INDEX = 255  # the same number as in method.py, which would bring torch along
+IGNORE_INDEX = 255  # as in method/losses.py, whose import would bring torch along
 IGNORE_COLOR: Color = (224, 224, 224)
 INK, PAPER, EDGE = (32, 32, 32), (255, 255, 255), (150, 150, 150)
 
@@ -19,7 +19,7 @@ def colorize(mask: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
     """Paint class ids; ignored pixels become light grey.
 
     Args:
-        mask: (H, W) integers, each 0..len(palette)-1, or 255 for "ignore" (also with a longer palette).
+        mask: (H, W) integers: 0..len(palette)-1, or 255 for ignored pixels, even if the palette has a color 255.
         palette: one (R, G, B) of 0..255 for each class.
 
     Returns:
@@ -38,7 +38,7 @@ def colorize(mask: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
 
 
 def rgb(image: np.ndarray) -> np.ndarray:
-    """(H, W, C) uint8 as (H, W, 3): grey repeated, a fourth channel left out."""
+    """Return an image (H, W, C) of uint8 as (H, W, 3): grey is repeated, a fourth channel is dropped."""
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
 
 
@@ -49,9 +49,9 @@ def overlay(
     alpha: float = 0.5,
     background: int | None = None,
 ) -> np.ndarray:
-    """Lay a painted mask over its image, (H, W, 3) uint8.
+    """Lay a painted mask (H, W) over its image (H, W, 3) of uint8, with opacity `alpha` in 0..1.
 
-    Ignored pixels keep the image, as nothing is claimed there, and so do those of `background`.
+    Ignored pixels, and those of the class `background`, show the image alone.
     """
     mixed = np.rint((1 - alpha) * image + alpha * colorize(mask, palette)).astype(np.uint8)
     bare = (mask == IGNORE_INDEX) | (mask == (IGNORE_INDEX if background is None else background))
@@ -59,7 +59,7 @@ def overlay(
 
 
 def errors(image: np.ndarray, truth: np.ndarray, predicted: np.ndarray, palette: Sequence[Color]) -> np.ndarray:
-    """What is wrong, in the colors of what is predicted there, over a pale grey image; (H, W, 3) uint8."""
+    """Paint wrong pixels in the color of the predicted class over a pale grey image; (H, W, 3) uint8."""
     pale = np.repeat(image.mean(axis=2, keepdims=True) / 2 + 96, 3, axis=2).astype(np.uint8)
     wrong = (truth != predicted) & (truth != IGNORE_INDEX)
     return np.where(wrong[..., None], colorize(predicted, palette), pale)
@@ -83,12 +83,12 @@ def panel(
 
     Args:
         rows: for each sample its pictures, (H, W, 3) uint8, as many as titles; sizes may differ.
-        titles: head of each column.
+        titles: title of each column.
         legend: (name, (R, G, B)) for each class, in the order to show.
         cell: the longer side of every picture in the figure, in pixels. Small pictures are enlarged without
             smoothing, so that one pixel stays one square.
     """
-    import matplotlib  # for its font: everywhere the same picture
+    import matplotlib  # for its font, so that the picture is the same on every machine
 
     font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), max(11, cell // 15))
     pictures = [[fit(picture, cell) for picture in row] for row in rows]
@@ -108,7 +108,7 @@ def fit(picture: np.ndarray, side: int) -> Image.Image:
 
 
 def write(text: str, font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
-    """Write a title on one line, or one word on each where it is wider than its column."""
+    """Write a title on one line, or one word on each line if it is wider than its column."""
     words = text.split() if font.getlength(text) > width else [text]
     line = sum(font.getmetrics())
     figure = Image.new("RGB", (ceil(max(font.getlength(word) for word in words)) or 1, line * len(words)), PAPER)
@@ -118,7 +118,7 @@ def write(text: str, font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
 
 
 def key(legend: Sequence[tuple[str, Color]], font: ImageFont.FreeTypeFont, width: int) -> Image.Image:
-    """Draw squares of color with their names, in columns of one width, as many as fit."""
+    """Draw a square of color and a name for each class, in as many columns as fit into `width` pixels."""
     swatch, line = 2 * font.size, round(1.4 * sum(font.getmetrics()))
     column = ceil(max(font.getlength(name) for name, _ in legend)) + swatch + font.size
     columns = max(1, width // column)

@@ -1,4 +1,7 @@
-"""Self-contained HTML pages of a run, of a comparison, of images to label: no network, no script, light and dark."""
+"""HTML pages of a run, of a comparison of runs, and of images to label.
+
+Each is a single file without scripts that loads nothing from a network; colors follow the browser's light or dark mode.
+"""
 
 import base64
 import json
@@ -41,7 +44,7 @@ TEMPLATES.globals |= {"WORDS": WORDS}
 
 
 def run_page(folder: Path) -> str:
-    """The page of one run, from nothing but its folder; what an older run has not left is left out."""
+    """Return the page of one run, from its folder alone; parts whose files an older run lacks are left out."""
     details = folder / "details.json"
     details = json.loads(details.read_text(encoding="utf-8")) if details.is_file() else {}
     config = folder / "config.yaml"
@@ -72,7 +75,7 @@ def run_page(folder: Path) -> str:
 
 
 def evaluations(folder: Path) -> list[dict]:
-    """What eval.py has left in a run folder, the newest last, with a chart where it has a threshold."""
+    """Read the results of eval.py in a run folder, the newest last; those with a threshold get a chart."""
     found = []
     for file in sorted(folder.glob("eval_*.json"), key=lambda file: file.stat().st_mtime):
         result = json.loads(file.read_text(encoding="utf-8"))
@@ -82,7 +85,7 @@ def evaluations(folder: Path) -> list[dict]:
 
 
 def threshold_chart(curve: Sequence[Sequence[float]]) -> Markup:
-    """Precision over recall, from (threshold, precision, recall)."""
+    """Draw precision over recall as SVG, from rows of (threshold, precision, recall)."""
     figure = Figure(figsize=(4.2, 2.9), layout="constrained")
     axes = figure.subplots()
     _, precision, recall = zip(*curve, strict=True)
@@ -93,7 +96,13 @@ def threshold_chart(curve: Sequence[Sequence[float]]) -> Markup:
 
 
 def sweep_page(runs: pd.DataFrame, left_out: Sequence[str], links: Mapping[Path, str] = MappingProxyType({})) -> str:
-    """The page of several runs, from the rows of `compare`; `links` has the pages of single ones."""
+    """Return the page that compares runs, from the rows of `compare`.
+
+    Args:
+        runs: a row for each run.
+        left_out: sentences on which folders were left out, and why.
+        links: the page of each run, by its folder.
+    """
     table = aggregate(runs)
     by_method = {
         method: {key: values for key, values in plots.metrics(folder).items() if plots.telling(values)}
@@ -127,19 +136,26 @@ def sweep_page(runs: pd.DataFrame, left_out: Sequence[str], links: Mapping[Path,
 def choice_page(
     title: str, about: str, figures: Sequence[tuple[str, bytes, bytes]], legend: Sequence[tuple[str, Sequence[int]]]
 ) -> str:
-    """The page of images to label next: caption, photo and predictions (JPEG files) of each, and colors of classes."""
+    """Return the page of images to label next.
+
+    Args:
+        title: of the page.
+        about: a sentence below it.
+        figures: for each image a caption, the photo and its prediction, both the content of a JPEG file.
+        legend: name and color (R, G, B) of each class.
+    """
     shown = [(caption, *(data_uri(file, "jpeg") for file in files)) for caption, *files in figures]
     return TEMPLATES.get_template("choice.html").render(title=title, about=about, figures=shown, legend=legend)
 
 
 def chart_title(key: str) -> str:
-    """What the axes of one key show."""
+    """Return the title of the axes that show one logged key."""
     kind = "mIoU in %, " if key.startswith("val/miou") else "loss, " if key.endswith("_loss") else ""
     return kind + plots.title_of(key)
 
 
 def pictures_side_by_side(folders: Mapping[str, Path]) -> list[dict[str, str]]:
-    """Images that all runs show, by title: the image, its truth, and what the linear head of each run makes of it."""
+    """Return, for each image that all runs show, its pictures by title: image, truth, and each run's linear head."""
     shown: dict[str, dict[str, str]] = {}
     for method, folder in folders.items():
         details = folder / "details.json"
@@ -153,7 +169,11 @@ def pictures_side_by_side(folders: Mapping[str, Path]) -> list[dict[str, str]]:
 
 
 def diagnosis(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The last value of everything that says why a method works, in words; losses and scores stand elsewhere."""
+    """Return tables of the last values of what else the runs have logged: pseudo-labels, prototypes, diagnosis.
+
+    Losses and scores are left out, since the page has them elsewhere. There is a table for each heading, and a row in
+    it for each line of runs.
+    """
     last = []
     for folder in runs.folder:
         curves = plots.metrics(folder)
@@ -176,7 +196,7 @@ def diagnosis(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def command(folder: Path) -> str | None:
-    """What to type to train this run again, as the user would: splits without Hydra's quotes."""
+    """Return the command that trains this run again, with splits as people type them, without Hydra's quotes."""
     file = folder / ".hydra/overrides.yaml"
     if not file.is_file():
         return None
@@ -187,7 +207,7 @@ def command(folder: Path) -> str | None:
 
 
 def chart(curves: dict[str, pd.Series | None], title: str) -> Markup:
-    """Curves as SVG; the legend only where there are several."""
+    """Draw curves as SVG, with a legend if there are several."""
     figure = Figure(figsize=(4.2, 2.6), layout="constrained")
     axes = figure.subplots()
     plots.draw_curves(axes, curves)
@@ -200,7 +220,7 @@ def chart(curves: dict[str, pd.Series | None], title: str) -> Markup:
 
 
 def labels_chart(lines: pd.DataFrame) -> Markup:
-    """One section of `plots.miou_over_labels` as SVG, the legend above."""
+    """Draw one section of `plots.miou_over_labels` as SVG, with the legend above."""
     figure = Figure(figsize=(5.2, 3.8), layout="constrained")
     plots.draw_section(figure.subplots(), lines)
     figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize="small")
@@ -208,7 +228,7 @@ def labels_chart(lines: pd.DataFrame) -> Markup:
 
 
 def svg(figure: Figure, title: str) -> Markup:
-    """A figure as inline SVG: in the page's font and colors, with the values of points shown on hover."""
+    """Return a figure as inline SVG, in the page's font and colors; hovering over a point shows its values."""
     file = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
@@ -221,7 +241,7 @@ def svg(figure: Figure, title: str) -> Markup:
     hits = []
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            line = handle[0] if isinstance(handle, tuple) else handle  # of an errorbar: its line
+            line = handle[0] if isinstance(handle, tuple) else handle  # an errorbar's first part is its line
             places = axes.transData.transform(line.get_xydata()) * 72 / figure.dpi
             for (x, y), (at, value) in zip(places, line.get_xydata(), strict=True):
                 words = escape(f"{label}: {value:.4g} at {at:.4g}")
@@ -232,10 +252,10 @@ def svg(figure: Figure, title: str) -> Markup:
 
 
 def picture(file: Path) -> str | None:
-    """An image file as a data URI."""
+    """Return an image file as a data URI; None if there is no such file."""
     return data_uri(file.read_bytes(), "png" if file.suffix == ".png" else "jpeg") if file.is_file() else None
 
 
 def data_uri(content: bytes, kind: str) -> str:
-    """An image file's content, png or jpeg, as a data URI."""
+    """Return the content of an image file, of kind "png" or "jpeg", as a data URI."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

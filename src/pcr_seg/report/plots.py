@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from pcr_seg.report.tables import PUBLISHED_MEASURES, SECTION, heading
 
-MOST_POINTS = 200  # of a curve; a longer one shows means
-NAMES = {  # of what is logged; a key without one is called by its last part
+MOST_POINTS = 200  # points of a curve; a longer one shows means of intervals
+NAMES = {  # what a logged key means; any other key is called by its last part
     "mIoU": "mIoU in %",
     "pseudo/coverage": "pseudo-labels: share of val pixels that get one",
     "pseudo/precision": "pseudo-labels: share of these that is right",
@@ -28,7 +28,7 @@ NAMES = {  # of what is logged; a key without one is called by its last part
     "val/miou": "linear head",
     "val/miou_prototype": "prototype head",
 }
-CHARTS = {  # curves of one run that share axes; every other key has axes of its own
+CHARTS = {  # keys of one run that share axes; every other key has axes of its own
     "losses": r"train/.+_loss",
     "mIoU": r"val/miou.*",
     "pseudo-labels": r"pseudo/.+|train/(confident|pseudo_.+)",
@@ -47,8 +47,8 @@ def miou_over_labels(table: pd.DataFrame) -> Figure:
 
 
 def sections_of(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Lines of an `aggregate` for each data set and family, by heading."""
-    table = table.assign(look=pd.factorize(table.method)[0])  # a method looks alike in all axes
+    """Divide the lines of an `aggregate` by data set and split family; return each part with its heading."""
+    table = table.assign(look=pd.factorize(table.method)[0])  # so that a method has the same color in all axes
     sections = table.groupby(SECTION[:2], sort=False)
     return [(heading(*names, *only_backbone(lines)), lines) for names, lines in sections]
 
@@ -79,7 +79,7 @@ def draw_methods(axes: Axes, lines: pd.DataFrame) -> None:
 
 
 def only_backbone(lines: pd.DataFrame) -> list[str]:
-    """The backbone of all lines, for their heading; none where there are several, which the lines then name."""
+    """Return the backbone of all lines, for their heading; [] if there are several, which the lines then name."""
     names = list(lines.backbone.unique())
     return names if len(names) == 1 else []
 
@@ -93,17 +93,17 @@ def draw_published(axes: Axes, lines: pd.DataFrame) -> None:
 
 
 def title_of(key: str) -> str:
-    """What a logged key means, in words."""
+    """Return in words what a logged key means."""
     return NAMES.get(key) or key.rpartition("/")[2].removesuffix("_loss").replace("_", " ")
 
 
 def telling(values: pd.Series) -> bool:
-    """Whether a curve shows anything: more than one point, and not 0 all along."""
+    """Whether a curve is worth showing: it has more than one point, and is not 0 everywhere."""
     return len(values) > 1 and bool((values != 0).any())
 
 
 def metrics(folder: Path) -> dict[str, pd.Series]:
-    """Read the curves of a run's metrics.csv, by key, over steps; mIoU in percent. None without the file."""
+    """Read the curves of a run's metrics.csv: values over steps, by key, IoU in percent. {} if there is no file."""
     file = folder / "metrics.csv"
     if not file.is_file():
         return {}
@@ -113,7 +113,7 @@ def metrics(folder: Path) -> dict[str, pd.Series]:
 
 
 def charts(keys: Iterable[str]) -> dict[str, list[str]]:
-    """Which keys of a run share axes, by the title of the axes; the IoU of single classes is left to tables."""
+    """Group keys that share axes, by the axes' title; the IoU of single classes is left out, as tables show it."""
     shared = {}
     for key in keys:
         if not key.startswith("val/iou"):
@@ -138,13 +138,13 @@ def curves(folders: Mapping[str, Path]) -> Figure:
             draw_curves(axes, {name: run.get(key) for name, run in runs.items()})
             axes.set_title(key, loc="left", fontsize="medium")
     handles = [Line2D([], [], color=f"C{i}") for i in range(len(runs))]
-    columns = min(len(runs), max(1, 120 // max(map(len, runs))))  # names may tell settings
+    columns = min(len(runs), max(1, 120 // max(map(len, runs))))  # names can be long, with settings in them
     figure.legend(handles, runs, loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
 
 def draw_curves(axes: Axes, curves: Mapping[str, pd.Series | None]) -> None:
-    """Draw curves over steps, each in the color of its place; long ones as means of equal numbers of steps."""
+    """Draw curves over steps, colored in their order; a long one as means of intervals of steps."""
     for number, (name, values) in enumerate(curves.items()):
         if values is None:
             continue

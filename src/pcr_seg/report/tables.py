@@ -1,9 +1,10 @@
 """From run folders to tables.
 
-Every `summary.json` becomes a row of a DataFrame; rows that differ only in the seed become one line of a table, in
-numbers (`aggregate`: CSV and plot) and in words (`tables`: Markdown, terminal and page). Data sets, split families and
-backbones never share a line, nor do runs of one method whose settings differ: what differs between their `config.yaml`
-stands behind the method's name then. mIoU is in percent everywhere but in `summary.json`.
+Every `summary.json` becomes a row of a DataFrame. Rows that differ only in the seed become one line of a table: in
+numbers (`aggregate`, for CSV and plot) and as text (`tables`, for Markdown, terminal and page). Data sets, split
+families and backbones have lines of their own. So have runs of one method with different settings: the settings in
+which their `config.yaml` differ are then written behind the method's name. mIoU is in percent, but in `summary.json` a
+fraction.
 """
 
 import json
@@ -17,10 +18,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-SECTION = ["dataset", "split_family", "backbone"]  # what stands under one heading
-CELL = [*SECTION, "num_labeled", "split"]  # what compared methods share
-LINE = [*CELL, "method"]  # what the runs of one line share, all but their seed
-GAIN = "gain_over_"  # and the baseline's name: a column for each
+SECTION = ["dataset", "split_family", "backbone"]  # columns in which the runs under one heading agree
+CELL = [*SECTION, "num_labeled", "split"]  # columns in which methods agree that are compared
+LINE = [*CELL, "method"]  # columns in which the runs of one line agree: they differ only in the seed
+GAIN = "gain_over_"  # the column of gains over a baseline: this and the baseline's name
 
 MEASURES = {
     "miou_last": "mIoU, last epoch",
@@ -32,9 +33,8 @@ COSTS = {"seconds": "seconds", "images_per_second": "images/s", "peak_memory_mib
 OTHERS = ["num_unlabeled", "git_commit", "iou"]
 
 # mIoU in % of the paper and of the authors' released checkpoint, both with ResNet-101.
-# Source: rows "paper" and "this repo" in the README of github.com/HeimingX/semi_seg_proto, the authors' code
-# for Xu et al., "Semi-supervised Semantic Segmentation with Prototype-based Consistency Regularization",
-# NeurIPS 2022. VOC blender is left out: none of its figures could be verified.
+# Source: rows "paper" and "this repo" in the README of github.com/HeimingX/semi_seg_proto, the authors' code for Xu et
+# al., NeurIPS 2022. VOC blender is left out: none of its figures could be verified.
 PUBLISHED_MEASURES = {
     "published_paper": "PCR paper (ResNet-101)",
     "published_checkpoint": "PCR checkpoint (ResNet-101)",
@@ -44,7 +44,8 @@ U2PL = {
     "voc": {92: (70.06, 70.78), 183: (74.71, 74.65), 366: (77.16, 76.77), 732: (78.49, 78.70), 1464: (80.65, 80.18)},
     "cityscapes": {186: (73.41, 73.99), 372: (76.31, 77.10), 744: (78.40, 78.58), 1488: (79.11, 79.55)},
 }
-# The README of github.com/LiheYoung/UniMatch-V2 @12469da (Yang et al., 2024); the best epoch on the validation images.
+# mIoU in % of the best epoch on the validation images. Source: README of github.com/LiheYoung/UniMatch-V2 @12469da
+# (Yang et al., 2024).
 UNIMATCH_V2 = {
     ("voc", "cps"): {92: 86.3, 183: 87.9, 366: 88.9, 732: 90.0, 1464: 90.8},
     ("cityscapes", "cps"): {186: 83.6, 372: 84.3, 744: 84.5, 1488: 85.1},
@@ -58,9 +59,9 @@ PUBLISHED = pd.DataFrame(
     columns=["dataset", "split_family", "num_labeled", *PUBLISHED_MEASURES],
 )
 
-WORDS = ("split", "method", "over", "in %")  # columns of words stand left, figures right
+WORDS = ("split", "method", "over", "in %")  # columns of text, aligned left; those of figures are aligned right
 
-# Keys of config.yaml that say where a run was made and not what it is; and those that have columns of their own.
+# Keys of config.yaml that are no settings of a line: where and how a run was made, or what has a column of its own.
 NO_SETTINGS = re.compile(
     r"(output|seed|split|split_family|hardware|logger|resume|trust|baseline|diagnosis|upload_checkpoints|checkpoints)(\..*)?"
     r"|most_per_device|dataset\.root|(module|data|method)\.seed|backbone\.(name|weights)|method\.name"
@@ -68,15 +69,15 @@ NO_SETTINGS = re.compile(
     r"|trainer\.(accelerator|devices|num_nodes|strategy|precision|sync_batchnorm|accumulate_grad_batches|default_root_dir"
     r"|enable_.*|log_every_n_steps)"
 )
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where there is one
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, if it is there
 
 
 def find(pattern: str) -> list[Path]:
-    """List the run folders at and below the matches of a glob; a match without any stands for itself.
+    """List the run folders at and below the matches of a glob; a match without run folders is listed itself.
 
-    Folds are parts of the run above them, whose summary has their scores.
+    Folders of folds are not listed: the summary of the run above them has their scores.
     """
-    found = {}  # by real path: a link to the latest run is no second run
+    found = {}  # by real path, so that a link to a run is not a second run
     for top in map(Path, sorted(glob(os.path.join(os.path.expanduser(pattern), "")))):
         folders = {path.parent for name in (".hydra", "summary.json") for path in top.rglob(name)}
         folders -= {run for run in folders if run != top and (run.parent / f"splits/{run.name}.txt").is_file()}
@@ -87,7 +88,7 @@ def find(pattern: str) -> list[Path]:
 
 
 def read(folder: Path) -> dict:
-    """Read the summary of one run; of a broken one only the folder is known."""
+    """Read the summary of a run; if it is broken, return its folder alone."""
     try:
         file = folder / "summary.json"
         summary = json.loads(file.read_text(encoding="utf-8"))
@@ -97,7 +98,7 @@ def read(folder: Path) -> dict:
 
 
 def settings(folder: Path) -> dict[str, str]:
-    """The settings of a run's config.yaml by key (method.threshold); nothing where there is none that can be read."""
+    """Read the settings in a run's config.yaml, by dotted key (method.threshold); {} if it cannot be read."""
     try:
         config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader=LOADER)
         return {key: value for key, value in leaves(config) if not NO_SETTINGS.fullmatch(key)}
@@ -106,7 +107,7 @@ def settings(folder: Path) -> dict[str, str]:
 
 
 def leaves(node: dict, key: str = "") -> Iterator[tuple[str, str]]:
-    """Keys with dots and values of a tree; of what is called its name alone, without `_target_`."""
+    """Yield the dotted keys and the values of a tree; a `_target_` becomes its node's key and the last of its name."""
     for name, value in node.items():
         path = f"{key}.{name}".lstrip(".")
         if name == "_target_":
@@ -118,7 +119,7 @@ def leaves(node: dict, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def told_apart(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add each run's `settings`, those `differing` among the runs of its line, and these in `words` ("" of none)."""
+    """Add columns: `settings`; those `differing` among the runs of a line, which `words` has as text."""
     runs = runs.assign(settings=[settings(folder) for folder in runs.folder])
     differing, words = {}, {}
     for _, line in runs.groupby(LINE):
@@ -130,9 +131,10 @@ def told_apart(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """For each run of a line the settings that differ: those that have two values among the runs, by key.
+    """Return for each run of a line the settings that have more than one value among the runs.
 
-    A key that a run lacks says nothing. Of keys whose values are the same (module.lr, optimizer.lr) the first counts.
+    A run without a key does not count as another value. Of keys that always have the same values (module.lr and
+    optimizer.lr) only the first is returned.
     """
     found = {}
     for key in {key: None for run in runs for key in run}:
@@ -143,7 +145,7 @@ def differences(runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def in_words(differing: dict[str, str], keys: set[str]) -> str:
-    """Settings in brackets, each by the last parts of its key that no other one of `keys` ends with."""
+    """Write settings in brackets, each key shortened to its last parts as long as no other one of `keys` ends so."""
     parts = []
     for key, value in differing.items():
         endings = [key.split(".", dots)[-1] for dots in range(key.count("."), -1, -1)]
@@ -153,7 +155,14 @@ def in_words(differing: dict[str, str], keys: set[str]) -> str:
 
 
 def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
-    """Read every run under a glob: a row for each, and in words which folders are left out and why."""
+    """Read all runs under a glob.
+
+    Returns:
+        A row for each run; and sentences on which folders are left out, and why.
+
+    Raises:
+        ValueError: the glob matches no finished run.
+    """
     columns = ["folder", *LINE, "seed", *MEASURES, "iterations", *COSTS, *OTHERS, "finished"]
     runs = pd.DataFrame(map(read, find(pattern)), columns=columns, dtype=object)
     numbers = [*INTEGERS, *MEASURES, *COSTS]
@@ -176,10 +185,10 @@ def collect(pattern: str) -> tuple[pd.DataFrame, list[str]]:
 
 
 def compare(runs: pd.DataFrame, baselines: Sequence[str]) -> pd.DataFrame:
-    """Add the published figures, and what a run gains over each baseline's with its seed; sort by LINE and seed.
+    """Add to each run its gain over each baseline's run of the same seed, and the published figures; sort the runs.
 
-    A baseline is itself compared with those before it only. Where its runs differ in settings, the one counts whose
-    differing settings the compared run has, too. Methods are called by their settings then, from here on.
+    A baseline is only compared with the baselines before it. If a baseline's runs differ in settings, a run is compared
+    with the one that has the run's own values of these. From here on `method` contains the differing settings.
     """
     for number, baseline in enumerate(baselines, start=1):
         references = runs[runs.method == baseline].groupby([*CELL, "seed"])
@@ -202,17 +211,17 @@ def compare(runs: pd.DataFrame, baselines: Sequence[str]) -> pd.DataFrame:
 
 
 def by_number(text: str) -> str:
-    """A text whose numbers sort by value."""
+    """Rewrite the numbers in a text so that texts sort by their values."""
     return re.sub(r"\d+(\.\d+)?(e[-+]?\d+)?", lambda number: f"{float(number[0]):030.15f}", text)
 
 
 def gains(runs: pd.DataFrame) -> dict[str, str]:
-    """Columns of the gains over baselines, and how they are headed."""
+    """Return the columns of gains over baselines, with their titles."""
     return {name: name.replace("_", " ", 2) for name in runs if name.startswith(GAIN)}
 
 
 def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
-    """Average over seeds, in numbers: mean, standard deviation (n-1) and number of runs for each figure."""
+    """Average over seeds, as numbers: mean, standard deviation (n-1) and number of runs for each figure."""
     lines = runs.groupby(LINE, sort=False)
     figures = lines[[*MEASURES, *gains(runs)]].agg(["mean", "std", "count"])
     figures.columns = ["_".join(names) for names in figures.columns]
@@ -221,7 +230,7 @@ def aggregate(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Average over seeds, in words: a table for each data set, family and backbone, by its heading."""
+    """Average over seeds, as text: a table for each data set, split family and backbone, by its heading."""
     columns = {"n": ("seed", "size")}
     columns |= {head: (name, words) for name, head in MEASURES.items()}
     columns |= {head: (name, partial(words, sign="+")) for name, head in gains(runs).items()}
@@ -235,7 +244,7 @@ def tables(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def paired(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """The differences to each baseline, seed by seed, in words: a table for each data set, family and backbone."""
+    """Return the differences to each baseline, seed by seed, as text: a table for each heading."""
     lines = {}
     for (*section, num_labeled, split, method), line in runs.groupby(LINE, sort=False):
         for name in gains(runs):
@@ -249,7 +258,7 @@ def paired(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def side_by_side(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Compare two methods class by class, by heading; nothing unless the runs are of exactly two."""
+    """Compare two methods class by class: a table for each cell, by heading. {} unless there are exactly two."""
     parts = {}
     for cell, both in runs.groupby(CELL, sort=False):
         sides = {method: side.droplevel(0) for method, side in scores(both).groupby(level=0, sort=False)}
@@ -263,14 +272,17 @@ def side_by_side(runs: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def scores(runs: pd.DataFrame) -> pd.DataFrame:
-    """Spread runs out: a row for each method and seed, a column for each mIoU and each class."""
+    """Return scores in percent: a row for each method and seed, a column for each mIoU and each class."""
     runs = runs.set_index(["method", "seed"])
     iou = pd.DataFrame([*runs.iou], index=runs.index).apply(pd.to_numeric, errors="coerce") * 100
     return runs[[*MEASURES]].rename(columns=MEASURES).join(iou)
 
 
 def class_gains(runs: pd.DataFrame, baseline: str) -> dict[str, pd.DataFrame]:
-    """Gain in IoU of each class over the baseline, seed by seed: (mean, std) by class and method for each cell."""
+    """Return the gain in IoU of each class over the baseline, for each cell by its heading.
+
+    Gains are taken seed by seed; a table has their mean and std for each class and method.
+    """
     parts = {}
     for cell, runs_of_cell in runs.groupby(CELL, sort=False):
         iou = scores(runs_of_cell).drop(columns=MEASURES.values())
@@ -285,14 +297,14 @@ def class_gains(runs: pd.DataFrame, baseline: str) -> dict[str, pd.DataFrame]:
 
 
 def one_run_each(runs: pd.DataFrame) -> dict[str, Path]:
-    """Folder of one run for each method, all of one cell: the one with most methods, and its lowest seeds."""
+    """Return the folder of one run for each method, all in the cell with most methods, with the lowest seeds."""
     cell = runs.groupby(CELL, sort=False).method.nunique().idxmax()
     runs = runs.set_index(CELL).loc[[cell]].sort_values("seed", kind="stable").drop_duplicates("method")
     return dict(zip(runs.method, runs.folder, strict=True))
 
 
 def round_mean(values: pd.Series) -> str:
-    """The mean as a whole number; "-" of nothing."""
+    """Write the mean as a whole number, or "-" if there are no values."""
     return "-" if values.isna().all() else f"{values.mean():.0f}"
 
 
@@ -306,11 +318,11 @@ def words(values: pd.Series, sign: str = "") -> str:
 
 
 def heading(dataset: str, family: str, *backbone: str) -> str:
-    """Name a section of the report or of the plot."""
+    """Return the heading of a section in the report or the plot."""
     return " · ".join([dataset, f"{family} splits", *backbone])
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """Write a table of words as Markdown, figures to the right."""
+    """Write a table of text as Markdown, with columns of figures aligned right."""
     rule = ["---" if name in WORDS else "---:" for name in table]
     return "\n".join(f"| {' | '.join(line)} |" for line in [table.columns, rule, *table.to_numpy()])

@@ -1,4 +1,4 @@
-"""The report command: what runs reached, on the terminal and in a folder of files."""
+"""The report command: tables of runs in the terminal, and a folder with tables, plots and a page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,17 +25,25 @@ from pcr_seg.report.tables import (
     tables,
 )
 
-MOST_PAGES = 24  # of single runs beside a comparison: each takes a second and a megabyte
-# A narrow terminal does without these columns, in this order.
+MOST_PAGES = 24  # with more runs none gets a page of its own: each takes a second and a megabyte
+# Columns that a narrow terminal leaves out, in this order.
 DISPENSABLE = (
     *reversed(COSTS.values()), "iterations", "split", *reversed([*MEASURES.values(), *PUBLISHED_MEASURES.values()]),
 )  # fmt: skip
 
 
 def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("supervised", "consistency")) -> None:
-    """Print what the runs under a glob reached, and write it to the folder `output` as tables, plots and a page.
+    """Print a comparison of the runs under a glob, and write it into the folder `output`: tables, plots and a page.
 
-    report.html is the page of the run where there is one only, and that of the comparison otherwise.
+    For a single run, report.html is the page of the run.
+
+    Args:
+        pattern: a glob of run folders, or of folders above them.
+        output: the folder to write into.
+        baselines: methods that all others are compared with.
+
+    Raises:
+        ValueError: the glob matches no finished run.
     """
     runs, left_out = collect(pattern)
     runs = compare(runs, baselines)
@@ -63,7 +71,7 @@ def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("superv
 
 
 def run_pages(runs: pd.DataFrame, output: Path) -> dict[Path, str]:
-    """Write the page of each run, if they are few, into OUTPUT/runs; return where, for links beside the comparison."""
+    """Write the page of each run into OUTPUT/runs, if there are few; return the links to them, else to the folders."""
     if len(runs) > MOST_PAGES:
         return {folder: folder.absolute().as_uri() for folder in runs.folder}
     (output / "runs").mkdir(exist_ok=True)
@@ -75,7 +83,7 @@ def run_pages(runs: pd.DataFrame, output: Path) -> dict[Path, str]:
 
 
 def show(console: Console, title: str, table: pd.DataFrame) -> None:
-    """Print a table of words; a terminal too narrow for it loses columns, never parts of words."""
+    """Print a table of text; if the terminal is too narrow, leave out whole columns instead of cutting words."""
     widths = {name: max(map(len, [*fill(name, 13).split("\n"), *table[name]])) for name in table}
     for name in DISPENSABLE:
         if sum(widths.values()) + 2 * len(widths) - 2 > console.width:

@@ -1,4 +1,4 @@
-"""Why a method gains or fails: measured beside the training, with masks that the training itself never reads."""
+"""Why a method gains or fails: measured during training, with masks of unlabeled images that training never uses."""
 
 import math
 
@@ -22,15 +22,16 @@ FIGURES = ("coverage", "precision", "agreement")
 
 
 class Diagnosis(L.Callback):
-    """Logs the quality of the pseudo-labels in training, and how compact the classes' features are.
+    """Logs how good the pseudo-labels are in training, and how compact the features of each class are.
 
-    At every logged step the teacher labels the step's unlabeled views again and is compared with the masks that were
-    set aside: `diagnosis/coverage` (share of pixels that are confident), `diagnosis/precision` (share of these that
-    are right) and `diagnosis/agreement` (share of pixels on which the two heads agree). At every validation
-    `diagnosis/within_class` and `diagnosis/between_class` are `class_distances` of validation images.
+    At every logged step the teacher labels the weak views of the step once more. They are compared with the images'
+    masks, where the data set has these: `diagnosis/coverage` (share of pixels that are confident),
+    `diagnosis/precision` (share of these that are right) and `diagnosis/agreement` (share of pixels on which both heads
+    agree), all in 0..1. At every validation `diagnosis/within_class` and `diagnosis/between_class` are the
+    `class_distances` of up to 64 validation images.
 
     Args:
-        data: of the training; unlabeled images whose mask exists in its source take part.
+        data: the training's data module.
     """
 
     def __init__(self, data: SegmentationData) -> None:
@@ -49,12 +50,12 @@ class Diagnosis(L.Callback):
         views = [
             self.views[self.places[name], seed] for name, seed in zip(names, seeds, strict=True) if name in self.places
         ]
-        # Of no image a figure is NaN: a key that is not logged would keep the value of the step before.
+        # Without any image the figures are NaN: a key that is not logged would keep the previous step's value.
         figures = self.compare(module, views) if views else {}
         module.log_dict({f"diagnosis/{name}": figures.get(name, math.nan) for name in FIGURES})
 
     def compare(self, module: Segmentation, views: list[dict]) -> dict[str, Tensor]:
-        """Figures of the teacher's pseudo-labels on views with masks; no agreement while there are no prototypes."""
+        """Return the figures for views with masks; no "agreement" while there are no prototypes."""
         views = {key: torch.stack([view[key] for view in views]).to(module.device) for key in ("image", "mask")}
         views = as_floats(views, module.student)
         heads, truth = predict_heads(module.teacher.network, module.method, views["image"]), views["mask"]
@@ -70,7 +71,7 @@ class Diagnosis(L.Callback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: L.Trainer, module: Segmentation) -> None:
-        """Measure the features of a few validation images."""
+        """Log the class distances of the teacher's features of some validation images."""
         features, labels = [], []
         for sample in self.val:
             sample = as_floats(sample, module.student)
@@ -85,7 +86,7 @@ class Diagnosis(L.Callback):
 
 
 def features_as_evaluated(module: Segmentation, image: Tensor) -> Tensor:
-    """The teacher's features (1, D, h, w) of an image (3, H, W) in the first size that the protocol shows it in."""
+    """Return the teacher's features (1, D, h, w) of an image (3, H, W), resized to the protocol's first scale."""
     scale = getattr(module.protocol, "keywords", {}).get("scales", [1.0])[0]
     size = tuple(max(1, round(side * scale)) for side in image.shape[-2:])
     return module.teacher.network(upsample(image[None], size)).features
@@ -94,10 +95,10 @@ def features_as_evaluated(module: Segmentation, image: Tensor) -> Tensor:
 def class_distances(
     features: Float[Tensor, "N D"], labels: Int[Tensor, " N"], num_classes: int
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean cosine distance of features to the mean direction of their class, and between these directions.
+    """Return the mean cosine distance of features to their class's mean direction, and between these directions.
 
-    Every class among the labels weighs the same; 255 is left out. Distances are 1 - cosine, in 0 .. 2. Small within
-    and large between is what the method promises (paper, introduction: compact features).
+    Distances are 1 - cosine, in 0..2. Every class among the labels has the same weight; features labeled 255 are left
+    out. The method should make the first small and the second large (paper, introduction: compact features).
     """
     known = labels != IGNORE_INDEX
     unit, labels = F.normalize(features[known].float(), dim=1), labels[known]

@@ -1,4 +1,4 @@
-"""A training from its configuration to a complete run folder."""
+"""Train: from a configuration to a complete run folder."""
 
 import functools
 import json
@@ -45,9 +45,9 @@ from pcr_seg.training.summary import print_summary, summarize
 from pcr_seg.training.timer import TrainTimer
 from pcr_seg.training.values import check_values
 
-# The trainer announces devices and products at each start; what it warns of still shows, but for
-# what is meant to be so: a teacher in eval mode, a run folder that holds the configuration already,
-# loaders that start where a resumed run stands.
+# The trainer's announcements of devices and products are hidden. Its warnings are shown, but for those about what is
+# intended here: a teacher in eval mode, a run folder that has a configuration already, a sampler that starts where a
+# resumed run stands.
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 for expected in (
     r".*in eval mode at the start of training", r"Experiment logs directory", r".*LeafSpec",
@@ -56,11 +56,11 @@ for expected in (
     warnings.filterwarnings("ignore", expected)
 
 
-KEYS = (*OmegaConf.load(CONF / "train.yaml"), *GROUPS)  # of a configuration as it is without the user's
+KEYS = (*OmegaConf.load(CONF / "train.yaml"), *GROUPS)  # all top-level keys that a configuration may have
 
 
 def build_module(config: dict, class_names: list[str], palette: list | None = None) -> Segmentation:
-    """Make the module that a resolved configuration describes."""
+    """Make the module that a resolved configuration describes; a constructor's errors are raised as they are."""
     config = OmegaConf.create(config)
     backbone = build(config.backbone, in_channels=config.dataset.get("channels", 3))
     student = build(config.model, backbone, len(class_names))
@@ -79,7 +79,7 @@ def build_module(config: dict, class_names: list[str], palette: list | None = No
 
 
 def build_method(node: DictConfig, student: nn.Module, class_names: list[str]) -> nn.Module:
-    """Make a method, handing it what it needs to know of network and classes: those parameters that it has."""
+    """Make the method of a node; `num_classes`, `feature_dim` and `class_names` are passed if it takes them."""
     known = {"num_classes": student.num_classes, "feature_dim": student.feature_dim, "class_names": class_names}
     parameters = constructor_parameters(get_class(node._target_))
     return build(node, **{name: value for name, value in known.items() if name in parameters})
@@ -89,7 +89,19 @@ def build_method(node: DictConfig, student: nn.Module, class_names: list[str]) -
 
 
 def fit(cfg: DictConfig) -> dict:
-    """Train, and leave a complete run folder behind; return what its summary.json holds."""
+    """Train as a configuration says, write a complete run folder, and return the content of its summary.json.
+
+    A run that is finished in that folder is not repeated, and one that was stopped goes on.
+
+    Args:
+        cfg: as Hydra composes it from conf/train.yaml and the command line.
+
+    Raises:
+        ValueError: a key or value cannot be right, or does not fit the data, the hardware or the run folder. Raised
+            before training starts.
+        FileNotFoundError: images, weights or a run folder are missing.
+        ConnectionError: another process of the training was lost.
+    """
     started = time.time()
     named, trust = cfg.resume not in (None, "auto"), cfg.trust
     cfg, checkpoint = resumed(cfg)
@@ -115,7 +127,7 @@ def fit(cfg: DictConfig) -> dict:
 
     module = build_module(config, list(source.classes), list(source.palette))
     mean = getattr(module.student, "mean", IMAGENET_MEAN)
-    split_from = output / "splits" if checkpoint else None  # images may have been added since
+    split_from = output / "splits" if checkpoint else None  # the split as it was: the data set may have grown since
     features = build(cfg.features, module.student) if cfg.features else None
     if features and described(module.protocol)["_target_"] != described(whole_image)["_target_"]:
         raise ValueError("protocol: kept features are scored whole; use protocol=whole, or features=none")
@@ -126,20 +138,21 @@ def fit(cfg: DictConfig) -> dict:
     if checkpoint:
         data.start = (checkpoint.epoch, checkpoint.steps)
     if getattr(module.method, "prototype_weight", 0) > 0:
-        jittered_grid(data.crop_size, data.crop_size, module.method.grid_cells)  # raises now what it would later
+        jittered_grid(data.crop_size, data.crop_size, module.method.grid_cells)  # fails now, not in the first step
     module.metadata = {"config": config, "dataset": source.name}
-    start = None if checkpoint else cfg.init_from_checkpoint  # a run that goes on has its weights
-    if str(start).endswith(".pth"):  # the reference code's
+    start = None if checkpoint else cfg.init_from_checkpoint  # a run that goes on takes its own checkpoint's weights
+    if str(start).endswith(".pth"):  # a file of the reference code
         load_official(module, start)
     elif start:
         weights = load(start, trust=trust or (), network="student").network.state_dict()
         module.student.load_state_dict(weights)
         module.teacher.network.load_state_dict(weights)
 
-    if cfg.trainer.get("sync_batchnorm"):  # timm's knows its fused layers; the trainer's would drop their activations
+    # timm's function, since the trainer's would lose the activations that timm fuses into BatchNorm layers.
+    if cfg.trainer.get("sync_batchnorm"):
         module.student = convert_sync_batchnorm(module.student)
         module.teacher.network = convert_sync_batchnorm(module.teacher.network)
-    if cfg.get("compile"):  # the whole step, up to the optimizer's; sizes of crops never change
+    if cfg.get("compile"):  # the method's forward, with the networks in it; crops always have the same size
         module.method.compile(mode=None if cfg.compile is True else cfg.compile, dynamic=False)
     trainer = make_trainer(cfg, data, checkpoint)
     check_length(trainer, module, data)
@@ -153,7 +166,7 @@ def fit(cfg: DictConfig) -> dict:
             again = f"go on with resume={whole_run(output)}"
             raise ConnectionError(f"a process of this training was lost: {again}") from error
         raise
-    if source.val and module.validated_at != trainer.global_step:  # stopped by max_steps, or between two validations
+    if source.val and module.validated_at != trainer.global_step:  # it ended without a validation of its last step
         trainer.validate(module, data, verbose=False)
     trainer.save_checkpoint(output / "checkpoints" / LAST)
 
@@ -161,18 +174,18 @@ def fit(cfg: DictConfig) -> dict:
     summary = summarize(trainer, module, data) | scores | {"seconds": round(time.time() - started, 1)}
     by_image = module.confusion.by_image()
     if trainer.is_global_zero:
-        module.to(trainer.strategy.root_device)  # the trainer's end has moved it to the CPU
+        module.to(trainer.strategy.root_device)  # the trainer has moved it to the CPU in the end
         (output / "checkpoints/MODEL_CARD.md").write_text(model_card(summary, config), encoding="utf-8")
         if folds:
             pictures_of_folds([output / path.stem for path in folds], output)
         else:
             save_pictures(module.predictor, module.confusion.counts(), by_image, source, output)
-        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: it says that all is there
+        (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")  # last: now the run is complete
         checkpoints = [file for name in ("best", "last") if (file := output / f"checkpoints/{name}.ckpt").is_file()]
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 finish_wandb(logger, summary, checkpoints if cfg.upload_checkpoints else [])
-    wandb.finish()  # the next job of a sweep gets a run of its own; its report of this one comes before ours
+    wandb.finish()  # so that the next job of a sweep gets its own W&B run; it also prints W&B's report before ours
     if trainer.is_global_zero:
         print_summary(summary, output)
     if cfg.get("baseline"):
@@ -181,7 +194,7 @@ def fit(cfg: DictConfig) -> dict:
 
 
 def check_length(trainer: L.Trainer, module: Segmentation, data: SegmentationData) -> None:
-    """Raise a ValueError where the burn-in takes the whole training: before a run folder is there."""
+    """Raise a ValueError if the burn-in takes the whole training, before a run folder is made."""
     steps = data.steps_in_epoch(trainer.accumulate_grad_batches, trainer.world_size)
     ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
     ends += [trainer.max_epochs * steps] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
@@ -190,7 +203,7 @@ def check_length(trainer: L.Trainer, module: Segmentation, data: SegmentationDat
 
 
 def check_batch(cfg: DictConfig, module: Segmentation, data: SegmentationData) -> None:
-    """Raise a ValueError where a device would see one image at a time, which some parts cannot do without a second."""
+    """Raise a ValueError if a device's batch is one image but CutMix, or a pooled BatchNorm, needs at least two."""
     if data.batch_size > 1:
         return
     pooled = cfg.model.get("pooled_norm") and "BatchNorm of one pooled value has no deviation (model.pooled_norm=true)"
@@ -202,17 +215,23 @@ def check_batch(cfg: DictConfig, module: Segmentation, data: SegmentationData) -
 
 
 def streams(method: nn.Module) -> dict:
-    """What a method needs of the unlabeled images, as arguments of the data module."""
+    """Return the data module's arguments that say which unlabeled images a method needs."""
     if method.views is None:
         return {"use_unlabeled": False}
     return {"strong_views": method.views.strong, "strong_color": method.views.color, "other": method.views.other}
 
 
 def fit_part(cfg: DictConfig, name: str, named: bool, **changes: object) -> dict:
-    """Train a part of a run with other settings, in a folder of its own inside the run's; return its summary.
+    """Train a part of a run (a fold, or the baseline) in a folder inside of the run's; return its summary.
 
-    A part that ended is not repeated, and one that was stopped goes on: of a run that was named to be resumed, and
-    may have been moved, with the configuration that it has.
+    A finished part is not repeated, and one that was stopped goes on.
+
+    Args:
+        cfg: the whole run's configuration.
+        name: the part's folder.
+        named: whether the run was resumed by name (`resume=FOLDER`). It may have been moved then, so a part that was
+            begun goes on by its own config.yaml.
+        changes: values of the part that differ from the run's.
     """
     folder = Path(cfg.output) / name
     if named and (folder / "summary.json").is_file():
@@ -224,7 +243,7 @@ def fit_part(cfg: DictConfig, name: str, named: bool, **changes: object) -> dict
 
 
 def fit_baseline(cfg: DictConfig, summary: dict, named: bool) -> None:
-    """Train on the labels alone, in the run's baseline/, and show what unlabeled images add."""
+    """Train on the labels alone, in the run's folder `baseline`, and print what the unlabeled images add."""
     alone = OmegaConf.load(CONF / "method/supervised.yaml")
     baseline = fit_part(cfg, "baseline", named, baseline=False, method=alone)
     gain = 100 * (summary["miou_last"] - baseline["miou_last"])
@@ -234,8 +253,8 @@ def fit_baseline(cfg: DictConfig, summary: dict, named: bool) -> None:
 
 
 def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path], named: bool) -> dict:
-    """Train once without the masks of each fold, scored on them, in RUN/fold_1 ...; return the scores together."""
-    rank_zero_only(write_config)(config)  # whatever is done by then, resume=RUN goes on with it
+    """Train once for each fold, in RUN/fold_1 ..., without its masks and scored on them; return the mean scores."""
+    rank_zero_only(write_config)(config)  # so that resume=RUN works from here on
     rank_zero_only(print)(
         f"{source.name}: no val images, so {len(folds)} trainings, each without another part of the masks, give the"
         " score, and a last one takes all (folds=0: hold a fifth out instead)"
@@ -244,7 +263,11 @@ def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path], 
 
 
 def finished(config: dict) -> dict | None:
-    """The summary of this very configuration's run in its folder, if it ended there: a sweep's second start."""
+    """Return the summary if this configuration's run is finished in its folder, as when a sweep is started again.
+
+    Raises:
+        ValueError: the folder has a finished run of another configuration.
+    """
     output = Path(config["output"])
     if not (output / "summary.json").is_file():
         return None
@@ -254,7 +277,11 @@ def finished(config: dict) -> dict | None:
 
 
 def interrupted(config: dict) -> Resumed | None:
-    """The newest checkpoint of this very configuration's run in its folder, if it was stopped there; else None."""
+    """Return the newest checkpoint if this configuration's run was stopped in its folder; else None.
+
+    Raises:
+        ValueError: the folder has an unfinished run of another configuration.
+    """
     output = Path(config["output"])
     if not (output / "config.yaml").is_file():
         return None
@@ -266,17 +293,21 @@ def interrupted(config: dict) -> Resumed | None:
 
 
 def check_same(config: dict, what: str) -> None:
-    """Raise a ValueError where the run in a configuration's folder had another."""
+    """Raise a ValueError if the run in a configuration's folder had another configuration."""
     output = Path(config["output"])
     before, now = (moved(OmegaConf.create(each), output) for each in (OmegaConf.load(output / "config.yaml"), config))
     for each in (before, now):
-        each.val = each.val and Path(each.val).name  # a fold's list moves with the run
+        each.val = each.val and Path(each.val).name  # a fold's list is in the run folder, which may have been moved
     if lasting(OmegaConf.to_container(before)) != lasting(OmegaConf.to_container(now)):
         raise ValueError(f"output={output}: holds {what} of another configuration; choose another folder")
 
 
 def make_trainer(cfg: DictConfig, data: SegmentationData, checkpoint: Resumed | None = None) -> L.Trainer:
-    """The trainer with its loggers, checkpoints, panels, diagnosis and progress; it opens the run folder."""
+    """Make the trainer with its loggers and callbacks; one of these writes into the run folder when training starts.
+
+    Raises:
+        ValueError: a key of `trainer` asks for callbacks, loggers or plugins.
+    """
     for key in {"callbacks", "logger", "plugins"} & set(cfg.trainer):
         raise ValueError(f"trainer.{key}: is made here; early_stopping.patience and logger=... choose among them")
     opens = LambdaCallback(setup=functools.partial(open_run_folder, data=data, checkpoint=checkpoint))
@@ -289,9 +320,9 @@ def make_trainer(cfg: DictConfig, data: SegmentationData, checkpoint: Resumed | 
         callbacks.append(ProgressBar())
     loggers = list(instantiate(cfg.logger).values())
     plugins = [AtomicCheckpointIO(), *environment()]
-    validated = {} if data.source.val else {"limit_val_batches": 0}  # the last of a run in folds
+    validated = {} if data.source.val else {"limit_val_batches": 0}  # no val images: the run after the folds
     strategy = {}
-    if cfg.trainer.get("strategy") == "fsdp":  # the trainer's own of this name is another one
+    if cfg.trainer.get("strategy") == "fsdp":  # by this name the trainer would take its own, for FSDP1
         strategy["strategy"] = FSDP(cfg.trainer.num_nodes * num_devices(cfg.trainer.accelerator, cfg.trainer.devices))
     return build(
         cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False, **strategy, **validated
@@ -299,7 +330,7 @@ def make_trainer(cfg: DictConfig, data: SegmentationData, checkpoint: Resumed | 
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise a ValueError for a precision, or a choice with divided weights, in which a training does not work."""
+    """Raise a ValueError for a precision, or a choice beside divided weights (fsdp), with which training fails."""
     precision, divided = str(cfg.trainer.get("precision")), cfg.trainer.get("strategy") == "fsdp"
     if re.fullmatch(r"16-true|bf16-true|64|64-true|transformer-engine.*", precision):
         raise ValueError(
@@ -315,7 +346,7 @@ def check_numbers(cfg: DictConfig) -> None:
 
 
 def check_per_device(cfg: DictConfig) -> None:
-    """Raise a ValueError where the batch of each device and that of all are both given, and differ."""
+    """Raise a ValueError if `per_device` and `global_batch` are both given and contradict each other."""
     processes = cfg.trainer.num_nodes * num_devices(cfg.trainer.accelerator, cfg.trainer.devices)
     if cfg.per_device and cfg.global_batch != cfg.per_device * processes:
         raise ValueError(
@@ -325,12 +356,12 @@ def check_per_device(cfg: DictConfig) -> None:
 
 
 def environment() -> list[ClusterEnvironment]:
-    """Where the trainer reads its rank, if that is not what it would choose itself."""
+    """Return the plugin by which the trainer finds its rank, if it would choose a wrong one itself; else nothing."""
     found = cluster.launched()
     if found and found.by == "srun":
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(found.devices))  # the trainer insists on it
-        return [SLURMEnvironment(auto_requeue=False)]  # it would save in the middle of a step
-    if not found and "SLURM_NTASKS" in os.environ:  # of a job, in which srun has not started this process
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(found.devices))  # the trainer requires it
+        return [SLURMEnvironment(auto_requeue=False)]  # the trainer's own requeueing saves in the middle of a step
+    if not found and "SLURM_NTASKS" in os.environ:  # in a SLURM job, but not started by srun
         return [LightningEnvironment()]
     return []
 
@@ -338,10 +369,10 @@ def environment() -> list[ClusterEnvironment]:
 def open_run_folder(
     trainer: L.Trainer, module: Segmentation, stage: str, data: SegmentationData, checkpoint: Resumed | None
 ) -> None:
-    """Write the configuration and the split as used, and tell the loggers, once all ranks have read what was there.
+    """Write configuration and split as used into the run folder, after all ranks have read the checkpoint there.
 
     Raises:
-        ValueError: they have not read the same.
+        ValueError: not all ranks have found the same checkpoint.
     """
     if stage != "fit":
         return
@@ -358,7 +389,7 @@ def open_run_folder(
     output = Path(config["output"])
     write_config(config)
     if checkpoint and checkpoint.path.name == PREVIOUS:
-        (output / "checkpoints" / LAST).unlink(missing_ok=True)  # damaged: it must not become the previous one
+        (output / "checkpoints" / LAST).unlink(missing_ok=True)  # it is damaged, and must not become previous.ckpt
     splits.write(split, output / "splits")
     val = f"{len(data.source.val)} val" if data.source.val else "no val"
     if data.source.held_out:
@@ -377,7 +408,7 @@ def open_run_folder(
 
 
 def write_config(config: dict) -> None:
-    """Write config.yaml into the run folder that it names: all of it or nothing."""
+    """Write config.yaml into the configuration's run folder, completely or not at all."""
     output = Path(config["output"])
     output.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(config), output / "config.partial")

@@ -1,4 +1,4 @@
-"""Scores of a data set without val images: of a part that is held out, or of several trainings that take turns."""
+"""Scores for a data set without val images: by holding out a part of the masks, or by cross-validation in folds."""
 
 import json
 import shutil
@@ -17,21 +17,25 @@ from pcr_seg.data.splits import write_list
 def with_val(
     source: Source, output: Path, begun: bool, *, val: str | None, folds: int | str, seed: int
 ) -> tuple[Source, list[Path]]:
-    """The data set with images to validate on, or without any and the lists of the folds that take their place.
+    """Decide what a data set is validated on.
 
-    A run that has begun reads its lists back, whatever the data set has got since.
+    A run that goes on reads its own lists back, even if the data set has changed since.
 
     Args:
         source: the data set.
-        output: the run folder, whose `splits` has the lists.
+        output: the run folder; lists are in its `splits`.
         begun: whether the run goes on.
-        val: a list of names to validate on.
-        folds: where there are no val images: how many, "auto", or 0 to hold a part out.
-        seed: of the draw.
+        val: a text file of names to validate on, or None.
+        folds: for a data set without val images: the number of folds, "auto", or 0 to hold a part out.
+        seed: of the random draw.
+
+    Returns:
+        The data set with images to validate on, and no folds; or the data set without any, and a list file for each
+        fold.
 
     Raises:
         FileNotFoundError: an image of a list is missing.
-        ValueError: `folds` where there are val images, or with too few masks.
+        ValueError: `folds` is given although there are val images, or there are too few masks for it.
     """
     lists = output / "splits"
     begun = begun or any(output.glob("fold_*/config.yaml"))
@@ -57,7 +61,7 @@ def with_val(
 
 
 def over_folds(summaries: Sequence[dict]) -> dict:
-    """The scores of a run from those of its folds: means, and the standard deviation (n - 1) of the mIoU."""
+    """Return a run's scores from its folds' summaries: means, and the standard deviation (n - 1) of the mIoU."""
 
     def average(values: Sequence[float | None]) -> float | None:
         known = [value for value in values if value is not None]
@@ -83,7 +87,7 @@ def over_folds(summaries: Sequence[dict]) -> dict:
 
 
 def pictures_of_folds(folders: Sequence[Path], output: Path) -> None:
-    """Show in a run's folder what its folds saw in validation: the first one's pictures, and the confusion of all."""
+    """Write pictures into a run's folder: the first fold's, and the confusion matrix of all folds together."""
     details = [json.loads((folder / "details.json").read_text()) for folder in folders]
     confusion: dict[str, np.ndarray] = {}
     for fold in details:

@@ -1,4 +1,4 @@
-"""The trainer's part in dividing weights over all devices: checkpoints that a single process could have written."""
+"""The trainer's strategy for divided weights (FSDP2), with checkpoints like those of a single process."""
 
 from collections.abc import Mapping
 
@@ -11,13 +11,13 @@ from pcr_seg.processes import like, whole
 
 
 class FSDP(ModelParallelStrategy):
-    """FSDP2 over all processes. What is divided is the module's business (`configure_model`).
+    """FSDP2 over all processes; the module's `configure_model` divides the weights.
 
-    A checkpoint is one file of whole tensors, which any strategy reads. Lightning's own way goes by names, and takes
-    the optimizer's weights for the module's in the same order, which they are not.
+    A checkpoint is one file of whole tensors, which any strategy can read. Lightning's own saving is not used: it
+    assigns the optimizer's states to parameters as if both had the same order, which they have not.
 
     Args:
-        processes: of all nodes.
+        processes: number of processes on all nodes together.
     """
 
     def __init__(self, processes: int) -> None:
@@ -25,19 +25,19 @@ class FSDP(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """The trainer hands the optimizer's state on."""
+        """Whether the trainer calls `load_optimizer_state_dict`: yes."""
         return True
 
     def lightning_module_state_dict(self) -> dict:
-        """Whole tensors on the first process; every one has to ask for them."""
+        """Return the module's state in whole tensors on rank 0; every process has to call this."""
         return self.on_first(self.lightning_module.state_dict())
 
     def optimizer_state(self, optimizer: Optimizer) -> dict:
-        """The same of the optimizer."""
+        """Return the optimizer's state in whole tensors on rank 0; every process has to call this."""
         return self.on_first(getattr(optimizer, "_optimizer", optimizer).state_dict())
 
     def on_first(self, state: dict) -> dict:
-        """A nested state in whole tensors on the CPU, on the first process alone: others keep nothing of it."""
+        """Gather a nested state as whole tensors on the CPU of rank 0; the other processes get {}."""
 
         def fetch(value: object) -> object:
             found = whole(value)
@@ -49,17 +49,17 @@ class FSDP(ModelParallelStrategy):
         return found if self.is_global_zero else {}
 
     def load_checkpoint(self, checkpoint_path: str, weights_only: bool | None = None) -> dict:
-        """Read the whole file, in every process."""
+        """Read the whole file in every process."""
         return self.checkpoint_io.load_checkpoint(checkpoint_path, weights_only=weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping, strict: bool = True) -> None:
-        """Take each process's share of the weights."""
+        """Load this process's share of the weights."""
         own = self.lightning_module.state_dict()
         state = {name: like(value, own.get(name)) for name, value in checkpoint["state_dict"].items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping) -> None:
-        """Take each process's share of the optimizer's state."""
+        """Load this process's share of the optimizer's state."""
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             weights = [p for group in optimizer.param_groups for p in group["params"]]
             state = {

@@ -1,4 +1,4 @@
-"""What a person sees while a training runs: the bar, and pictures and diagrams in W&B and TensorBoard."""
+"""What can be seen while a training runs: the progress bar, and pictures and diagrams in W&B and TensorBoard."""
 
 import math
 import time
@@ -20,21 +20,21 @@ from pcr_seg.pictures.panels import example_panel, examples, gallery, look
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's bar with losses, mIoU and the time that the whole training still takes.
+    """Rich's progress bar with losses, mIoU and the time that the whole training will still take.
 
-    Losses are fetched from the device every tenth batch only. The time is by the pace since the training began, and
-    anew since unlabeled images came, whose steps take longer.
+    Losses are fetched from the device at every tenth batch. The time is estimated from the pace since the start, or
+    since the end of the burn-in, whose steps are faster.
     """
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to measure the pace at the first epoch, and at the first with unlabeled images."""
+        """Start to measure the pace at the first epoch, and again at the first with unlabeled images."""
         burn_in = getattr(getattr(pl_module, "method", None), "burn_in_epochs", 0)
         if not hasattr(self, "began") or trainer.current_epoch == burn_in:
             self.began = (time.monotonic(), trainer.global_step)
         super().on_train_epoch_start(trainer, pl_module)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict:
-        """The trainer's own, the newest losses under their short names, and `all`, hours:minutes:seconds to the end."""
+        """Return the trainer's metrics, the newest losses by short names, and as `all` the time left (h:mm:ss)."""
         logged = {key: value for key, value in trainer.callback_metrics.items() if key.endswith("_loss")}
         losses = {key.removeprefix("train/").removesuffix("_loss"): value.item() for key, value in logged.items()}
         began, step = getattr(self, "began", (0.0, trainer.global_step))
@@ -52,13 +52,13 @@ class ProgressBar(RichProgressBar):
 
 
 class LogPanels(L.Callback):
-    """Sends pictures and diagrams of each validation to W&B and TensorBoard, where one of them logs."""
+    """Sends pictures and diagrams of each validation to W&B and TensorBoard, whichever is used as logger."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
 
     def on_validation_end(self, trainer: L.Trainer, module: Segmentation) -> None:
-        """Log after each validation of a training."""
+        """Log pictures and diagrams of this validation."""
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
@@ -67,7 +67,7 @@ class LogPanels(L.Callback):
                     validation_to_tensorboard(logger, module, self.source, trainer.global_step)
 
     def on_train_end(self, trainer: L.Trainer, module: Segmentation) -> None:
-        """Log the prototypes' gallery, at the end only: it takes a forward of many images."""
+        """Log the prototypes' gallery. Only at the end, since it needs a forward of many images."""
         loggers = [x for x in trainer.loggers if isinstance(x, WandbLogger | TensorBoardLogger)]
         if loggers:
             module.gather()
@@ -88,7 +88,7 @@ class LogPanels(L.Callback):
 
 
 def validation_to_wandb(logger: WandbLogger, module: Segmentation, source: Source, step: int) -> None:
-    """Log images with masks that can be toggled, IoU of each class, confusion and the prototypes' use."""
+    """Log images with masks to toggle, the IoU of each class, confusion matrices and the usage of prototypes."""
     predictor, threshold = module.predictor, getattr(module.method, "threshold", 0.0)
     names, images = dict(enumerate(source.classes)), []
     for sample in examples(source):
@@ -103,7 +103,8 @@ def validation_to_wandb(logger: WandbLogger, module: Segmentation, source: Sourc
 
     counts = module.confusion.counts()
     iou = {head: iou_per_class(matrix).tolist() for head, matrix in counts.items()}
-    iou = {head: [None if math.isnan(x) else x for x in values] for head, values in iou.items()}  # classes not seen
+    # Classes that do not occur have no IoU.
+    iou = {head: [None if math.isnan(x) else x for x in values] for head, values in iou.items()}
     table = wandb.Table(["class", *iou], [list(row) for row in zip(source.classes, *iou.values(), strict=True)])
     content["val/iou_table"] = table
     for head, matrix in counts.items():
@@ -113,7 +114,7 @@ def validation_to_wandb(logger: WandbLogger, module: Segmentation, source: Sourc
             for i, truth in enumerate(source.classes)
             for j, found in enumerate(source.classes)
         ]
-        columns = ["Actual", "Predicted", "nPredictions"]  # the names that W&B's chart wants
+        columns = ["Actual", "Predicted", "nPredictions"]  # names that W&B's chart requires
         content[f"val/confusion_{head}"] = wandb.plot_table(
             "wandb/confusion_matrix/v1",
             wandb.Table(columns, cells),
@@ -132,7 +133,7 @@ def validation_to_wandb(logger: WandbLogger, module: Segmentation, source: Sourc
 
 
 def validation_to_tensorboard(logger: TensorBoardLogger, module: Segmentation, source: Source, step: int) -> None:
-    """Log the panel and, for each head, the confusion matrix: bright where much of a row's class is."""
+    """Log the panel and each head's confusion matrix, bright where a large share of the row's class is."""
     pictures = {"val/images": np.asarray(example_panel(module.predictor, source))}
     for head, matrix in module.confusion.counts().items():
         share = matrix / matrix.sum(dim=1, keepdim=True)
@@ -142,9 +143,9 @@ def validation_to_tensorboard(logger: TensorBoardLogger, module: Segmentation, s
 
 
 def finish_wandb(logger: WandbLogger, summary: dict, checkpoints: list[Path]) -> None:
-    """Add the run's summary, and checkpoints (best.ckpt, last.ckpt) as versions of one artifact, each by its name.
+    """Add the run's summary, and checkpoints as versions of one artifact with the aliases "best" and "last".
 
-    Lines over labels need their two figures in the history: a summary has one value and no axis.
+    `num_labeled` and `miou_last` are logged as well, because W&B draws lines from the history and not from summaries.
     """
     logger.experiment.log({name: summary[name] for name in ("num_labeled", "miou_last")})
     logger.experiment.summary.update(summary)

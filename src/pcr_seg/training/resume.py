@@ -1,4 +1,4 @@
-"""Going on with a run: its configuration, what may change in it, and whose code it may name."""
+"""Resume a run: read its configuration, apply what may change, and refuse configurations that name foreign code."""
 
 import csv
 import io
@@ -13,29 +13,31 @@ from pcr_seg.config import accumulation, device_batch
 from pcr_seg.moved import LAST_READER
 from pcr_seg.training.checkpoints import Resumed, newest_checkpoint
 
-# What a run folder's configuration may make when the run goes on: a stranger's must not name anything else.
+# The only names that a run folder's configuration may call when the run goes on: the folder may be a stranger's.
 TRUSTED_RUN = TRUSTED + (
     r"|torch\.optim\.[A-Z]\w*|lightning\.pytorch\.(Trainer|callbacks\.EarlyStopping|loggers\.\w+Logger)"
     r"|pcr_seg\.(module\.Segmentation|data\.datamodule\.SegmentationData|training\.(checkpoints\.Checkpoints|watch\.Watch))"
     rf"|{TRUSTED_DATA}"
 )
-PLACES = ("data.num_workers", "data.cache", "dataset.root", "dataset.unlabeled")  # where it runs, not what
+PLACES = ("data.num_workers", "data.cache", "dataset.root", "dataset.unlabeled")  # depend on the machine
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm", "enable_progress_bar")
-CHANGING = {  # in a run that goes on, with what follows from it
+CHANGING = {  # keys that may change when a run goes on, and those that follow from them
     "resume", "trust", *PLACES, *(f"trainer.{key}" for key in HARDWARE),
     "data.batch_size", "trainer.accumulate_grad_batches",
 }  # fmt: skip
 
 
 def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
-    """The configuration and newest checkpoint of the run to finish, or the configuration as it is and None.
+    """Return the configuration to run and the checkpoint to go on from.
 
-    The run's own configuration holds; `hardware`, its keys and those of PLACES may be given anew. A run that was
-    stopped before its first checkpoint has None, too, and starts again.
+    Without `resume=FOLDER` these are `cfg` and None. With it the folder's config.yaml is used; only `hardware`, its
+    keys, and the keys in PLACES are taken from the command line. A run that was stopped before its first checkpoint
+    starts again: its checkpoint is None.
 
     Raises:
         FileNotFoundError: `resume` is no run folder.
-        ValueError: its checkpoints are damaged, its configuration names foreign code, or an override may not change.
+        ValueError: its checkpoints are damaged; its configuration names foreign code; or the command line changes a key
+            that may not change.
     """
     if cfg.resume in (None, "auto"):
         return cfg, None
@@ -44,12 +46,12 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
         raise FileNotFoundError(f"resume={folder}: holds no config.yaml; give a run folder, or start the run anew")
     run = OmegaConf.load(folder / "config.yaml")
     plain = OmegaConf.to_container(run)
-    if "${" in str(plain):  # runs write what their references meant; one that computes could name anything
+    if "${" in str(plain):  # a run writes resolved values; a reference could make any name out of harmless parts
         raise ValueError(f"resume={folder}: its config.yaml holds references, which a run does not write; refused")
     if "module" not in run:
         raise ValueError(f"resume={folder}: was started by an older version; the last commit for it is {LAST_READER}")
     refuse_strangers(f"resume={folder}", plain.values(), cfg.get("trust"), TRUSTED_RUN)
-    moved(run, folder)  # where it is now, which need not be where it was
+    moved(run, folder)  # the run folder may have been moved since
     if HydraConfig.initialized():
         change(run, cfg, HydraConfig.get().overrides.task)
     checkpoint = newest_checkpoint(folder / "checkpoints")
@@ -59,7 +61,7 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
 
 
 def lasting(config: dict, path: str = "") -> dict:
-    """What does not change in a run, of a resolved configuration."""
+    """Return a resolved configuration without the keys that may change when a run goes on."""
     return {
         key: lasting(value, f"{path}{key}.") if isinstance(value, dict) else value
         for key, value in config.items()
@@ -68,7 +70,7 @@ def lasting(config: dict, path: str = "") -> dict:
 
 
 def moved(run: DictConfig, folder: Path) -> DictConfig:
-    """The configuration with everything that it writes in this folder."""
+    """Change a run's configuration, in place, to write everything into this folder; return it."""
     run.output = run.trainer.default_root_dir = str(folder)
     run.checkpoints.folder = str(folder / "checkpoints")
     for logger in run.logger.values():
@@ -77,9 +79,12 @@ def moved(run: DictConfig, folder: Path) -> DictConfig:
 
 
 def change(run: DictConfig, cfg: DictConfig, overrides: list[str]) -> None:
-    """Apply to the configuration of a run those overrides of the command line that do not belong to the run.
+    """Apply the overrides of the command line to a run's configuration, in place.
 
-    The global batch stays, so other devices share it in other parts.
+    The global batch stays the same: on other hardware its batches per device are computed again.
+
+    Raises:
+        ValueError: an override is of a key that may not change.
     """
     names = {override.split("=")[0].lstrip("+~").split("@")[0] for override in overrides} - {"resume", "trust"}
     hardware = {"hardware", *(f"trainer.{key}" for key in HARDWARE)}
@@ -101,6 +106,6 @@ def change(run: DictConfig, cfg: DictConfig, overrides: list[str]) -> None:
 
 
 def keep_metrics(logger: CSVLogger, metrics: str) -> None:
-    """Give a logger the rows of a checkpoint's metrics.csv: its start deletes the file."""
+    """Give a logger the rows of a checkpoint's metrics.csv, since the logger deletes the file when it starts."""
     logger.experiment.metrics = list(csv.DictReader(io.StringIO(metrics)))
     logger.save()

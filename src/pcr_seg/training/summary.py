@@ -1,4 +1,4 @@
-"""What a finished run reached, with what, and at which cost: summary.json and the table in the terminal."""
+"""The summary of a finished run: scores, settings and cost, for summary.json and for the terminal."""
 
 import platform
 import subprocess
@@ -19,7 +19,7 @@ from pcr_seg.training.timer import callback, images_per_second
 
 
 def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) -> dict:
-    """What a finished run reached, with what, and at which cost."""
+    """Return the content of summary.json, but for the seconds: scores in 0..1, settings, speed and memory (MiB)."""
     metrics, config, counts = module.scores, module.metadata["config"], module.confusion.counts()
     return {
         "dataset": data.source.name,
@@ -32,7 +32,7 @@ def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) 
         "num_unlabeled": len(data.split.unlabeled),
         "iterations": trainer.global_step,
         "semi_supervised_iterations": module.semi_supervised_steps,
-        "miou_last": metrics.get("val/miou"),  # of a run in folds these have the scores
+        "miou_last": metrics.get("val/miou"),  # a run in folds has none of its own
         "miou_best": callback(trainer, Checkpoints).best_score if metrics else None,
         "miou_prototype_last": metrics.get("val/miou_prototype"),
         **iou_of_heads(metrics, module.class_names),
@@ -45,7 +45,7 @@ def summarize(trainer: L.Trainer, module: Segmentation, data: SegmentationData) 
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Most memory held at once: on the GPU that was used, otherwise by this process."""
+    """Return the peak memory in MiB: of the GPU that was used, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
@@ -59,7 +59,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def versions(*packages: str) -> dict[str, str | None]:
-    """Python's version and those of packages; None for one that is not installed, as this one in a mere checkout."""
+    """Return the versions of Python and of packages; None for one that is not installed (this one may not be)."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -70,15 +70,16 @@ def versions(*packages: str) -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """Commit of this code, with "-dirty" when files differ from it; None outside a checkout."""
-    checkout = [f"--git-dir={CONF.parent / '.git'}", f"--work-tree={CONF.parent}"]  # a wheel's may lie in another one
+    """Return the commit of this code, with "-dirty" if files differ from it; None outside of a checkout."""
+    # Only this project's .git: an installed wheel may lie inside of another project's checkout.
+    checkout = [f"--git-dir={CONF.parent / '.git'}", f"--work-tree={CONF.parent}"]
     command = ["git", *checkout, "describe", "--always", "--dirty", "--abbrev=40", "--match="]
     result = subprocess.run(command, capture_output=True, text=True)
     return result.stdout.strip() or None if result.returncode == 0 else None
 
 
 def print_summary(summary: dict, output: Path) -> None:
-    """Show the result as a table, and what to type next; that of a fold in a line."""
+    """Print the result as a table, and commands to type next; for a fold print a single line."""
     console, folds = Console(), summary.get("folds")
     best = f"best epoch (chosen on val) {percent(summary['miou_best'])}"
     if whole_run(output) != output:

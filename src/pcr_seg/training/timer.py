@@ -1,4 +1,4 @@
-"""Seconds of training without validation, and the speed that follows."""
+"""Measure the seconds of training without validation, and the speed in images per second."""
 
 import time
 
@@ -10,14 +10,14 @@ from pcr_seg.module import Segmentation
 
 
 def images_per_second(trainer: L.Trainer, data: SegmentationData, module: Segmentation) -> float:
-    """Images through the student in training, per second of training without validation."""
+    """Return how many images (labeled ones and strong views) the student has trained on per second."""
     streams = 1 + module.method.views.strong if module.uses_unlabeled else 1
     images = trainer.global_step * trainer.accumulate_grad_batches * data.batch_size * streams * trainer.world_size
     return images / max(callback(trainer, TrainTimer).seconds, 1e-9)
 
 
 def callback(trainer: L.Trainer, kind: type) -> L.Callback:
-    """The trainer's only callback of this kind."""
+    """Return the trainer's only callback of this class."""
     [found] = [callback for callback in trainer.callbacks if isinstance(callback, kind)]
     return found
 
@@ -29,35 +29,35 @@ class TrainTimer(L.Callback):
         self.seconds, self.started = 0.0, None
 
     def state_dict(self) -> dict:
-        """Seconds so far, for a run that goes on."""
+        """Return the seconds so far, to be saved."""
         running = 0.0 if self.started is None else time.perf_counter() - self.started
         return {"seconds": self.seconds + running}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Count on."""
+        """Restore the seconds of a run that goes on."""
         self.seconds = state_dict["seconds"]
 
     def on_train_epoch_start(self, trainer: L.Trainer, module: Segmentation) -> None:
-        """Start."""
+        """Start the clock."""
         self.started = time.perf_counter()
 
     def on_train_start(self, trainer: L.Trainer, module: Segmentation) -> None:
-        """Start within an epoch where a run goes on there."""
+        """Start the clock for a run that goes on inside of an epoch."""
         self.on_train_epoch_start(trainer, module)
 
     def on_validation_start(self, trainer: L.Trainer, module: Segmentation) -> None:
-        """Pause at a validation inside of an epoch."""
+        """Pause the clock during a validation."""
         self.pause()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: Segmentation) -> None:
-        """Stop, unless a validation has, and log the speed so far."""
+        """Pause the clock, if no validation has, and log the speed so far."""
         self.pause()
         speed = {"train/images_per_second": images_per_second(trainer, trainer.datamodule, module)}
         for logger in trainer.loggers:
-            if not isinstance(logger, CSVLogger):  # metrics.csv is the same for the same run, however fast
+            if not isinstance(logger, CSVLogger):  # metrics.csv has to be the same for the same run
                 logger.log_metrics(speed, trainer.global_step)
 
     def pause(self) -> None:
-        """Add what has passed since the start."""
+        """Add the seconds since the start, and stop the clock."""
         if self.started is not None:
             self.seconds, self.started = self.seconds + time.perf_counter() - self.started, None

@@ -1,4 +1,4 @@
-"""The values of a configuration, looked at once before anything is built: types, ranges, keys that nobody reads."""
+"""Check a configuration's values before anything is built: types, ranges, and keys that nothing reads."""
 
 import math
 import types
@@ -12,7 +12,7 @@ from pcr_seg.config import suggestion
 
 SHARE = (0.0, 1.0)
 POSITIVE, NOT_NEGATIVE = (1, None), (0, None)
-# Smallest and largest value of keys, wherever they stand.
+# Smallest and largest value of a key, in whichever group it is.
 RANGES = {
     **dict.fromkeys(("threshold", "ema_decay", "prototype_momentum", "cutmix_probability", "labeled_classmix"), SHARE),
     **dict.fromkeys(("dropout", "warmup"), SHARE),
@@ -25,27 +25,31 @@ RANGES = {
 }
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
 COMPILE = Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-TOP = {  # which no constructor takes
+TOP = {  # types of top-level keys, which are no constructor's arguments
     "seed": int, "global_batch": int, "most_per_device": int, "per_device": int | None, "compile": COMPILE,
     "baseline": bool, "diagnosis": bool, "upload_checkpoints": bool,
 }  # fmt: skip
 
 
 def check_values(config: dict, known: Sequence[str]) -> None:
-    """Raise a ValueError for the first key that nobody reads, and the first value of a wrong type or out of range.
+    """Check a whole configuration.
 
     Args:
-        config: resolved, as a plain dictionary.
-        known: its keys, as they are without the user's.
+        config: the resolved configuration, as a plain dictionary.
+        known: all top-level keys that it may have.
+
+    Raises:
+        ValueError: the first key that nothing reads, or the first value of a wrong type or out of range.
     """
     for key in config:
         if key not in known:
             raise ValueError(f"{key}: no such key{suggestion(key, known)}")
     for key, hint in TOP.items():
-        if key in config:  # runs of before have fewer
+        if key in config:  # configurations of earlier runs lack some
             check_type(key, config[key], hint)
     unused = {"early_stopping"} if config["early_stopping"]["patience"] is None else set()
-    for key in sorted(config.keys() - unused, key=lambda key: key == "module"):  # whose values repeat others'
+    # `module` comes last: its values are references to other keys, which should be named in an error.
+    for key in sorted(config.keys() - unused, key=lambda key: key == "module"):
         check_node("", {key: config[key]})
     low, high = config["data"]["scale"]
     if not 0 < low <= high:
@@ -53,7 +57,7 @@ def check_values(config: dict, known: Sequence[str]) -> None:
 
 
 def check_node(path: str, node: dict) -> None:
-    """Look at what a node names and at every value in it."""
+    """Check the keys and values of a node, and of the nodes in it, against what its `_target_` takes."""
     target = get_object(node["_target_"]) if "_target_" in node else None
     parameters = {} if target is None else arguments(target)
     for key, value in node.items():
@@ -73,19 +77,19 @@ def check_node(path: str, node: dict) -> None:
 
 
 def arguments(target: Callable) -> dict[str, Any]:
-    """Types of a constructor's or function's parameters by name; "**" where it takes others too."""
+    """Return the types of a constructor's or function's parameters by name; with a "**" if it takes any others."""
     functions = constructors(target) if isinstance(target, type) else [target]
     found = {}
     for function in reversed(functions):
         hints = type_hints(function)
         found |= {name: hints.get(name, Any) for name in named_parameters(function)}
-    # What another library's constructor takes further goes who knows where; ours hand it to their parents.
+    # Our constructors pass **kwargs to their parents, which are read as well; what other libraries do is not known.
     ends = [f for f in functions if f is functions[-1] or not f.__module__.startswith("pcr_seg.")]
     return found | ({"**": Any} if any(map(takes_further, ends)) else {})
 
 
 def type_hints(function: Callable) -> dict[str, Any]:
-    """The type hints of a function; none where they name what exists for type checkers only."""
+    """Return the type hints of a function; {} if one of them names what is imported for type checkers only."""
     try:
         return get_type_hints(function)
     except Exception:
@@ -93,13 +97,13 @@ def type_hints(function: Callable) -> dict[str, Any]:
 
 
 def check_type(name: str, value: object, hint: object) -> None:
-    """Raise a ValueError where a value is none of a type hint's."""
+    """Raise a ValueError if a value does not fit a type hint."""
     if not fits(value, hint):
         raise ValueError(f"{name}={'null' if value is None else value}: choose {described_type(hint)}")
 
 
 def fits(value: object, hint: object) -> bool:
-    """Whether a plain value is one of a type hint's; True for hints that say nothing of plain values."""
+    """Whether a plain value fits a type hint; True for hints that do not concern plain values."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(fits(value, one) for one in inner)
@@ -119,7 +123,7 @@ def fits(value: object, hint: object) -> bool:
 
 
 def described_type(hint: object) -> str:
-    """What a type hint wants, in words."""
+    """Describe in words the values that a type hint allows."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(described_type(one) for one in inner)

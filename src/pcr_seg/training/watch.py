@@ -1,4 +1,4 @@
-"""Numbers that go wrong: an end with everything known about it, or one warning with what to do."""
+"""Watch the losses: stop a training whose numbers are not finite, and warn once of other trouble with a remedy."""
 
 import logging
 import math
@@ -13,15 +13,16 @@ log = logging.getLogger(__name__)
 
 
 class Watch(L.Callback):
-    """Looks at losses and gradients at each logging interval and before each save, not in each step.
+    """Checks losses and gradients at each logging interval and before each save.
 
-    So a training does not wait for the device, and no checkpoint holds the outcome of a number that is not finite.
+    A check in each step would wait for the device. A check before each save keeps numbers that are not finite out of
+    checkpoints.
 
     Args:
-        on_nonfinite: "raise" ends the training at a loss or gradient that is not finite, an interval later at most;
-            "skip" takes back that step (buffers as before, no update), which has to look in each step.
-        max_skipped: end all the same after this many.
-        patience: steps of a loss at exactly 0, or of no confident pixel, before a warning.
+        on_nonfinite: "raise" ends the training if a loss or gradient is not finite, at most an interval later. "skip"
+            undoes such a step: no update, and buffers as before it. It has to check each step.
+        max_skipped: steps that "skip" may undo before the training ends all the same.
+        patience: number of steps in which a loss is exactly 0, or no pixel is confident, before a warning.
     """
 
     def __init__(
@@ -30,25 +31,25 @@ class Watch(L.Callback):
         if on_nonfinite not in ("raise", "skip"):
             raise ValueError(f"watch.on_nonfinite={on_nonfinite}: choose one of raise, skip")
         self.on_nonfinite, self.max_skipped, self.patience = on_nonfinite, max_skipped, patience
-        self.pending: list[tuple[int, list[str], dict]] = []  # step, images, numbers still on the device
-        self.images: list[str] = []  # of the step
+        self.pending: list[tuple[int, list[str], dict]] = []  # steps to check: number, images, losses on the device
+        self.images: list[str] = []  # names of the step's images
         self.skipped, self.zeros, self.warned = 0, Counter(), set()
         self.burn_in_score: float | None = None
         self.bank_is_checked = False
 
     def state_dict(self) -> dict:
-        """What has been said and seen."""
+        """Return what has been skipped, warned of and scored, to be saved."""
         return {"skipped": self.skipped, "warned": sorted(self.warned), "burn_in_score": self.burn_in_score}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on from there."""
+        """Restore what was saved."""
         self.skipped, self.warned = state_dict["skipped"], set(state_dict["warned"])
         self.burn_in_score = state_dict["burn_in_score"]
 
     # ------------------------------------------------------------------------------ not finite
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, batch: dict, batch_idx: int) -> None:
-        """Note the images, and what a step must not have changed if it is taken back."""
+        """Note the step's images and, for "skip", copy the buffers."""
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self.images = []
             if self.on_nonfinite == "skip":
@@ -61,11 +62,11 @@ class Watch(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Measure the gradient, which is the same on all ranks; skip the step where that is asked for."""
+        """Measure the gradient's norm, which is the same on all ranks; with "skip" undo a step if it is not finite."""
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            return  # fp16's scaler meets infinite gradients all the time, and skips them itself
+            return  # infinite gradients are normal with fp16: its scaler skips them itself
         norm = torch.nn.utils.get_total_norm([p.grad for p in module.student.parameters() if p.grad is not None])
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # of divided weights
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # a DTensor, if weights are divided
         module.latest["gradient"] = norm
         if self.on_nonfinite == "skip" and not norm.isfinite():
             self.skipped += 1
@@ -73,24 +74,24 @@ class Watch(L.Callback):
             if self.skipped > self.max_skipped:
                 raise ValueError(f"{message}; {self.max_skipped} steps were skipped before: lower optimizer.lr")
             log.warning("skipped: %s", message)
-            optimizer.zero_grad()  # gradients of None: the optimizer leaves everything as it is
+            optimizer.zero_grad()  # without gradients the optimizer changes nothing
             for name, buffer in module.named_buffers():
                 buffer.copy_(self.buffers[name])
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: dict, batch: dict, batch_idx: int
     ) -> None:
-        """Keep the numbers of the step, and look at those of an interval together."""
+        """Keep the step's losses, and check those of a whole interval together."""
         self.pending.append((trainer.global_step, self.images, dict(module.latest)))
         if len(self.pending) >= trainer.log_every_n_steps:
             self.look(trainer, module)
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
-        """Let nothing be saved that is not good."""
+        """Check the steps so far before a checkpoint is written."""
         self.look(trainer, module)
 
     def look(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Fetch the numbers of the last steps from the device at once.
+        """Fetch the losses of the pending steps from the device at once, and check them.
 
         Raises:
             ValueError: one of them is not finite.
@@ -110,7 +111,7 @@ class Watch(L.Callback):
         self.check_zeros(module)
 
     def describe(self, trainer: L.Trainer, step: int, images: list[str], latest: dict) -> str:
-        """A step in one line: its losses and its images."""
+        """Describe a step in one line: its losses and its images."""
         losses = ", ".join(f"{name} {float(value):.4g}" for name, value in latest.items())
         return f"step {step} of rank {trainer.global_rank} is not finite ({losses}); images {', '.join(images)}"
 
@@ -118,13 +119,13 @@ class Watch(L.Callback):
 
     @rank_zero_only
     def warn(self, kind: str, message: str) -> None:
-        """Say it once in a run."""
+        """Log a warning, once in a run for each kind."""
         if kind not in self.warned:
             self.warned.add(kind)
             log.warning(message)
 
     def check_zeros(self, module: L.LightningModule) -> None:
-        """Warn of what has been exactly 0 for a while."""
+        """Warn of losses that have been exactly 0, or of no confident pixel, for `patience` steps."""
         constant = {name for name, steps in self.zeros.items() if steps >= self.patience}
         if "confident" in constant:
             self.warn(
@@ -132,7 +133,7 @@ class Watch(L.Callback):
                 f"no pseudo-label has reached threshold={module.method.threshold} in {self.patience} steps, so "
                 "unlabeled images train nothing: lower method.threshold, or lengthen method.burn_in_epochs",
             )
-        known = {"confident", "consistency"} if "confident" in constant else set()  # the one explains the other
+        known = {"confident", "consistency"} if "confident" in constant else set()  # no confident pixel: no loss
         for name in sorted(constant - known - {"gradient"}):
             self.warn(
                 name,
@@ -141,7 +142,7 @@ class Watch(L.Callback):
             )
 
     def check_bank(self, module: L.LightningModule) -> None:
-        """Warn of classes that the bank, where there is one, was initialized without."""
+        """Warn of classes for which k-means has found no prototype, since no labeled pixel shows them."""
         bank = module.predictor.bank
         if bank is None:
             return
@@ -155,7 +156,7 @@ class Watch(L.Callback):
             )
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Compare with the burn-in, and count the prototypes that nothing chose in this epoch."""
+        """Warn if the mIoU is below the burn-in's, or if many prototypes were chosen by no feature in this epoch."""
         score = module.scores["val/miou"]
         if module.in_burn_in:
             self.burn_in_score = score

@@ -1,4 +1,4 @@
-"""COCO's JSON, of COCO itself, CVAT, Label Studio, Roboflow and whoever writes it: polygons, both run lengths, crowds.
+"""Read COCO's JSON, which many tools export: polygons, run lengths of both kinds, crowds.
 
 Source: cocodataset.org, "Data format"; pycocotools.
 """
@@ -28,7 +28,7 @@ OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "image_info_")
 
 
 def find(place: Path) -> list[Path]:
-    """The JSON files of a folder that list images and annotations; not those of COCO's other tasks."""
+    """Return the JSON files in a folder that list images and annotations, without those of COCO's other tasks."""
 
     def lists(file: Path) -> bool:
         text = ends(file)
@@ -40,7 +40,7 @@ def find(place: Path) -> list[Path]:
 
 
 def read(place: Path, files: list[Path], images: Images) -> Export:
-    """Read them; a class is its name, whatever its number in each file."""
+    """Read these files. Categories are told apart by name; their ids may differ from file to file."""
     documents = {file: read_json(file) for file in files}
     for file, document in documents.items():
         if not isinstance(document, dict) or not isinstance(document.get("images"), list):
@@ -58,9 +58,10 @@ def read(place: Path, files: list[Path], images: Images) -> Export:
 
 
 def class_names(document: dict) -> dict[Any, str]:
-    """The names of a file's categories by their numbers, in that order.
+    """Return the names of a file's categories by id, in the order of ids.
 
-    Roboflow's first category is no class: nothing is drawn with it, and the others have it above them.
+    Roboflow's first category is left out. It is no class but the supercategory of the others, and nothing is drawn with
+    it.
     """
     categories = {category["id"]: category for category in document.get("categories", [])}
     used = {note.get("category_id") for note in document.get("annotations", [])}
@@ -77,7 +78,7 @@ def class_names(document: dict) -> dict[Any, str]:
 def read_document(
     document: dict, names: dict[Any, str], images: Images, file: Path, subset: str | None
 ) -> Iterator[Record]:
-    """The images of one file with their annotations, in the file's order."""
+    """Yield the images of one file with their annotations, in the file's order."""
     notes: dict[Any, list[dict]] = defaultdict(list)
     for note in document.get("annotations", []):
         notes[note.get("image_id")].append(note)
@@ -92,7 +93,7 @@ def read_document(
 
 
 def read_note(note: dict, names: dict[Any, str], size: tuple[int, int] | None) -> Shape:
-    """One annotation; where it has no outline, its box says where to look."""
+    """Read one annotation; if it has no outline, its box is ignored (255) where no other shape lies."""
     outline, label = note.get("segmentation"), names.get(note.get("category_id"))
     if isinstance(outline, dict):
         return shape(label, "mask", {"mask": lambda outline: mask(outline, size)}, outline)
@@ -105,16 +106,16 @@ def read_note(note: dict, names: dict[Any, str], size: tuple[int, int] | None) -
 
 
 def whole_box(sides: list[float]) -> Draw | None:
-    """A box given by its upper left corner, width and height."""
+    """Draw a box given by its upper left corner, width and height."""
     x, y, width, height = sides
     return polygon(box(x, y, x + width, y + height))
 
 
 def mask(outline: dict, size: tuple[int, int] | None) -> Draw:
-    """A mask given by run lengths down its columns, as a list of numbers or as COCO's text.
+    """Draw a mask given by run lengths down its columns, as a list of numbers or as COCO's text.
 
     Raises:
-        ValueError: they do not fill the size that they name, or it is not the image's.
+        ValueError: the run lengths do not fill their size, or that is not the image's.
     """
     height, width = map(int, outline["size"])
     if size and (height, width) != size:
@@ -124,14 +125,15 @@ def mask(outline: dict, size: tuple[int, int] | None) -> Draw:
 
 
 def unpacked(text: str) -> list[int]:
-    """The run lengths in COCO's text. pycocotools reads it too, but not whether they fill the mask.
+    """Decode the run lengths in COCO's text. pycocotools can do so as well, but does not check that they fill the mask.
 
-    Each is a number of 5 bits a sign, from the lowest, the sign in the last one; from the fourth on less the one before
-    the last. Source: cocodataset/cocoapi, common/maskApi.c, rleFrString.
+    Each character has 5 bits of a number, the lowest first, and a bit that says whether another follows. The last
+    character's highest bit is the number's sign. From the fourth number on, a number is the difference to the one two
+    before it. Source: cocodataset/cocoapi, common/maskApi.c, rleFrString.
     """
     counts, number, shift = [], 0, 0
-    for sign in text:
-        bits = ord(sign) - 48
+    for character in text:
+        bits = ord(character) - 48
         number, shift = number | (bits & 31) << shift, shift + 5
         if not bits & 32:
             number -= (bits & 16 and 1) << shift

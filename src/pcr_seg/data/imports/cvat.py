@@ -1,4 +1,4 @@
-"""CVAT's XML ("CVAT for images 1.1"): polygons, boxes, ellipses, masks, in the order of z_order.
+"""Read CVAT's XML ("CVAT for images 1.1"): polygons, boxes, ellipses and masks, drawn in the order of z_order.
 
 Source: docs.cvat.ai, "XML annotation format"; github.com/cvat-ai/cvat, cvat/apps/dataset_manager/formats/cvat.py.
 """
@@ -27,12 +27,12 @@ from pcr_seg.data.imports.shapes import (
 
 
 def find(place: Path) -> list[Path]:
-    """The XML files of a folder whose root is `annotations`."""
+    """Return the XML files in a folder whose root element is `annotations`."""
     return [file for file in files_of(place, ".xml") if "<annotations>" in ends(file)]
 
 
 def read(place: Path, files: list[Path], images: Images, lines: float | None) -> Export:
-    """Read them; labels that are parts of a skeleton are no classes."""
+    """Read these files. Labels that are skeletons, or parts of one, are no classes."""
     roots = {file: root(file) for file in files}
     labels = [label for top in roots.values() for label in top.iterfind("meta//label")]
     whole = [label for label in labels if not label.findtext("parent") and label.findtext("type") != "skeleton"]
@@ -42,10 +42,10 @@ def read(place: Path, files: list[Path], images: Images, lines: float | None) ->
 
 
 def root(file: Path) -> Element:
-    """The root of a file.
+    """Return the root element of a file.
 
     Raises:
-        DataError: it is damaged, or of a video.
+        DataError: the file is damaged, or is CVAT's format for videos.
     """
     try:
         top = ElementTree.parse(file).getroot()
@@ -57,7 +57,10 @@ def root(file: Path) -> Element:
 
 
 def read_image(image: Element, images: Images, file: Path, lines: float | None) -> Record:
-    """One image with its shapes, those of a higher z_order on top; files of a project lie in folders by subset."""
+    """Read one image with its shapes, those of a higher z_order on top.
+
+    An export of a project has the images in a folder for each subset.
+    """
     name, subset = image.get("name", ""), image.get("subset", "")
     size = (int(image.get("height")), int(image.get("width"))) if image.get("height") and image.get("width") else None
     ordered = sorted(image, key=lambda item: int(float(item.get("z_order") or 0)))
@@ -73,28 +76,28 @@ def read_image(image: Element, images: Images, file: Path, lines: float | None) 
 
 
 def points(item: Element) -> list[list[float]]:
-    """The corners of a polygon or line."""
+    """Return the corners (x, y) of a polygon or line."""
     return [[float(value) for value in pair.split(",")] for pair in item.get("points", "").split(";")]
 
 
 def numbers(item: Element, keys: str) -> Iterator[float]:
-    """The values of some attributes."""
+    """Return the values of some attributes, whose names are separated by spaces."""
     return (float(item.get(key)) for key in keys.split())
 
 
 def rectangle(item: Element) -> Draw | None:
-    """A box, turned about its center."""
+    """Draw a box, rotated about its center."""
     ring = box(*numbers(item, "xtl ytl xbr ybr"))
     return polygon(turned(ring, float(item.get("rotation") or 0), *ring.mean(axis=0)))
 
 
 def oval(item: Element) -> Draw | None:
-    """An ellipse, turned about its center."""
+    """Draw an ellipse, rotated about its center."""
     x, y, *radii = numbers(item, "cx cy rx ry")
     return polygon(turned(ellipse(x, y, *radii), float(item.get("rotation") or 0), x, y))
 
 
 def mask(item: Element) -> Draw:
-    """Run lengths along the rows of a box, the first of them not of the mask."""
+    """Draw a mask given by run lengths along the rows of a box; the first run is outside of the mask."""
     left, top, width, height = map(int, numbers(item, "left top width height"))
     return bitmap(run_lengths([int(text) for text in item.get("rle", "").split(",")], height, width), top, left)

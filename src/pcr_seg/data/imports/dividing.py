@@ -1,7 +1,7 @@
-"""Which imported images train and which validate: as the tool divided them, else whole groups drawn with a seed.
+"""Divide imported images into train and val: as the tool has divided them, else by a seeded draw of whole groups.
 
-Frames of one video, photos of one place or patient are alike: where some train and others validate, scores are too
-high.
+Frames of one video, or photos of one place or patient, resemble each other. If some train and others validate, scores
+are too high.
 """
 
 from collections import Counter, defaultdict
@@ -15,17 +15,21 @@ from pcr_seg.data.splits import cover_classes
 def divide(
     subsets: Sequence[str | None], shown: Sequence[int], groups: Sequence[str], *, val: float, seed: int
 ) -> tuple[list[str], str]:
-    """The part of each image, train, val or test, and where it comes from, in words.
+    """Decide for each image whether it is in train, val or test.
 
-    The tool's subsets count where some train and some validate; of training images alone a share is drawn for val, by
-    whole groups. Each class stays in train if it can, then in val. What is test for the tool stays test.
+    If the tool's subsets have training and validation images, they are kept. Otherwise a share of the images is drawn
+    for val, by whole groups, so that train shows every class if possible, and then val does. The tool's test images
+    stay in test.
 
     Args:
-        subsets: of the tool, or None.
-        shown: the classes on each, as bits.
-        groups: to which each belongs.
-        val: the share of the images that are drawn for val, in 0..1.
+        subsets: the tool's subset of each image, or None.
+        shown: the classes on each image, as bits.
+        groups: the group of each image.
+        val: the share of the images to draw for val, in 0..1.
         seed: of the draw.
+
+    Returns:
+        The part of each image, and a description of how they were divided.
     """
     known = Counter(subsets)
     if known["train"] + known[None] and known["val"]:
@@ -38,7 +42,7 @@ def divide(
 
 
 def draw(groups: Mapping[int, str], shown: Sequence[int], val: float, seed: int) -> set[int]:
-    """Indices of whole groups that make up this share of all, none where there is one group."""
+    """Draw the indices of whole groups that make up this share of all images; none if there is a single group."""
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in groups.items():
         members[group].append(index)
@@ -47,7 +51,7 @@ def draw(groups: Mapping[int, str], shown: Sequence[int], val: float, seed: int)
     names = sorted(members)
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     bits = {name: int(np.bitwise_or.reduce([shown[i] for i in members[name]], dtype=object)) for name in names}
-    kept = {order[i] for i in cover_classes([bits[name] for name in order], len(order) - 1)}  # for train
+    kept = {order[i] for i in cover_classes([bits[name] for name in order], len(order) - 1)}  # stay in train
     free = [name for name in order if name not in kept] or order[1:]
     first = [free[i] for i in cover_classes([bits[name] for name in free], len(free))]
     drawn: set[int] = set()

@@ -1,4 +1,4 @@
-"""The images of an export become masks, staged in a folder until all classes are known; what is left out is told."""
+"""Draw the masks of an export's images into a temporary folder, until all classes are known; list what is left out."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -11,36 +11,36 @@ from pcr_seg.data.files import IGNORE_INDEX, DataError, image_size, read_header
 from pcr_seg.data.imports.shapes import DAMAGE, IGNORED, Export, Record, Shape, Size, Window, problem_of
 from pcr_seg.data.prepare import track
 
-TURNS = {  # of EXIF orientations that lie on their side, to upright
+TURNS = {  # EXIF orientation of an image that lies on its side: how to turn it upright
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 
 
 class Left(NamedTuple):
-    """Something that is not in the data set as it is in the export: an image, or a shape of one."""
+    """Something in the export that is left out of the data set, or changed: an image, or a shape of one."""
 
-    image: str
-    what: str
-    label: str
+    image: str  # its name
+    what: str  # "image", "folder" or the kind of shape
+    label: str  # the shape's class, or ""
     why: str
 
 
 class Item(NamedTuple):
-    """An image that is taken: its file, and its staged mask, if it has one, with the classes on it as bits."""
+    """An image for the data set."""
 
     record: Record
-    image: Path
-    mask: Path | None = None
-    shown: int = 0
+    image: Path  # its file
+    mask: Path | None = None  # its mask in the temporary folder; None: unlabeled
+    shown: int = 0  # the values in the mask, as bits
 
 
 class Staged(NamedTuple):
-    """What is taken of an export.
+    """The images of an export for the data set, with masks in a temporary folder.
 
-    numbers: of the labels in staged masks, from 1; 0 where nothing is drawn, 255 where it is ignored.
-    uncovered: staged masks with pixels where nothing is drawn.
-    not_images: files that masks were read from.
+    numbers: the value of each label in these masks, from 1; 0 is where nothing is drawn, 255 what is ignored.
+    uncovered: masks with pixels where nothing is drawn.
+    not_images: files that masks were read from, which must not be taken for images.
     """
 
     labeled: list[Item]
@@ -53,7 +53,22 @@ class Staged(NamedTuple):
 def stage(
     export: Export, folder: Path, ignore: Collection[str], rest: str | int, empty: str, smaller: bool
 ) -> tuple[Staged, list[Left]]:
-    """Draw the masks of all images into a folder."""
+    """Draw the masks of all images of an export into `folder`/masks.
+
+    Args:
+        export: the export.
+        folder: a temporary folder.
+        ignore: labels whose shapes are ignored (255).
+        rest: what pixels without a shape are: "background" or 255.
+        empty: what images without shapes are, unless the tool says that they were checked: "unlabeled" or "background".
+        smaller: draw smaller shapes on top of larger ones, instead of later ones on top of earlier ones.
+
+    Returns:
+        The images for the data set, and what is left out.
+
+    Raises:
+        ValueError: there are more than 254 classes, or pycocotools is missing.
+    """
     staged, left, seen = Staged([], [], {}, [], set()), [], set()
     ignored = {IGNORED, *ignore}
     (folder / "masks").mkdir()
@@ -102,13 +117,13 @@ def stage(
 
 
 def bits(mask: np.ndarray) -> int:
-    """The values in a mask, 0 and 255 apart, as the bits of an integer."""
+    """Return the values in a mask, other than 0 and 255, as an integer: bit v - 1 is set if value v occurs."""
     shown = np.flatnonzero(np.bincount(mask.ravel(), minlength=256)[1:IGNORE_INDEX])
     return sum(1 << value for value in shown.tolist())
 
 
 def embedded(content: bytes, target: Path) -> Path:
-    """Write an image that an export holds inside a file of annotations."""
+    """Write an image that was embedded in an annotation file to `target`, with the suffix of its format."""
     kinds = {b"\xff\xd8\xff": ".jpg", b"\x89PN": ".png", b"RIF": ".webp", b"II*": ".tif", b"MM\0": ".tif"}
     file = target.with_suffix(kinds.get(content[:3], ".bmp"))
     file.write_bytes(content)
@@ -116,12 +131,12 @@ def embedded(content: bytes, target: Path) -> Path:
 
 
 def drawing_size(image: Path, declared: Size | None) -> tuple[Size, Image.Transpose | None]:
-    """The size (H, W) to draw at, and how the mask is turned then, so that it fits the upright image.
+    """Return the size (H, W) to draw a mask at, and how to turn it then to fit the upright image.
 
-    Tools that ignore an image's EXIF tag give coordinates, and a size, of the image as it is stored.
+    Tools that ignore an image's EXIF orientation write size and coordinates of the image as it is stored.
 
     Raises:
-        DataError: the image is not readable, or of another size than the annotations.
+        DataError: the image cannot be read, or has another size than its annotations.
     """
     upright = image_size(image)
     if declared in (None, upright):
@@ -136,7 +151,7 @@ def drawing_size(image: Path, declared: Size | None) -> tuple[Size, Image.Transp
 
 
 def paint(record: Record, size: Size, number: Callable[[str], int], smaller: bool) -> tuple[np.ndarray, list[Left]]:
-    """The mask of a record at this size, 0 where nothing is drawn, and what of it is left out."""
+    """Draw the mask of a record, 0 where nothing is drawn; return it, and which shapes are left out."""
     left, drawn = [], []
     for one in record.shapes:
         window, why = pixels(one, size)
@@ -153,7 +168,7 @@ def paint(record: Record, size: Size, number: Callable[[str], int], smaller: boo
 
 
 def pixels(one: Shape, size: Size) -> tuple[Window | None, str]:
-    """The pixels of a shape, None where it is left out, and why it is, or what becomes of it."""
+    """Return the pixels of a shape, or None if it is left out; and the reason why it is left out, or ignored."""
     if one.draw is None:
         return None, "cannot be read" if one.kind.startswith("damaged") else "has no area"
     if one.label is None and not one.beneath:

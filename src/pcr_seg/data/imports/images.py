@@ -1,4 +1,4 @@
-"""Finding the files of an export: images by what annotations call them, and annotations by what they hold."""
+"""Find the files of an export: images by the names in annotations, and annotation files by their content."""
 
 import json
 import os
@@ -17,14 +17,14 @@ SUBSETS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-ENDS = 1 << 16  # bytes at both ends of a file, by which its format is known
+ENDS = 1 << 16  # bytes that are read at both ends of a file to recognize its format
 
 
 class Images:
-    """The images of an export and of further folders.
+    """All images in the folders of an export, to be found by the names that annotations use.
 
     Args:
-        places: folders to look in.
+        places: folders to search, with their sub-folders.
     """
 
     def __init__(self, places: Iterable[Path]) -> None:
@@ -39,13 +39,13 @@ class Images:
     def find(
         self, *texts: str, near: Path | None = None, num_bytes: int | None = None, subset: str | None = None
     ) -> Path:
-        """The file that is meant by the first of these paths that leads to one.
+        """Return the image file that the first of these paths means for which there is one.
 
-        A path may be of another computer, a URL, or of a server's store: the file with most of its last parts counts.
-        Of equally good ones that of `num_bytes`, in the folder `near`, or in one that is called like `subset` does.
+        A path may come from another computer, a URL or a server. The file that agrees with most of its last parts is
+        taken. Among equals, it is the one of size `num_bytes`, in the folder `near`, or in a folder named as `subset`.
 
         Raises:
-            LookupError: there is none, or several are as good.
+            LookupError: there is no such file, or several fit equally well.
         """
         for text in texts:
             parts = path_parts(text)
@@ -59,7 +59,7 @@ class Images:
         raise LookupError("no image of this name in the export; images=FOLDER says where images lie")
 
     def candidates(self, name: str) -> list[Path]:
-        """Files called like this, else as in a URL, without the hash of an upload, or as an upload spells it."""
+        """Return the files of this name; else of this name decoded from a URL, without an upload's hash or spelling."""
         unhashed = re.sub(r"^[0-9a-f]{8}-", "", unquote(name))
         for key in (plain(name), plain(unquote(name)), plain(unhashed), loose(unquote(name)), loose(unhashed)):
             if found := self.named.get(key):
@@ -69,7 +69,7 @@ class Images:
     def best(
         self, found: list[Path], parts: list[str], near: Path | None, num_bytes: int | None, subset: str | None
     ) -> Path:
-        """The one of some files that a path means, see `find`."""
+        """Return the best fitting one of some files, by the rules of `find`."""
 
         def rank(file: Path) -> tuple[int, bool, bool, bool]:
             wanted, there = [plain(part) for part in reversed(parts[:-1])], list(map(plain, reversed(file.parts[:-1])))
@@ -92,7 +92,10 @@ class Images:
         embedded: bytes | None = None,
         **known: Any,
     ) -> Record:
-        """The record of the image with one of these names, see `find`; of none, `embedded` is its content."""
+        """Return a record of the image with one of these names (`find`), and with what else is known of it.
+
+        If no file is found, `embedded`, the content of an image in the annotations, takes its place.
+        """
         name = "/".join(path_parts(texts[0])) if texts else "an image without a name"
         try:
             file = self.find(*texts, near=near, num_bytes=num_bytes, subset=known.get("subset"))
@@ -102,18 +105,18 @@ class Images:
         return Record(self.relative(file).as_posix(), file, **known)
 
     def relative(self, file: Path) -> Path:
-        """A file's path from the folder that it was found in."""
+        """Return a file's path relative to the folder that it was found in."""
         above = [place for place in self.places if file.is_relative_to(place)]
         return file.relative_to(above[0]) if above else Path(file.name)
 
 
 def loose(name: str) -> str:
-    """A file's name as servers spell uploads: blanks are _, and other signs are left out."""
+    """Return a file's name as servers spell uploads: spaces become _, other special characters are removed."""
     return re.sub(r"[^\w.-]", "", plain(name).strip().replace(" ", "_"))
 
 
 def path_parts(text: str) -> list[str]:
-    """The parts of a path of any system, or of a URL; none of an embedded image."""
+    """Return the parts of a path of any operating system, or of a URL; [] for an embedded image."""
     text = str(text)
     if text.startswith("data:"):
         return []
@@ -127,33 +130,33 @@ def path_parts(text: str) -> list[str]:
 
 
 def subset_of(words: Iterable[str]) -> str | None:
-    """The subset that one of some folders is called after; the last one counts."""
+    """Return the subset (train, val, test) after which one of some folders is named, the last one; or None."""
     found = [SUBSETS[name] for word in words if (name := re.sub(r"_?\d+$", "", word.lower())) in SUBSETS]
     return found[-1] if found else None
 
 
 def subset_of_file(file: Path, place: Path) -> str | None:
-    """The subset that an annotation file, or a folder it lies in below `place`, is called after."""
+    """Return the subset after which an annotation file, or a folder above it below `place`, is named; or None."""
     folders = file.relative_to(place).parts[:-1] if file.is_relative_to(place) else ()
     return subset_of(re.split(r"[\W_]+", re.sub(r"(?<=[a-z])\d+", "", file.stem.lower()))) or subset_of(folders)
 
 
 def files_of(place: Path, suffix: str) -> list[Path]:
-    """The files with this suffix in a folder, hidden ones left out, or a file itself, sorted."""
+    """Return the files with this suffix in a folder and below it, sorted, without hidden ones; or the file `place`."""
     if place.is_file():
         return [place] if place.suffix.lower() == suffix else []
     return sorted(Path(file) for file in walk(place) if file.lower().endswith(suffix))
 
 
 def walk(place: Path) -> Iterator[str]:
-    """The files in a folder and those below it; hidden ones, and those of macOS's archives, are left out."""
+    """Yield the files in a folder and below it, without hidden ones and those that macOS adds to archives."""
     for top, folders, files in os.walk(place, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         yield from (os.path.join(top, name) for name in files if not name.startswith("."))
 
 
 def ends(file: Path) -> str:
-    """The text at both ends of a file, in which its format shows; key names are in quotes there."""
+    """Return the text at both ends of a file, by which its format can be recognized."""
     with file.open("rb") as content:
         start = content.read(ENDS)
         content.seek(max(len(start), file.stat().st_size - ENDS))
@@ -161,10 +164,10 @@ def ends(file: Path) -> str:
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds, with or without a byte-order mark.
+    """Return the content of a JSON file, which may have a byte-order mark.
 
     Raises:
-        DataError: it holds no JSON.
+        DataError: it is no JSON.
     """
     try:
         return json.loads(file.read_bytes())

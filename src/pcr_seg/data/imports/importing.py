@@ -1,6 +1,6 @@
-"""From an annotation tool's export to a data set: shapes drawn, images divided, and what is left out told.
+"""Convert an annotation tool's export into a data set: draw shapes, divide images, and list what is left out.
 
-The new folder has the layout that `sources.folder` reads. It appears when all of it is written.
+The new folder has the layout that `sources.folder` reads. It appears only when it is complete.
 """
 
 import os
@@ -26,13 +26,13 @@ ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 
 
 class Imported(NamedTuple):
-    """What came of an import: images of each part, class names, and in words how they were divided."""
+    """The result of an import."""
 
-    format: str
-    parts: dict[str, int]
+    format: str  # of the export
+    parts: dict[str, int]  # number of images of each part
     classes: list[str]
-    divided: str
-    left: list[Left]
+    divided: str  # how images were divided, in words
+    left: list[Left]  # what was left out
 
 
 def import_export(
@@ -53,32 +53,33 @@ def import_export(
     seed: int = 0,
     links: bool = False,
 ) -> Imported:
-    """Make a data set of an export.
+    """Convert an export into a data set.
 
-    ROOT gets images/{train,val,test}, labels/{train,val,test}, unlabeled/ and classes.txt, images.csv (name, part,
-    group and file of each image), and left_out.csv.
+    Writes images/{train,val,test}, labels/{train,val,test}, unlabeled/ and classes.txt; images.csv with name, part,
+    group and file of each image; and left_out.csv.
 
     Args:
-        place: the export: a folder, a file of annotations, or an archive.
+        place: the export: a folder, an annotation file, or an archive.
         root: the new folder.
-        format: one of `FORMATS`; None to find out.
-        images: where images lie that the export does not hold.
-        rest: pixels that no shape covers: "background" or 255 (ignored). No such class is made where all are covered.
-        empty: images without shapes, where nobody said that nothing is there: "unlabeled" or "background".
-        overlap: which of two shapes is on top: the "later" one, or the "smaller".
-        lines: width in pixels of lines, and of a disc for each point; None as the tool draws them, or not at all.
+        format: one of `FORMATS`; None: recognize it.
+        images: a folder of images that are not in the export.
+        rest: what pixels without a shape are: "background" or 255 (ignored). A background class is only added if there
+            are such pixels.
+        empty: what images without shapes are, unless the tool says that they were checked: "unlabeled" or "background".
+        overlap: which of two overlapping shapes is on top: the "later" or the "smaller" one.
+        lines: width in pixels of lines, and diameter of points; None: as the tool draws them, or not at all.
         ignore: labels whose shapes are ignored (255).
-        attribute: of VIA's regions, that names their class.
+        attribute: the attribute of VIA's regions that names their class.
         own_split: keep the tool's train, val and test.
-        group: which images stay together where they are divided, see `grouped`.
-        val: the share of the labeled images that are drawn for val.
+        group: which images stay together when they are divided: see `groups.grouped`.
+        val: the share of the labeled images to draw for val, 0 to below 1.
         seed: of that draw.
         links: make symbolic links to the images instead of copies.
 
     Raises:
-        FileNotFoundError: no such export.
-        ValueError: the new folder is not new, a setting is none, the format is not found or damaged, nothing is
-            labeled. Each is one line with the remedy.
+        FileNotFoundError: there is no such export.
+        ValueError: the new folder exists already; a setting has no such value; the format is not recognized; the export
+            is damaged; or no image has a label.
     """
     check_settings(format, rest, empty, overlap, lines, val)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
@@ -115,7 +116,7 @@ def import_export(
 
 @contextmanager
 def damage(place: Path) -> Iterator[None]:
-    """Raise a DataError where an export is not built as its tool builds it, in a way that its reader does not name."""
+    """Turn an unexpected error of a reader into a DataError: the export does not have the structure of its format."""
     try:
         yield
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -124,7 +125,7 @@ def damage(place: Path) -> Iterator[None]:
 
 
 def by_reason(left: Sequence[Left]) -> dict[tuple[str, str], list[Left]]:
-    """What is left out, by what it is and why."""
+    """Group what is left out by kind and reason."""
     found: dict[tuple[str, str], list[Left]] = defaultdict(list)
     for one in left:
         found[one.what, one.why].append(one)
@@ -134,7 +135,7 @@ def by_reason(left: Sequence[Left]) -> dict[tuple[str, str], list[Left]]:
 def check_settings(
     format: str | None, rest: str | int, empty: str, overlap: str, lines: float | None, val: float
 ) -> None:
-    """Raise a ValueError for a setting that is none."""
+    """Raise a ValueError for the first setting that has no such value."""
     choices = {
         "format": (format, (None, *FORMATS)),
         "rest": (rest, ("background", IGNORE_INDEX)),
@@ -151,10 +152,10 @@ def check_settings(
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """Unpack a zip or tar file as a tool hands it out.
+    """Unpack a zip or tar file into `folder`, and return that.
 
     Raises:
-        DataError: it is damaged, or something else.
+        DataError: it is damaged, or no archive.
     """
     safe = {} if archive.suffix.lower() == ".zip" or not hasattr(tarfile, "data_filter") else {"filter": "data"}
     try:
@@ -167,10 +168,10 @@ def unpack(archive: Path, folder: Path) -> Path:
 def open_export(
     place: Path, images: Images, format: str | None, lines: float | None, attribute: str | None
 ) -> tuple[str, Export]:
-    """The name of an export's format, and what it holds.
+    """Return the name of an export's format, and its content.
 
     Raises:
-        ValueError: it is of no known format, or of several.
+        ValueError: no format is recognized, or several are.
     """
     readers = {
         "coco": (coco.find, coco.read),
@@ -195,9 +196,10 @@ def open_export(
 
 
 def further(images: Images, taken: Sequence[Item], not_images: set[Path], left: list[Left]) -> list[Item]:
-    """Images that no annotation names, in folders that have others.
+    """Return the images that no annotation names, in folders with images that annotations name.
 
-    Of other folders the number is told, but for those that hold pictures of the same names: masks, overlays.
+    For other folders `left` gets the number of their images. Folders with the same names, such as masks or overlays,
+    are passed over.
     """
     used = {item.image for item in taken}
     named = {entry.image for entry in left}

@@ -1,4 +1,4 @@
-"""Labelme's JSON, one file for each image: every kind of shape, masks, holes by `_background_`, embedded images.
+"""Read Labelme's JSON, one file for each image: all kinds of shapes, masks, holes (`_background_`), embedded images.
 
 Source: github.com/wkentaro/labelme, `_label_file.py` for what it writes and `_utils/_shape.py` for what it draws.
 """
@@ -29,11 +29,11 @@ from pcr_seg.data.imports.shapes import (
 )
 from pcr_seg.data.sources import read_lines
 
-WIDTH = 10  # pixels of a line, and of a point's disc, in Labelme's own export
+WIDTH = 10  # width in pixels of lines, and diameter of points, in Labelme's own export
 
 
 def find(place: Path) -> list[Path]:
-    """The JSON files of a folder that hold shapes of an image."""
+    """Return the JSON files in a folder that have the shapes of an image."""
 
     def has_shapes(file: Path) -> bool:
         text = ends(file)
@@ -43,14 +43,14 @@ def find(place: Path) -> list[Path]:
 
 
 def read(place: Path, files: list[Path], images: Images, lines: float | None) -> Export:
-    """Read them; the classes are those of a labels.txt, if there is one, and those that occur."""
+    """Read these files. The classes are those in a labels.txt, if there is one, and then those that occur."""
     lists = sorted(file for file in walk(place) if file.endswith("/labels.txt")) if place.is_dir() else []
     classes = [name for file in lists[:1] for text in read_lines(file) if (name := text.strip()) and name != IGNORED]
     return Export(classes, (read_file(file, images, lines or WIDTH) for file in files))
 
 
 def read_file(file: Path, images: Images, width: float) -> Record:
-    """The image of one file. Its size in the file says nothing: Labelme takes that of the image."""
+    """Read the image of one file. The size in the file is not used, since Labelme takes the image's as well."""
     try:
         document = read_json(file)
         shapes = list(read_shapes(document["shapes"], width))
@@ -62,7 +62,7 @@ def read_file(file: Path, images: Images, width: float) -> Record:
 
 
 def read_shapes(shapes: list[dict], width: float) -> Iterator:
-    """The shapes of a file, in its order; lines and points are as wide as told."""
+    """Yield the shapes of a file in its order; lines and points have this width in pixels."""
     drawers = {
         "polygon": polygon, "oriented_rectangle": polygon, "rotation": polygon, "rectangle": rectangle,
         "circle": circle, "line": partial(line, width=width), "linestrip": partial(line, width=width),
@@ -77,20 +77,20 @@ def read_shapes(shapes: list[dict], width: float) -> Iterator:
 
 
 def rectangle(points: list) -> Draw | None:
-    """What lies between two opposite corners, or all of them."""
+    """Draw a rectangle given by two opposite corners, or by all four."""
     found = corners(points)
     return polygon(box(*found.min(axis=0), *found.max(axis=0)))
 
 
 def circle(points: list) -> Draw | None:
-    """A disc given by its center and a point of its rim."""
+    """Draw a disc given by its center and a point on its rim."""
     (x, y), rim = corners(points)
     radius = math.dist((x, y), rim)
     return polygon(ellipse(x, y, radius, radius))
 
 
 def mask(item: dict) -> Draw | None:
-    """A mask of 0 and 1 whose first pixel lies at the first corner of its box."""
+    """Draw a mask of 0 and 1 whose upper left pixel is at the first corner of its box."""
     left, top = corners(item["points"])[0].round().astype(int).tolist()
     found = png_mask(item["mask"])
     return bitmap(found, top, left) if found.any() else None

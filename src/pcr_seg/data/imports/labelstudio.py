@@ -1,7 +1,7 @@
-"""Label Studio's JSON and JSON-MIN: brushes, polygons, turned rectangles, ellipses, in percent of the image's sides.
+"""Read Label Studio's JSON and JSON-MIN: brushes, polygons, rotated rectangles, ellipses, in percent of the image.
 
-Source: labelstud.io, "Label Studio JSON format" and the tags' pages; the brush's code is that of
-github.com/thi-ng/umbrella, packages/rle-pack, which Label Studio uses.
+Source: labelstud.io, "Label Studio JSON format" and the tags' pages. Brushes are compressed by
+github.com/thi-ng/umbrella, packages/rle-pack.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ from pcr_seg.data.imports.shapes import (
 )
 
 KINDS = ("brush", "polygon", "rectangle", "ellipse", "keypoint", "bitmask", "vector")
-OPAQUE = 128  # alpha from which a pixel of a brush counts: its rim is soft
+OPAQUE = 128  # a brush's pixel counts from this alpha on, since its rim is soft
 
 
 def find(place: Path) -> list[Path]:
-    """The JSON files of a folder that list tasks."""
+    """Return the JSON files in a folder that list tasks."""
 
     def lists_tasks(file: Path) -> bool:
         text = ends(file)
@@ -43,7 +43,7 @@ def find(place: Path) -> list[Path]:
 
 
 def read(place: Path, files: list[Path], images: Images, lines: float | None) -> Export:
-    """Read them; the classes are those that occur."""
+    """Read these files. The classes are those that occur."""
 
     def records() -> Iterator[Record]:
         for file in files:
@@ -56,7 +56,7 @@ def read(place: Path, files: list[Path], images: Images, lines: float | None) ->
 
 
 def read_task(task: dict, images: Images, file: Path, lines: float | None) -> Record:
-    """One task: the newest of its finished annotations, one marked as ground truth before others."""
+    """Read one task: its annotation that is marked as ground truth, else the newest one that was not cancelled."""
     data = task.get("data", task)
     finished = [note for note in annotations(task) if not note.get("was_cancelled")]
     newest = max(finished, key=age, default={"result": []})
@@ -74,7 +74,7 @@ def read_task(task: dict, images: Images, file: Path, lines: float | None) -> Re
 
 
 def annotations(task: dict) -> list[dict]:
-    """The annotations of a task; of JSON-MIN, which has the results alone, one of them all."""
+    """Return the annotations of a task; for JSON-MIN, which has results only, one annotation with all of them."""
     if "data" in task:
         return task.get("annotations") or task.get("completions") or []
     lists = [value for value in task.values() if isinstance(value, list)]
@@ -82,7 +82,7 @@ def annotations(task: dict) -> list[dict]:
 
 
 def age(note: dict) -> tuple[bool, str, str, int]:
-    """By what the newest annotation is found."""
+    """Return a sorting key: ground truth last, then by the time of change and creation."""
     changed, made = str(note.get("updated_at") or ""), str(note.get("created_at") or "")
     return bool(note.get("ground_truth")), changed or made, made, note.get("id") or 0
 
@@ -94,9 +94,9 @@ def is_image(text: object) -> bool:
 
 
 def read_results(results: list[dict], lines: float | None) -> Iterator[Shape]:
-    """The shapes of an annotation, in its order. Relations, choices and texts are none.
+    """Yield the shapes of an annotation in its order; relations, choices and texts are passed over.
 
-    A shape and its label are two results of one id where the project has both tools apart.
+    In projects with separate tools for shapes and labels, a shape and its label are two results with the same id.
     """
     labels = {result.get("id"): label for result in results if (label := label_of(result.get("value", {})))}
     drawn = set()
@@ -110,13 +110,13 @@ def read_results(results: list[dict], lines: float | None) -> Iterator[Shape]:
 
 
 def label_of(value: dict) -> str | None:
-    """The class that a result names; the first one where it names several."""
+    """Return the class that a result names, the first one of several, or None."""
     named = [value[key] for key in value if key == "labels" or key.removesuffix("labels") in KINDS]
     return next((str(names[0]) for names in named if names), None)
 
 
 def kind_of(value: dict) -> str | None:
-    """What a result draws; None where that is nothing."""
+    """Return the kind of shape that a result draws, or None."""
     marks = {
         "rle": "brush", "imageDataURL": "bitmask", "points": "polygon", "vertices": "vector", "radiusX": "ellipse",
         "height": "rectangle", "x": "point",
@@ -125,42 +125,42 @@ def kind_of(value: dict) -> str | None:
 
 
 def scaled(points: object, size: tuple[int, int]) -> np.ndarray:
-    """Percent of an image's sides as pixels."""
+    """Convert points from percent of an image's sides to pixels."""
     return corners(points) * [size[1] / 100, size[0] / 100]
 
 
 def rectangle(item: dict) -> Draw | None:
-    """A rectangle, turned about its upper left corner; in pixels, as percents of two sides are not of one length."""
+    """Draw a rectangle, rotated about its upper left corner; in pixels, since one percent differs between the sides."""
     x, y, width, height = (float(item[key]) for key in ("x", "y", "width", "height"))
     ring = scaled(box(x, y, x + width, y + height), item["size"])
     return polygon(turned(ring, float(item.get("rotation") or 0), *ring[0]))
 
 
 def oval(item: dict) -> Draw | None:
-    """An ellipse, turned about its center."""
+    """Draw an ellipse, rotated about its center."""
     [(x, y), radii] = scaled([[item["x"], item["y"]], [item["radiusX"], item["radiusY"]]], item["size"])
     return polygon(turned(ellipse(x, y, *radii), float(item.get("rotation") or 0), x, y))
 
 
 def vector(item: dict) -> Draw | None:
-    """A closed path; its curves are taken as straight."""
+    """Draw a closed path, with straight lines in place of curves; None if it is open."""
     points = [[vertex["x"], vertex["y"]] for vertex in item["vertices"]]
     return polygon(scaled(points, item["size"])) if item.get("closed") else None
 
 
 def brush(item: dict) -> Draw:
-    """The alpha of a picture of four channels, row by row."""
+    """Draw a brush: where the alpha of a picture with four channels is opaque."""
     height, width = map(int, item["size"])
     alpha = unpacked(bytes(item["rle"]))[3::4]
     return bitmap(alpha[: height * width].reshape(height, width) >= OPAQUE)
 
 
 def unpacked(content: bytes) -> np.ndarray:
-    """Undo rle-pack: bytes as it writes them -> the values (N,) uint8.
+    """Decode bytes of rle-pack to values (N,) uint8.
 
-    A head of 32 bits (how many values), 5 (bits of a value, less one) and four times 4 (bits of a length, less one);
-    then stretches: a bit that says whether one value is repeated, two bits that choose the length's bits, the length
-    less one, and one value or as many as the length says.
+    The head has 32 bits with the number of values, 5 with the bits of a value less one, and four times 4 with the bits
+    of a length less one. Runs follow. Each has a bit that says whether one value is repeated, two bits that choose one
+    of the four lengths' bits, the run's length less one, and then one value or as many as its length says.
     """
     bits = bin(int.from_bytes(b"\1" + content, "big"))[3:]
     place = 0

@@ -1,4 +1,4 @@
-"""Staged images are written as the data set that `sources.folder` reads: classes numbered, images named and divided."""
+"""Write an export's images and masks as a data set for `sources.folder`: number classes, name and divide images."""
 
 import csv
 import re
@@ -20,6 +20,7 @@ from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
 from pcr_seg.data.prepare import track
 from pcr_seg.data.sources import class_table
 
+# Folders that are left out of images' names, since they say nothing about them.
 DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "upload", "datasets", "obj_train_data"}
 
 
@@ -27,7 +28,10 @@ def write(
     root: Path, staged: Staged, declared: Sequence[str], rest: str | int, own_split: bool, group: str | None,
     val: float, seed: int, links: bool,
 ) -> tuple[dict[str, int], list[str], str]:  # fmt: skip
-    """Write the data set; return the number of images of each part, the classes, and how they were divided."""
+    """Write the data set into `root`; return the number of images of each part, the classes, and how it was divided.
+
+    `declared` are the classes that the export lists; the other arguments are those of `import_export`.
+    """
     classes, table = final_classes(declared, staged, rest)
     items = [*staged.labeled, *staged.unlabeled]
     names, labeled = unique_names(items), staged.labeled
@@ -55,12 +59,13 @@ def write(
 
 
 def final_classes(declared: Sequence[str], staged: Staged, rest: str | int) -> tuple[list[str], np.ndarray]:
-    """The classes in the order of their ids, and the id (256,) uint8 of each staged value.
+    """Return the classes in the order of their ids, and a table (256,) uint8 from a drawn mask's values to ids.
 
-    Declared ones keep their order, others follow by name. A background comes first where the tool does not place it.
+    Classes that the export lists keep their order; others follow by name. A background is class 0, unless the export
+    lists it elsewhere.
 
     Raises:
-        ValueError: nothing but background is drawn.
+        ValueError: nothing but background is drawn, or there are too many classes.
     """
     clean = {name: " ".join(name.replace("#", "_").split()) for name in (*declared, *staged.numbers)}
     clean = {name: "background" if text in BACKGROUND else text for name, text in clean.items()}
@@ -87,7 +92,7 @@ def final_classes(declared: Sequence[str], staged: Staged, rest: str | int) -> t
 
 
 def unique_names(items: Sequence[Item]) -> list[str]:
-    """Names for the files: those of the export, without folders that all share or that say nothing, each once."""
+    """Name the images' files: as in the export, without folders that all share or that are in `DULL`; each differs."""
     folders, stems = [], []
     for item in items:
         *above, last = item.record.name.split("/")
@@ -107,7 +112,7 @@ def unique_names(items: Sequence[Item]) -> list[str]:
 
 
 def put(image: Path, target: Path, links: bool) -> None:
-    """Copy an image to its place, or link it from there."""
+    """Copy an image to `target`, or make a symbolic link to it there."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if links:
         target.symlink_to(image.resolve())

@@ -1,4 +1,4 @@
-"""Exports that are masks already: VOC's palettes, CVAT's "Segmentation mask 1.1", Roboflow's "Semantic Segmentation".
+"""Read exports that are masks: VOC's palettes, CVAT's "Segmentation mask 1.1", Roboflow's "Semantic Segmentation".
 
 Source: the devkit of PASCAL VOC; github.com/cvat-ai/cvat, cvat/apps/dataset_manager/formats/mask.py; Roboflow's
 `_classes.csv`.
@@ -17,26 +17,27 @@ from pcr_seg.data.imports.images import SUBSETS, Images, files_of, subset_of_fil
 from pcr_seg.data.imports.shapes import IGNORED, Export, Record, Shape, bitmap
 from pcr_seg.data.sources import VOC_CLASSES, find_images, read_lines
 
-FOLDERS = ("SegmentationClassPNG", "SegmentationClassAug", "SegmentationClass")  # the first that has masks is read
-LISTS = ("class_names.txt", "classes.txt", "labels.txt")  # of names in the order of ids, as Labelme writes one
+FOLDERS = ("SegmentationClassPNG", "SegmentationClassAug", "SegmentationClass")  # the first with masks is read
+LISTS = ("class_names.txt", "classes.txt", "labels.txt")  # files of class names in the order of ids
 
 
 def find_voc(place: Path) -> list[Path]:
-    """The folders of masks, each beside its images."""
+    """Return the folders of masks, of which each lies beside the folder of its images."""
     places = [place, *(Path(top, name) for top, names, _ in os.walk(place) for name in names)]
     found = {top.parent: top for name in reversed(FOLDERS) for top in places if top.name == name and masks_in(top)}
     return sorted(found.values())
 
 
 def masks_in(folder: Path) -> list[Path]:
-    """The masks in a folder and below it."""
+    """Return the masks in a folder and below it."""
     return files_of(folder, ".png")
 
 
 def read_voc(place: Path, folders: list[Path], images: Images) -> Export:
-    """Read them, with the subsets of ImageSets/Segmentation; a listed image without a mask has no label.
+    """Read these folders, with the subsets of ImageSets/Segmentation; a listed image without a mask is unlabeled.
 
-    Classes are those of labelmap.txt, by the masks' colors, else by palette index those of a list, else VOC's.
+    If there is a labelmap.txt, masks have its colors. Otherwise their values count the names in a list of classes, or
+    VOC's if there is no list.
     """
     described = {folder: classes_of(folder.parent) for folder in folders}
     classes = dict.fromkeys(name for names, _ in described.values() for name in names.values())
@@ -54,7 +55,7 @@ def read_voc(place: Path, folders: list[Path], images: Images) -> Export:
 
 
 def classes_of(top: Path) -> tuple[dict[int, str], Format]:
-    """The names of the masks' values, and how these are coded."""
+    """Return the class of each value in a folder's masks, and how these are coded."""
     if (file := top / "labelmap.txt").is_file():
         rows = [line.rsplit(":", 3) for line in read_lines(file) if line.strip() and not line.startswith("#")]
         try:
@@ -69,7 +70,7 @@ def classes_of(top: Path) -> tuple[dict[int, str], Format]:
 
 
 def listed(folder: Path) -> dict[str, str | None]:
-    """The subset of each image in the lists of a folder; `trainval` and other names are none."""
+    """Return the subset of each image in a folder's lists; `trainval` and other names are no subsets."""
     found: dict[str, str | None] = {}
     for file in sorted(folder.glob("*.txt")):
         for line in read_lines(file):
@@ -80,13 +81,13 @@ def listed(folder: Path) -> dict[str, str | None]:
 
 
 def find_roboflow(place: Path) -> list[Path]:
-    """The lists of classes of the subsets' folders, where masks lie beside the images."""
+    """Return the `_classes.csv` of each folder with masks beside its images."""
     lists = [file for file in files_of(place, ".csv") if file.name == "_classes.csv"]
     return [file for file in lists if any(file.parent.glob("*_mask.png"))]
 
 
 def read_roboflow(place: Path, files: list[Path], images: Images) -> Export:
-    """Read the folders of these lists."""
+    """Read the folders of these `_classes.csv` files."""
     described = {file: values_of(file) for file in files}
     classes = dict.fromkeys(name for names in described.values() for name in names.values())
 
@@ -105,7 +106,7 @@ def read_roboflow(place: Path, files: list[Path], images: Images) -> Export:
 
 
 def values_of(file: Path) -> dict[int, str]:
-    """The classes of a list `Pixel Value, Class`, by value."""
+    """Read a table `Pixel Value, Class`; return the classes by value."""
     rows = list(csv.reader(read_lines(file), skipinitialspace=True))[1:]
     try:
         return {int(row[0]): row[1].strip() for row in rows if row}
@@ -114,7 +115,7 @@ def values_of(file: Path) -> dict[int, str]:
 
 
 def with_mask(record: Record, file: Path, names: Mapping[int, str], format: Format) -> Record:
-    """A record with the shapes of its mask: the pixels of each value; 255 is ignored where it names no class."""
+    """Add to a record a shape for each value of its mask; 255 is ignored, unless a class has that value."""
     try:
         mask = read_mask(Sample(record.name, str(record.image), str(file), format=format))
     except (DataError, OSError) as error:

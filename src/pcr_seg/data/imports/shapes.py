@@ -1,7 +1,7 @@
-"""What every tool's annotations are read as: images with shapes, and how a shape becomes pixels.
+"""What the readers of all tools return: images with shapes; and the functions that draw shapes as pixels.
 
-A shape is drawn into a window of its image, so that a thousand small ones cost no more than their own pixels.
-Coordinates are x to the right and y down; (0, 0) is the corner of the first pixel, not its center.
+A shape is drawn into a window of its image, so that many small shapes cost no more than their own pixels. Coordinates
+are x to the right and y down, in pixels; (0, 0) is the corner of the first pixel, not its center.
 """
 
 import base64
@@ -20,30 +20,31 @@ from pcr_seg.data.files import DataError
 
 Size = tuple[int, int]  # (H, W)
 BACKGROUND = ("background", "_background_", "__background__")
-IGNORED = "__ignore__"  # Labelme's name of what is no class; as a label it means 255 in every format
+IGNORED = "__ignore__"  # Labelme's name for "no class"; in every format this label means 255
 DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, OSError, zlib.error, binascii.Error)
-THIN = ("line", "linestrip", "polyline", "point", "points")  # have an area where a width is given alone
-MOST = 1e6  # pixels that a corner may lie away from an image; beyond, drawing would not end
+THIN = ("line", "linestrip", "polyline", "point", "points")  # shapes that have an area only if a width is given
+MOST = 1e6  # coordinates are clipped to so many pixels; drawing larger ones would take forever
 
 
 class Window(NamedTuple):
-    """A mask (h, w) bool whose first pixel lies at (top, left) of its image."""
+    """A mask (h, w) of bool whose upper left pixel is at (top, left) of its image."""
 
     mask: np.ndarray
     top: int = 0
     left: int = 0
 
 
-Draw = Callable[[Size], Window]  # given the image's size, the pixels of a shape, none of them outside
+Draw = Callable[[Size], Window]  # takes the image's size, returns the pixels of a shape inside of the image
 
 
 class Shape(NamedTuple):
     """One annotation.
 
-    label: its class; None where it has none.
-    kind: what the tool calls it, for the list of what is left out.
-    draw: its pixels; None where it has no area, as a point, or is damaged.
-    beneath: it only says where something is (a box alone): ignored where no other shape lies.
+    label: its class, or None.
+    kind: the tool's name for this kind of shape, for the list of what is left out.
+    draw: draws its pixels; None if it has no area, like a point, or is damaged.
+    beneath: the shape only says where something is, like a box without outline: its pixels are ignored (255) where no
+        other shape lies.
     """
 
     label: str | None
@@ -55,15 +56,15 @@ class Shape(NamedTuple):
 class Record(NamedTuple):
     """One image of an export.
 
-    name: as the tool calls it, with its folders.
-    image: its file, or its content where the export embeds it; None where there is none.
+    name: the tool's name for it, with folders.
+    image: its file, or its content if it is embedded in the export; None if there is neither.
     shapes: in drawing order, later ones on top.
-    size: that the coordinates are meant for; None for the image's own, upright.
-    subset: "train", "val" or "test" where the tool says so.
-    checked: that it was looked at, so that no shapes mean that nothing is there.
-    columns: what else is known of it, as text: a patient, a place.
-    mask: the file that the shapes were read from, which is no image.
-    problem: why it cannot be used.
+    size: (H, W) that coordinates refer to; None: the upright image's own.
+    subset: the tool's subset: "train", "val", "test" or None.
+    checked: whether a person has looked at it. Then no shapes mean that there is nothing to be seen.
+    columns: further information by name, as text: a patient, a place.
+    mask: the mask file that the shapes were read from.
+    problem: why it cannot be used, or "".
     """
 
     name: str
@@ -78,14 +79,14 @@ class Record(NamedTuple):
 
 
 class Export(NamedTuple):
-    """What a reader makes of an export: classes in the tool's order, where it lists them, and the images."""
+    """The content of an export."""
 
-    classes: Sequence[str]
-    records: Iterable[Record]
+    classes: Sequence[str]  # in the tool's order, if it lists them; else empty
+    records: Iterable[Record]  # the images
 
 
 def shape(label: object, kind: str, drawers: Mapping[str, Callable[[Any], Draw | None]], item: Any) -> Shape:
-    """Make a shape of what a tool wrote, by the function for its kind; without pixels where that is not possible."""
+    """Make a shape of a tool's annotation, by the drawer for its kind; without pixels if it is damaged or unknown."""
     text, draw, sound = " ".join(str(label).split()) if label is not None else "", None, kind not in drawers
     try:
         draw = drawers[kind](item) if kind in drawers else None
@@ -96,7 +97,7 @@ def shape(label: object, kind: str, drawers: Mapping[str, Callable[[Any], Draw |
 
 
 def coco_masks() -> ModuleType:
-    """The functions of pycocotools on polygons and run lengths."""
+    """Import pycocotools' functions for polygons and run lengths; raise a ValueError if it is not installed."""
     try:
         from pycocotools import mask
     except ImportError:
@@ -105,22 +106,22 @@ def coco_masks() -> ModuleType:
 
 
 def clipped(mask: np.ndarray, top: int, left: int, size: Size) -> Window:
-    """The part of a mask that lies in an image of this size."""
+    """Cut off the parts of a mask at (top, left) that lie outside of an image of this size."""
     y, x = max(top, 0), max(left, 0)
     inside = mask[y - top : max(size[0] - top, y - top), x - left : max(size[1] - left, x - left)]
     return Window(inside, y, x)
 
 
 def bitmap(mask: np.ndarray, top: int = 0, left: int = 0) -> Draw:
-    """A mask (h, w) bool at its place."""
+    """Draw a mask (h, w) of bool whose upper left pixel is at (top, left)."""
     return lambda size: clipped(mask, top, left, size)
 
 
 def run_lengths(counts: Sequence[int], rows: int, columns: int) -> np.ndarray:
-    """A mask (rows, columns) bool given by run lengths along its rows, the first of them not of the mask.
+    """Decode run lengths along the rows to a mask (rows, columns) of bool; the first run is outside of the mask.
 
     Raises:
-        ValueError: they do not fill it.
+        ValueError: the run lengths do not fill the mask.
     """
     if sum(counts) != rows * columns or min(counts, default=0) < 0:
         raise ValueError("run lengths that do not fill the mask")
@@ -128,7 +129,7 @@ def run_lengths(counts: Sequence[int], rows: int, columns: int) -> np.ndarray:
 
 
 def corners(points: Any) -> np.ndarray:
-    """Points as (N, 2) floats.
+    """Return points as floats (N, 2), clipped to +-`MOST`.
 
     Raises:
         ValueError: they are no pairs of finite numbers.
@@ -140,18 +141,18 @@ def corners(points: Any) -> np.ndarray:
 
 
 def polygons(rings: Iterable[Any], holes: Iterable[Any] = ()) -> Draw | None:
-    """All that lies in any of the rings, and in none of the holes; None where no ring has three corners."""
+    """Draw what lies in any of the rings and in none of the holes; None if no ring has three corners."""
     outer, inner = ([ring for ring in map(corners, some) if len(ring) >= 3] for some in (rings, holes))
     return (lambda size: fill(outer, inner, size)) if outer else None
 
 
 def polygon(points: Any) -> Draw | None:
-    """What lies in one ring."""
+    """Draw what lies inside of a ring; None if it has less than three corners."""
     return polygons([points])
 
 
 def fill(rings: list[np.ndarray], holes: list[np.ndarray], size: Size) -> Window:
-    """Draw rings as COCO does: a pixel belongs to one in which its center lies, by the even-odd rule."""
+    """Fill rings as COCO does: a pixel is inside if its center is, by the even-odd rule; holes are cut out."""
     points, (rows, columns) = np.concatenate(rings), size
     left, top = np.floor(points.min(axis=0)).astype(int).clip(0, [columns, rows]).tolist()
     right, bottom = np.ceil(points.max(axis=0)).astype(int).clip(0, [columns, rows]).tolist()
@@ -168,36 +169,36 @@ def fill(rings: list[np.ndarray], holes: list[np.ndarray], size: Size) -> Window
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
-    """The ring of a box between two opposite corners."""
+    """Return the corners of a box given by two opposite ones."""
     return corners([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> np.ndarray:
-    """The ring of an ellipse about (x, y)."""
+    """Return 180 points on an ellipse about (x, y)."""
     angles = np.linspace(0, 2 * np.pi, 180, endpoint=False)
     return corners(np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1))
 
 
 def turned(ring: np.ndarray, degrees: float, x: float, y: float) -> np.ndarray:
-    """A ring turned clockwise about (x, y)."""
+    """Rotate a ring clockwise about (x, y)."""
     cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     return (ring - [x, y]) @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
 
 
 def line(points: Any, width: float | None) -> Draw | None:
-    """An open line of this width in pixels; None without a width."""
+    """Draw an open line of this width in pixels; None without a width."""
     found = corners(points)
     return (lambda size: stroke(found, width, size)) if width and len(found) > 1 else None
 
 
 def dots(points: Any, width: float | None) -> Draw | None:
-    """A disc of this diameter in pixels about each point; None without a width."""
+    """Draw a disc of this diameter in pixels about each point; None without a width."""
     found = corners(points)
     return (lambda size: stroke(found, width, size, dots=True)) if width and len(found) else None
 
 
 def stroke(points: np.ndarray, width: float, size: Size, dots: bool = False) -> Window:
-    """Draw a line, or dots, in pixels of a window that holds them."""
+    """Draw a line through the points, or with `dots` a disc at each, into a window that contains them."""
     left, top = np.floor(points.min(axis=0) - width).astype(int).clip(-1, None).tolist()
     right, bottom = np.minimum(np.ceil(points.max(axis=0) + width).astype(int), [size[1], size[0]]).tolist()
     if right <= left or bottom <= top:
@@ -213,10 +214,12 @@ def stroke(points: np.ndarray, width: float, size: Size, dots: bool = False) -> 
 
 
 def png_mask(content: bytes | str, threshold: int = 1) -> np.ndarray:
-    """A mask (h, w) bool from a PNG, which may be zipped and in base64: opaque where it has alpha, else not 0.
+    """Read a mask (h, w) of bool from a PNG, which may be compressed by zlib and in base64.
+
+    A pixel belongs to the mask if its alpha is at least `threshold`; in a PNG without alpha, if its value is.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no PNG.
     """
     content = base64.b64decode(content) if isinstance(content, str) else content
     content = content if content.startswith(b"\x89PNG") else zlib.decompress(content)
@@ -232,5 +235,5 @@ def png_mask(content: bytes | str, threshold: int = 1) -> np.ndarray:
 
 
 def problem_of(error: Exception) -> str:
-    """Why a file cannot be used, without its name where it stands beside it."""
+    """Return in one line why a file cannot be used."""
     return str(error) if isinstance(error, DataError) else " ".join(str(error).split()) or type(error).__name__

@@ -1,4 +1,4 @@
-"""Supervisely's project folder: meta.json, and for each data set `img` and `ann` with a JSON file for each image.
+"""Read Supervisely's project folder: meta.json, and for each data set `img`, and `ann` with a JSON file per image.
 
 Source: developer.supervisely.com, "Supervisely annotation JSON format".
 """
@@ -30,16 +30,16 @@ from pcr_seg.data.imports.shapes import (
     turned,
 )
 
-OPAQUE = 128  # alpha from which a pixel of an alpha mask counts
+OPAQUE = 128  # a pixel of an alpha mask counts from this alpha on
 
 
 def find(place: Path) -> list[Path]:
-    """The annotation files of a project's data sets, nested ones too."""
+    """Return the annotation files of a project's data sets, nested ones included."""
     return [file for file in files_of(place, ".json") if file.parent.name == "ann"] if place.is_dir() else []
 
 
 def read(place: Path, files: list[Path], images: Images, lines: float | None) -> Export:
-    """Read them; the classes are those of meta.json."""
+    """Read these files. The classes are those in meta.json."""
     documents = [read_json(file) for file in files_of(place, ".json") if file.name == "meta.json"]
     found = [item for document in documents if isinstance(document, dict) for item in document.get("classes", [])]
     classes = dict.fromkeys(str(item["title"]) for item in found if isinstance(item, dict) and "title" in item)
@@ -47,7 +47,7 @@ def read(place: Path, files: list[Path], images: Images, lines: float | None) ->
 
 
 def read_file(file: Path, place: Path, images: Images, lines: float | None) -> Record:
-    """The image of one file; objects stand in drawing order."""
+    """Read the image of one file; its objects are in drawing order."""
     try:
         document = read_json(file)
         size = document.get("size") or {}
@@ -69,12 +69,12 @@ def read_file(file: Path, place: Path, images: Images, lines: float | None) -> R
 
 
 def kind_of(item: dict) -> str:
-    """The kind of an object; old exports do not name it."""
+    """Return the kind of an object; old exports do not have `geometryType`."""
     return item.get("geometryType") or ("bitmap" if item.get("bitmap") else "polygon")
 
 
 def drawers_of(lines: float | None) -> dict:
-    """What draws each kind of object; lines and points where they have a width."""
+    """Return the drawer for each kind of object; lines and points are drawn only if `lines` gives their width."""
     return {
         "polygon": lambda item: polygons([item["points"]["exterior"]], item["points"].get("interior") or []),
         "multipolygon": parts,
@@ -88,14 +88,14 @@ def drawers_of(lines: float | None) -> dict:
 
 
 def parts(item: dict) -> Draw | None:
-    """Several polygons, each with its holes."""
+    """Draw several polygons, each with its holes."""
     found = [polygons([part["exterior"]], part.get("interior") or []) for part in item["parts"]]
     draws = [draw for draw in found if draw]
     return partial(union, draws) if draws else None
 
 
 def union(draws: list[Draw], size: Size) -> Window:
-    """All pixels of several shapes."""
+    """Draw all pixels of several shapes."""
     whole = np.zeros(size, bool)
     for draw in draws:
         mask, top, left = draw(size)
@@ -104,19 +104,19 @@ def union(draws: list[Draw], size: Size) -> Window:
 
 
 def rectangle(item: dict) -> Draw | None:
-    """A box between two pixels, both of them inside."""
+    """Draw a box given by two opposite pixels, which both belong to it."""
     found = corners(item["points"]["exterior"])
     return polygon(box(*found.min(axis=0), *(found.max(axis=0) + 1)))
 
 
 def turned_box(item: dict) -> Draw | None:
-    """A box turned about its center, by an angle in radians."""
+    """Draw a box rotated about its center, by an angle in radians."""
     found = corners(item["points"]["exterior"] if isinstance(item["points"], dict) else item["points"])
     ring = box(*found.min(axis=0), *found.max(axis=0))
     return polygon(turned(ring, math.degrees(float(item.get("angle") or 0)), *ring.mean(axis=0)))
 
 
 def mask(item: dict, threshold: int = 1) -> Draw:
-    """A PNG, zipped and in base64, whose first pixel lies at `origin` (x, y)."""
+    """Draw a mask from a PNG, compressed and in base64, whose upper left pixel is at `origin` (x, y)."""
     left, top = corners(item["origin"])[0].astype(int).tolist()
     return bitmap(png_mask(item["data"], threshold), top, left)

@@ -1,4 +1,4 @@
-"""VGG Image Annotator's JSON (a project, or the annotations alone) and CSV, of versions 1 and 2.
+"""Read VGG Image Annotator's JSON (a project, or annotations alone) and CSV, of versions 1 and 2.
 
 Source: robots.ox.ac.uk/~vgg/software/via; gitlab.com/vgg/via, via-2.x.y/CodeDoc.md.
 """
@@ -40,27 +40,27 @@ COMMON = (
     "name",
     "object_name",
 )
-ALONE = "object"  # the class where regions have no attributes at all
+ALONE = "object"  # the class of regions if none has any attribute
 
 
 class Region(NamedTuple):
-    """A region as VIA writes it: `shape` with its name and coordinates, `attributes` by name."""
+    """A region as VIA writes it."""
 
-    shape: dict
-    attributes: dict
+    shape: dict  # name of the shape, and coordinates
+    attributes: dict  # by name
 
 
 class Image(NamedTuple):
-    """An image as VIA writes it; `num_bytes` is -1 of one that came from a URL."""
+    """An image as VIA writes it."""
 
     name: str
-    num_bytes: int
+    num_bytes: int  # of its file; -1 if it came from a URL
     regions: list[Region]
-    attributes: dict
+    attributes: dict  # by name
 
 
 def find(place: Path) -> list[Path]:
-    """The JSON and CSV files of a folder that hold regions; in each folder projects, else annotations, else tables."""
+    """Return the JSON and CSV files with regions; of each folder the projects, else annotations, else CSV files."""
     found: dict[tuple[Path, int], list[Path]] = defaultdict(list)
     for file in [*files_of(place, ".json"), *files_of(place, ".csv")]:
         text = ends(file)
@@ -76,15 +76,18 @@ def find(place: Path) -> list[Path]:
 
 
 def read(place: Path, files: list[Path], images: Images, lines: float | None, attribute: str | None) -> Export:
-    """Read them.
+    """Read these files.
 
     Args:
         place: the export.
-        files: its files, of `find`.
+        files: its files, as `find` returns them.
         images: its images.
         lines: width of lines and points in pixels; None leaves them out.
-        attribute: of regions, that names their class; None for the only one, one that is called like it, or
-            the only one that all regions have as a text.
+        attribute: the attribute of regions that names their class; None: the only one, else one with a name in
+            `COMMON`, else the only one that is a text in all regions.
+
+    Raises:
+        ValueError: no region has the attribute, or it is not clear which one to use.
     """
     documents = {file: read_table(file) if file.suffix.lower() == ".csv" else read_project(file) for file in files}
     regions = [region for found, _ in documents.values() for image in found for region in image.regions]
@@ -105,7 +108,7 @@ def read(place: Path, files: list[Path], images: Images, lines: float | None, at
 
 
 def record_of(image: Image, shapes: list[Shape], images: Images, file: Path, subset: str | None) -> Record:
-    """The record of one image; the one of two files of a name that has its size on the disk."""
+    """Return the record of an image; of several files with its name, that with its size in bytes is taken."""
     columns = {name: str(value) for name, value in image.attributes.items() if isinstance(value, str | int)}
     return images.record(
         image.name, near=file.parent, num_bytes=image.num_bytes, shapes=shapes, subset=subset, columns=columns
@@ -113,7 +116,7 @@ def record_of(image: Image, shapes: list[Shape], images: Images, file: Path, sub
 
 
 def read_project(file: Path) -> tuple[list[Image], dict[str, dict[str, str]]]:
-    """The images of a JSON file, and the descriptions of the options of each attribute of regions."""
+    """Read the images of a JSON file, and the descriptions of the options of each region attribute."""
     document = read_json(file)
     try:
         listed = document.get("_via_img_metadata", document)
@@ -126,7 +129,7 @@ def read_project(file: Path) -> tuple[list[Image], dict[str, dict[str, str]]]:
 
 
 def read_image(item: dict) -> Image:
-    """One image of a JSON file; version 1 numbers its regions, version 2 lists them."""
+    """Read one image of a JSON file; its regions are a dictionary in version 1, a list in version 2."""
     regions = item.get("regions") or []
     found = list(regions.values()) if isinstance(regions, dict) else regions
     read = [Region(region["shape_attributes"], region.get("region_attributes") or {}) for region in found]
@@ -134,7 +137,7 @@ def read_image(item: dict) -> Image:
 
 
 def read_table(file: Path) -> tuple[list[Image], dict]:
-    """The images of a CSV file, which has a line for each region, and one for an image without any."""
+    """Read the images of a CSV file, which has a line for each region, and a line for an image without regions."""
     images: dict[tuple[str, str], Image] = {}
     try:
         for row in csv.DictReader(read_lines(file), skipinitialspace=True):
@@ -151,10 +154,10 @@ def read_table(file: Path) -> tuple[list[Image], dict]:
 
 
 def class_attribute(regions: list[Region], wanted: str | None, file: Path) -> str | None:
-    """The attribute that names classes; None where regions have none.
+    """Return the attribute that names classes (`read`); None if regions have no attributes.
 
     Raises:
-        ValueError: there are several, and nothing says which, or the wanted one is none of them.
+        ValueError: no region has the wanted attribute, or it is not clear which one to use.
     """
     found = Counter(name for region in regions for name in region.attributes)
     if wanted is not None and wanted not in found:
@@ -174,7 +177,7 @@ def class_attribute(regions: list[Region], wanted: str | None, file: Path) -> st
 
 
 def label_of(value: object, options: dict[str, str]) -> str | None:
-    """The class that an attribute names: a text, the only box that is ticked, or the description of a number."""
+    """Return the class that an attribute's value means: a text, the only ticked option, or a number's description."""
     if isinstance(value, dict):
         ticked = [name for name, on in value.items() if on]
         value = ticked[0] if len(ticked) == 1 else None
@@ -185,7 +188,7 @@ def label_of(value: object, options: dict[str, str]) -> str | None:
 
 
 def drawers_of(lines: float | None) -> dict:
-    """What draws each kind of region; lines and points where they have a width."""
+    """Return the drawer for each kind of region; lines and points are drawn only if `lines` gives their width."""
 
     def path(item: dict) -> list[tuple[float, float]]:
         return list(zip(item["all_points_x"], item["all_points_y"], strict=True))

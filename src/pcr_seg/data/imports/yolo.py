@@ -1,4 +1,4 @@
-"""YOLO's polygons, as Ultralytics, CVAT, Label Studio and Roboflow write them: a text file for each image.
+"""Read YOLO's polygons, as Ultralytics, CVAT, Label Studio and Roboflow write them: a text file for each image.
 
 Source: docs.ultralytics.com, "Instance segmentation datasets"; ultralytics/data/utils.py for paths and sides.
 """
@@ -15,11 +15,11 @@ from pcr_seg.data.imports.images import SUBSETS, Images, ends, files_of, path_pa
 from pcr_seg.data.imports.shapes import Draw, Export, Record, Shape, Size, box, corners, polygon, problem_of, shape
 from pcr_seg.data.sources import find_images, read_lines
 
-LISTS = ("classes.txt", "obj.names", "labels.txt")  # of class names, where no YAML file lists them
+LISTS = ("classes.txt", "obj.names", "labels.txt")  # files of class names, used if there is no YAML file
 
 
 def find(place: Path) -> list[Path]:
-    """The YAML files of a folder that name classes; without one, a list of classes beside a folder `labels`."""
+    """Return the YAML files in a folder that name classes; else lists of classes that lie beside a folder `labels`."""
     found = [file for suffix in (".yaml", ".yml") for file in files_of(place, suffix) if "names:" in ends(file)]
     if found or place.is_file():
         return found
@@ -40,7 +40,7 @@ def read(place: Path, files: list[Path], images: Images) -> Export:
 
 
 def described_by(file: Path) -> tuple[dict[int, str], dict[str | None, list[Path]]]:
-    """The names of the classes by their numbers, and the images of each subset."""
+    """Return the class names by number, and the images of each subset."""
     if file.suffix == ".txt" or file.name in LISTS:
         return dict(enumerate(read_lines(file))), {None: [Path(image) for image in find_images(file.parent)[1]]}
     try:
@@ -58,7 +58,7 @@ def described_by(file: Path) -> tuple[dict[int, str], dict[str | None, list[Path
 
 
 def images_of(file: Path, root: object, entries: Any) -> list[Path]:
-    """The images of a subset: of folders, and of lists, which are looked for where the file may mean them."""
+    """Return the images of a subset, whose entries are folders or lists; relative paths are tried in several places."""
     found = []
     for entry in entries if isinstance(entries, list) else [entries]:
         parts = path_parts(entry)
@@ -76,7 +76,7 @@ def images_of(file: Path, root: object, entries: Any) -> list[Path]:
 def read_parts(
     file: Path, names: dict[int, str], parts: dict[str | None, list[Path]], images: Images
 ) -> Iterator[Record]:
-    """Each image once, with what its text file draws. An empty one says that nothing is there."""
+    """Yield each image once, with the shapes in its text file; an empty text file means that nothing is there."""
     done = set()
     for subset, paths in parts.items():
         for path in paths:
@@ -98,7 +98,7 @@ def read_parts(
 
 
 def label_file(image: Path) -> Path | None:
-    """The text file of an image: in `labels`, where its path has `images`, else beside it."""
+    """Return an image's text file, or None: in the folder `labels` in place of `images`, else beside the image."""
     parts = image.parent.parts
     for place in reversed(range(len(parts))):
         if parts[place] == "images":
@@ -109,7 +109,7 @@ def label_file(image: Path) -> Path | None:
 
 
 def read_line(words: list[str], names: dict[int, str], size: Size) -> Shape:
-    """One line: a class and a polygon in shares of the image's sides; with four numbers a box alone."""
+    """Read one line: a class, and a polygon in shares of the image's sides; four numbers are a box without outline."""
     scale = np.array([size[1], size[0]])
     try:
         label, numbers = names.get(int(float(words[0]))), [float(word) for word in words[1:]]
