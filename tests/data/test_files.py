@@ -311,6 +311,16 @@ def test_every_damaged_bit_of_a_png_mask_is_noticed(tmp_path):
     assert noticed > 0.99 * 8 * len(content)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_png_image_of_a_wrong_checksum_is_refused(tmp_path, channels):
+    Image.fromarray(colors()).convert("RGBA" if channels == 4 else "RGB").save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[content.index(b"IEND") - 5] ^= 1  # the last byte of the checksum of its pixels
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match="wrong checksum"):
+        read_image(tmp_path / "a.png", Format(channels=channels))
+
+
 @pytest.mark.parametrize(
     ("there", "remedy"),
     [

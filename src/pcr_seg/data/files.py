@@ -338,7 +338,8 @@ def read_image(path: Path | str, format: Format = Format()) -> np.ndarray:  # no
     """
     with _reading(path, MISSING_IMAGE):
         content = read_bytes(path)
-        pixels = _plain_png(content, _verify(content)) if format.channels == 3 else None
+        chunks = _verify(content)
+        pixels = _plain_png(content, chunks) if format.channels == 3 else None
         if pixels is not None:
             return pixels
         image = _decode(path, content)
