@@ -40,7 +40,7 @@ def measure(repeats: int) -> list[Row]:
         case = f"{backbone}, stride {stride}, {images} + {images} x {crop} x {crop}"
         pcr, supervised = make_module(*overrides), make_module(*overrides, "method=supervised")
         batch = make_batch(images, crop)
-        clock = run(pcr, batch, repeats, {"floor": Floor(pcr), "prototypes": lambda m, b: prototypes_alone(m, b)})
+        clock = run(pcr, batch, repeats, {"floor": Floor(pcr), "prototypes": Prototypes(pcr, 2 * images, crop)})
         alone = run(supervised, batch, repeats, {})
         seconds = {"floor": clock.others["floor"], "step": clock.steps}
         seconds |= {"of it, prototypes": clock.others["prototypes"], "supervised step": alone.steps}
@@ -139,16 +139,22 @@ class Floor:
         self.optimizer.step()
 
 
-def prototypes_alone(module: Segmentation, batch: dict) -> None:
-    """Do what the prototype head does in a step: sampling, loss, backward to the features, and the bank's update."""
-    mask = batch["labeled"]["mask"].repeat(2, 1, 1)
-    size, small = mask.shape[-2:], -(-mask.shape[-1] // 4)
-    features = torch.rand(len(mask), module.student.feature_dim, small, small)
-    features = features.to(memory_format=torch.channels_last).requires_grad_()
-    method, points = module.method, jittered_grid(*size, module.method.grid_cells)
-    sampled, wanted = sample_features(features, points, size), mask[:, points[:, 0], points[:, 1]]
-    torch.autograd.grad(cross_entropy(method.bank(sampled).transpose(1, 2), wanted), features)
-    method.bank.update(sampled.detach().flatten(0, 1), wanted.flatten())
+class Prototypes:
+    """What the prototype head does in a step: sampling, loss, its backward to the features, and the bank's update."""
+
+    def __init__(self, module: Segmentation, images: int, crop: int) -> None:
+        small = -(-crop // 4)
+        features = torch.rand(images, module.student.feature_dim, small, small)
+        self.features = features.to(memory_format=torch.channels_last).requires_grad_()
+
+    def __call__(self, module: Segmentation, batch: dict) -> None:
+        """Do it once on features of noise, as many as there are labeled and unlabeled images."""
+        mask = batch["labeled"]["mask"].repeat(2, 1, 1)
+        size, method = mask.shape[-2:], module.method
+        points = jittered_grid(*size, method.grid_cells)
+        sampled, wanted = sample_features(self.features, points, size), mask[:, points[:, 0], points[:, 1]]
+        torch.autograd.grad(cross_entropy(method.bank(sampled).transpose(1, 2), wanted), self.features)
+        method.bank.update(sampled.detach().flatten(0, 1), wanted.flatten())
 
 
 def targets(found: list[Row]) -> list[tuple[str, str, str]]:
