@@ -168,6 +168,10 @@ def fit(cfg: DictConfig) -> dict:
         raise
     if source.val and module.validated_at != trainer.global_step:  # it ended without a validation of its last step
         trainer.validate(module, data, verbose=False)
+    elif source.val and not module.confusion.counts():  # it went on behind the last one; checkpoints hold scores alone
+        loggers, trainer.loggers = trainer.loggers, []  # which have these scores
+        trainer.validate(module, data, verbose=False)
+        trainer.loggers = loggers
     trainer.save_checkpoint(output / "checkpoints" / LAST)
 
     module.gather()
