@@ -23,7 +23,7 @@ dashboards: $(VENV)/installed
 	$(BIN)/python dashboards/workspaces.py $(PROJECT)
 
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --nbmake tests notebooks
+	OMP_NUM_THREADS=1 WANDB_MODE=offline $(BIN)/python -m pytest -n 2 --dist worksteal --nbmake notebooks tests
 
 bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/run.py
