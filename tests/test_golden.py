@@ -29,6 +29,8 @@ RUNS = {
     "unimatch": ["method=unimatch", *SURE],
     "unimatch_v2": ["method=unimatch_v2", *SURE],
     "pcr": ["method=pcr", *SURE],
+    "pcr_crossed": ["method=pcr_crossed", *SURE],
+    "second_head": ["method=ablation/second_head_crossed", *SURE],
     "pcr_plus": ["method=pcr_plus", *SURE],
     "pcr_named": ["method=pcr_named", *SURE],
     "pcr as on Cityscapes": [
