@@ -43,13 +43,14 @@ def measure(repeats: int) -> list[Row]:
             features, labels, bank = inputs(size["images"], 512, size["crop"], size["classes"], size["prototypes"])
             step = {f"{value}": lambda f=features, y=labels, b=bank: ours(f, y, b)}
             found += compare(f"prototype head, {axis}", step, repeats)
+    folders, manifests = [], []
     for number in NAMES:
         with tempfile.TemporaryDirectory() as root:
             write_pool(Path(root), number)
-            found.append(start("start with unlabeled images", number, root))
+            folders.append(start("start with unlabeled images", number, root))
             manifest(folder(root), file := Path(root, "unlabeled.manifest"))
-            found.append(start("start with a manifest", number, root, str(file)))
-    return [row | {"ratio": None} for row in found]
+            manifests.append(start("start with a manifest", number, root, str(file)))
+    return [row | {"ratio": None} for row in found + folders + manifests]
 
 
 def write_pool(root: Path, number: int) -> None:
