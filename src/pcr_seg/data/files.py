@@ -1,4 +1,4 @@
-"""One image or mask file as an array, or one line that names the file, says what is wrong, and what to do.
+"""Read one image or mask file as an array, or raise one line with the file, what is wrong, and what to do.
 
 Images become (H, W, C) uint8, upright by their EXIF orientation; masks (H, W) uint8 class ids, 255 = ignored.
 docs/data.md lists every case; `DataError.kind` is its row there.
@@ -65,7 +65,7 @@ class Format(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One image. `mask` is None where there is none; `label_map` (256,) uint8 is applied to the raw mask.
+    """One image. `mask` is None if there is none; `label_map` (256,) uint8 is applied to the mask as it is in the file.
 
     Files are text, not paths: a data set may hold a million of them.
     """
@@ -78,18 +78,18 @@ class Sample(NamedTuple):
 
 
 def place_of(path: Path | str) -> tuple[str, int, int]:
-    """File, offset and number of bytes of an image, which may lie in a tar; of a whole file 0 and -1."""
+    """Return an image's file, its offset there and its number of bytes; 0 and -1 unless it lies in a tar."""
     member = MEMBER.match(str(path))
     return (member[1], int(member[2]), int(member[3])) if member else (str(path), 0, -1)
 
 
 def is_url(path: Path | str) -> bool:
-    """Whether a path is a URL, which fsspec reads, and no file of this machine."""
+    """Return whether a path is a URL, which fsspec reads, and no file of this machine."""
     return "://" in str(path)
 
 
 def alone_on_disk(path: Path | str) -> bool:
-    """Whether an image is a file of its own on this machine, neither in a tar nor at a URL."""
+    """Return whether an image is a file of its own on this machine, neither in a tar nor at a URL."""
     return not is_url(path) and not MEMBER.match(str(path))
 
 
@@ -100,11 +100,11 @@ KEPT: set[Any] = set()
 
 @contextmanager
 def reaching(url: str) -> Iterator[tuple[Any, str]]:
-    """The file system that fsspec has for a URL, and its name for the place; credentials are the environment's.
+    """Provide fsspec's file system for a URL, and the URL's path in it; credentials come from the environment.
 
     Raises:
-        FileNotFoundError: there is nothing.
-        DataError: anything else that a store or its package says. Both are one line with the remedy.
+        FileNotFoundError: there is nothing at the URL.
+        DataError: the store or its package has raised something else. Both are one line with the remedy.
     """
     from fsspec.core import url_to_fs  # a tenth of a second
 
@@ -129,7 +129,7 @@ def reaching(url: str) -> Iterator[tuple[Any, str]]:
 
 @contextmanager
 def opened(file: str) -> Iterator[Any]:
-    """A file to read parts of; at a URL, what lies between them is not fetched."""
+    """Open a file to read parts of it; at a URL, what lies between the parts is not fetched."""
     if not is_url(file):
         with open(file, "rb") as content:
             yield content
@@ -139,7 +139,7 @@ def opened(file: str) -> Iterator[Any]:
 
 
 def read_bytes(path: Path | str, most: int = -1) -> bytes:
-    """The content of an image's file, or of its place in a tar, or `most` bytes of it; at a URL by one request.
+    """Return an image's content, from its file or its place in a tar, or `most` bytes of it; one request at a URL.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -167,7 +167,7 @@ def read_bytes(path: Path | str, most: int = -1) -> bytes:
 
 
 def num_bytes(path: Path | str) -> int:
-    """Size of an image's file, or of its place in a tar."""
+    """Return the bytes of an image's file, or of its place in a tar."""
     file, _, size = place_of(path)
     if size < 0 and is_url(file):
         with reaching(file) as (system, place):
@@ -176,7 +176,7 @@ def num_bytes(path: Path | str) -> int:
 
 
 def version(path: Path | str) -> tuple[str, int, int]:
-    """What changes with an image's file: real path, size in bytes, time in nanoseconds; of a URL its text alone."""
+    """Return what changes if an image's file does: real path, bytes, time in nanoseconds; for a URL, its text alone."""
     if is_url(path):
         return str(path), 0, 0
     stat = os.stat(place_of(path)[0])
@@ -184,18 +184,18 @@ def version(path: Path | str) -> tuple[str, int, int]:
 
 
 def member_free(path: str) -> str:
-    """An image's path as if it lay in a folder and not in a tar."""
+    """Return an image's path as if its tar were a folder."""
     return MEMBER.sub(lambda member: member[1].removesuffix(".tar") + "/", path, count=1) if ".tar@" in path else path
 
 
 def name_of(path: str) -> str:
-    """Name of an image by its path in a data set."""
+    """Return an image's name, from its path in a data set."""
     path = member_free(path)
     return path[: path.rindex(".")].replace(os.sep, "/")
 
 
 def plain(name: str) -> str:
-    """A file's name as it is compared: one case, one way to write accents."""
+    """Return a name as names are compared: in one case, with accents written one way."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -228,7 +228,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _verify(content: bytes) -> set[bytes]:
-    """Names of a PNG's chunks; of another file none.
+    """Return the names of a PNG's chunks; none of another file.
 
     Raises where checksums do not fit: Pillow skips those of the pixels, and labels would change unnoticed.
     """
@@ -248,7 +248,7 @@ def _verify(content: bytes) -> set[bytes]:
 
 
 def _plain_png(content: bytes, chunks: set[bytes]) -> np.ndarray | None:
-    """Pixels of a PNG of 8-bit RGB that says nothing of how to show them, by libspng where it is installed.
+    """Return the pixels of a PNG of 8-bit RGB without color profile or transparency, by libspng if it is installed.
 
     Pillow takes almost twice as long for them, and reads all others.
     """
@@ -263,7 +263,7 @@ def _plain_png(content: bytes, chunks: set[bytes]) -> np.ndarray | None:
 
 
 def _tiff_tags(path: Path | str) -> dict[int, Any]:
-    """The tags of a TIFF file's first page, also where Pillow knows no mode for it; none of other or damaged files."""
+    """Return the tags of a TIFF's first page, even if Pillow has no mode for it; none of other or damaged files."""
     try:
         with open(path, "rb") as file:
             head = file.read(8)
@@ -278,7 +278,7 @@ def _tiff_tags(path: Path | str) -> dict[int, Any]:
 
 
 def _odd_bands(tags: Mapping[int, Any], image: Image.Image | None = None) -> str:
-    """What a TIFF file holds, as `5 bands of 8 bits`, if Pillow reads a part of it (`image`) or nothing at all."""
+    """Return what a TIFF holds, as `5 bands of 8 bits`, if Pillow reads only a part of it (`image`), or nothing."""
     if not tags:
         return ""
     samples, bits, planar = int(tags.get(277, 1)), max(tags.get(258, (1,))), tags.get(284, 1) == 2
@@ -391,7 +391,7 @@ def image_size(path: Path | str, format: Format = Format()) -> tuple[int, int]: 
 
 
 class Header(NamedTuple):
-    """What a file says of itself: `orientation` as in EXIF (1 = upright), `deep` for over 8 bits a channel."""
+    """A file's header: `orientation` as in EXIF (1 = upright); `deep` means more than 8 bits a channel."""
 
     format: str
     mode: str
@@ -401,7 +401,7 @@ class Header(NamedTuple):
 
 
 def read_header(path: Path | str) -> Header:
-    """Read what a file says of itself, without its pixels; raises like `read_image`."""
+    """Read a file's header without its pixels; raises like `read_image`."""
     with _reading(path, MISSING_IMAGE), _open(path) as image:
         deep = image.mode in DEEP or ";16" in str(image.tile)
         frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # a camera's preview is no animation
@@ -410,7 +410,7 @@ def read_header(path: Path | str) -> Header:
 
 
 def nearly_black(path: Path | str, brightest: int, format: Format) -> bool:
-    """Whether an image of more than 8 bits was read as nearly black for want of a `max_value`.
+    """Return whether an image of more than 8 bits was read as nearly black because it has no `max_value`.
 
     Args:
         path: of the image; its header is read if need be.
@@ -471,7 +471,7 @@ def read_mask(sample: Sample) -> np.ndarray:
 
 
 def _missing_mask(sample: Sample) -> str:
-    """What is missing and, where a file beside it may be meant, what to do with that one."""
+    """Return what is missing and, if a file beside it may be meant, what to do with that file."""
     mask, image = Path(sample.mask), Path(sample.image)
     near = sorted(file.name for file in _files(mask.parent) if _means(file.stem, mask.stem))
     if near:
@@ -492,13 +492,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _means(stem: str, wanted: str) -> bool:
-    """Whether a file called `stem` may be meant as `wanted`: other case, or a word behind it, but no number."""
+    """Return whether a file called `stem` may be meant as `wanted`: in other case, or with a word behind it."""
     stem, wanted = stem.lower(), wanted.lower()
     return stem.startswith(wanted) and re.fullmatch(r"([\W_]\D*)?", stem[len(wanted) :]) is not None
 
 
 def _ids_of_colors(path: Path, image: Image.Image, rgb: np.ndarray, colors: dict) -> np.ndarray:
-    """Look (H, W, 3) colors up, all of them exactly."""
+    """Return the class ids (H, W) of colors (H, W, 3); a color that no class has exactly is an error."""
     if not colors:
         raise DataError(
             f"{path}: mask is {image.mode} ({len(image.getbands())} channels), but the classes have no colors of their"

@@ -1,7 +1,8 @@
-"""A million images without masks: a manifest, written and checked once, and read as one array and not as objects.
+"""A million images without masks: a manifest lists them. It is written once, and read as an array instead of objects.
 
-A manifest is a NumPy file of rows (path, size in bytes), sorted by name and memory-mapped, so that processes share it.
-Its first row is the folder of the paths, relative to the manifest's own where the images lie below that, or a URL.
+A manifest is a NumPy file of rows (path, size in bytes), sorted by name. It is memory-mapped, so processes share it.
+Its first row is the folder that the paths start from: relative to the manifest's folder if one contains the other,
+else absolute, or a URL.
 """
 
 import bisect
@@ -18,13 +19,13 @@ SUFFIX = ".manifest"
 
 
 class Pool(Sequence[Sample]):
-    """The images of a manifest, each made a `Sample` when it is asked for, behind those of `before`.
+    """The samples of `before`, then the images of a manifest, each of which becomes a `Sample` when it is asked for.
 
-    A worker process gets the file's name, and no copy.
+    Pickling keeps the file's name alone, so a worker process maps the same file and gets no copy.
 
     Raises:
         FileNotFoundError: there is no such file.
-        DataError: it is no manifest.
+        DataError: the file is no manifest.
     """
 
     def __init__(self, file: Path | str, format: Format = Format(), before: Sequence[Sample] = ()) -> None:  # noqa: B008
@@ -58,27 +59,27 @@ class Pool(Sequence[Sample]):
         return Sample(name_of(path), self.folder + path, format=self.format)
 
     def after(self, samples: Sequence[Sample]) -> "Pool":
-        """The same images behind others."""
+        """Return this pool with other samples before the manifest's images."""
         return Pool(self.file, self.format, samples)
 
     def find(self, name: str) -> Sample | None:
-        """The manifest's image of this name, if there is one."""
+        """Return the manifest's image of this name, if there is one."""
         place = bisect.bisect_left(self.paths, name, key=lambda path: name_of(os.fsdecode(path)))
         found = self[len(self.before) + place] if place < len(self.paths) else None
         return found if found and found.name == name else None
 
     def of_sizes(self, sizes: Iterable[int]) -> tuple[Sample, ...]:
-        """The manifest's images whose files have one of these sizes in bytes."""
+        """Return the manifest's images whose files have one of these sizes in bytes."""
         return tuple(self[len(self.before) + int(i)] for i in np.flatnonzero(np.isin(self.sizes, list(sizes))))
 
     def line(self) -> str:
-        """What a split list says of the manifest: its number of images, place and digest."""
+        """Return the split list's line about the manifest: its number of images, its file and its digest."""
         digest = hashlib.sha256(self.rows.view(np.uint8)).hexdigest()
         return f"and the {len(self.paths)} images of {self.file}, sha256 {digest}"
 
 
 def write_manifest(file: Path, samples: Sequence[Sample], sizes: Sequence[int]) -> None:
-    """Write the manifest of images, whose files have these sizes in bytes; it appears when it is complete."""
+    """Write a manifest of `samples`, whose files have these `sizes` in bytes; the file appears when it is complete."""
     here, first = os.path.abspath(file.parent), _folder(samples[0])
     if not is_url(first):
         folder = os.path.abspath(first)
@@ -95,6 +96,6 @@ def write_manifest(file: Path, samples: Sequence[Sample], sizes: Sequence[int]) 
 
 
 def _folder(sample: Sample) -> str:
-    """What stands before the name in an image's path: of all that were listed together the same."""
+    """Return the part of an image's path before its name; images that were listed together have the same one."""
     path = member_free(sample.image)
     return path[: path.rindex(".") - len(sample.name)]

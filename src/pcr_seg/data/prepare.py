@@ -366,13 +366,13 @@ def track(items: Sequence[Any], description: str) -> Iterable[Any]:
 
 
 def manifest(source: Source, file: Path) -> list[str]:
-    """Look into the header of each unlabeled image, and write the manifest of those that can be read.
+    """Read the header of each unlabeled image, and write a manifest of those whose header can be read.
 
     Returns:
-        What is wrong with the others, which are left out.
+        The errors of the others, which are left out.
 
     Raises:
-        ValueError: there are none, or all are bad.
+        ValueError: there are no unlabeled images, or none can be read.
     """
 
     def look(sample: Sample) -> int | str:

@@ -1,7 +1,7 @@
 """Data sets as lists of files: where images and masks lie, and how they are coded.
 
-A `Source` is made from file names alone; `pcr_seg.data.splits.check` looks into the files. What is wrong is
-raised as one line with file and remedy: FileNotFoundError if something is missing, otherwise ValueError.
+A `Source` is made from file names alone; `pcr_seg.data.splits.check` reads the files themselves. Every error is one
+line with the file and the remedy: a FileNotFoundError if something is missing, otherwise a ValueError.
 """
 
 import os
@@ -59,10 +59,10 @@ ODD_NAME = re.compile(r"^[#\s]|\s$|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # no l
 
 @dataclass(frozen=True)
 class Source:
-    """A data set, sorted by name; `train` can be labeled, `unlabeled` are further images without masks.
+    """A data set, its samples sorted by name.
 
-    Any part may be empty: what is only scored needs no `train`. `held_out` says in a line how `val` was taken out of
-    `train`, where that was done (`held_out.py`).
+    The images of `train` have masks, those of `unlabeled` have none. Any part may be empty: a data set that is only
+    scored needs no `train`. If `val` was taken out of `train` (`held_out.py`), `held_out` says so in a line.
     """
 
     name: str
@@ -76,12 +76,12 @@ class Source:
 
     @property
     def format(self) -> Format:
-        """How its files are coded, all alike."""
+        """How the files are coded; all are coded alike."""
         return next((sample.format for part in PARTS for sample in getattr(self, part)), Format())
 
 
 def read_list(path: Path | str, samples: Iterable[Sample] = ()) -> list[str]:
-    """Read the names in a list: one per line, `#` lines skipped, a mask behind an image file ignored.
+    """Return the names in a list: one per line. Lines with `#` are skipped, and so is a mask behind an image file.
 
     Published lines become ids: `leftImg8bit/train/ulm/ulm_0_1_leftImg8bit.png [mask]` -> `ulm_0_1`,
     `JPEGImages/2007_000032.jpg [mask]` -> `2007_000032`, and ADE20K's and COCO's likewise. Other names keep their
@@ -108,12 +108,12 @@ def _file_name(sample: Sample) -> str:
 
 
 def list_line(sample: Sample) -> str:
-    """The line of a list that means this sample: its name, with the file's suffix where the name itself has one."""
+    """Return a list's line for this sample: its name, or its file's name if the name itself ends like a file's."""
     return sample.name if _listed(sample.name) == sample.name else _file_name(sample)
 
 
 def read_lines(path: Path | str) -> list[str]:
-    """Lines of a UTF-8 text file; raises DataError if it is something else."""
+    """Return the lines of a UTF-8 text file; raises a DataError if it is something else."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -122,10 +122,10 @@ def read_lines(path: Path | str) -> list[str]:
 
 
 def find_images(place: Path | str) -> tuple[str, list[str]]:
-    """Images below a folder, of a glob, or one file, and where they start: their names are relative to that.
+    """Return the images of a file, a folder with its sub-folders, or a glob, and the folder their names start from.
 
-    A glob or file that ends in .tar means the images in these tars, as they lie there (`files.MEMBER`). A URL means a
-    glob, tar or image if it looks like one, else a folder.
+    If the file or glob ends in .tar, these are the images in the tars (`files.MEMBER`). A URL that does not look like
+    a glob, a tar or an image is a folder.
     """
     if is_url(place):
         start, found = _at_url(str(place))
@@ -166,7 +166,7 @@ def _at_url(place: str) -> tuple[str, list[str]]:
 
 
 def _members(file: str) -> list[str]:
-    """The files in an uncompressed tar, by their places."""
+    """Return the paths of the files in an uncompressed tar, with their places in it (`files.MEMBER`)."""
     try:
         with opened(file) as content, tarfile.open(fileobj=content, mode="r:") as tar:
             return [
@@ -200,7 +200,7 @@ def _name(path: str, length: int) -> str:
 
 
 def nothing_found(place: Path | str) -> str:
-    """Why `find_images` finds nothing at a place, and what to do, as `what; remedy`."""
+    """Return why `find_images` finds nothing at a place, and what to do, as `what; remedy`."""
     suffixes = " ".join(IMAGE_SUFFIXES)
     if os.path.isfile(place):
         return f"not read as an image; save it as one of {suffixes}"
@@ -224,7 +224,7 @@ def _require(folder: Path) -> None:
 
 
 def _where(folder: Path) -> str:
-    """What to do about a missing folder: of its images, if they lie one folder higher, or of the data set."""
+    """Return what to do about a missing folder: move images into it that lie one folder higher, or correct the path."""
     beside = [file for file in sorted(folder.parent.glob("*")) if file.suffix.lower() in IMAGE_SUFFIXES]
     if beside:
         return f"{folder.parent} holds images itself ({beside[0].name}): move them there"
@@ -240,7 +240,7 @@ def _images(folder: Path) -> dict[str, str]:
 
 
 def _parts(folders: dict[str, Path], needed: Sequence[str] = ("train", "val")) -> dict[str, Path]:
-    """Those of the folders of train, val and test to read: all that are there, and the needed ones beside train."""
+    """Return the folders of parts to read: those that exist, and if train exists (or none does) the `needed` ones."""
     found = {part: place for part, place in folders.items() if place.is_dir()}
     needed = needed if "train" in found or not found else ()
     return {part: place for part, place in folders.items() if part in found or part in needed}
@@ -257,7 +257,10 @@ def _pairs(images: Path, masks: Path, format: Format, label_map: np.ndarray | No
 
 
 def _read_classes(path: Path) -> tuple[dict[str, Color], dict[Color, int]]:
-    """The color of each class by name, in the order of ids, and the id of each color, void's with it."""
+    """Return each class's color by name, in the order of ids; and each color's id, with that of void.
+
+    The second is empty if two ids have the same color.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; write `id name R G B` into it for each class")
     rows = []
@@ -281,7 +284,7 @@ def _read_classes(path: Path) -> tuple[dict[str, Color], dict[Color, int]]:
 
 
 def class_table(names: Sequence[str], palette: Sequence[Color]) -> str:
-    """What classes.txt says of classes in the order of their ids."""
+    """Return the content of a classes.txt for classes in the order of their ids."""
     lines = [f"{i} {name} {r} {g} {b}\n" for i, (name, (r, g, b)) in enumerate(zip(names, palette, strict=True))]
     return "".join(lines)
 
@@ -297,19 +300,22 @@ def folder(
 ) -> Source:
     """Read `images/{train[,val,test]}/NAME.jpg`, `labels/*/NAME.png`, `classes.txt`, `[unlabeled/NAME.jpg]`.
 
-    Without `images/train` what is there of val and test is read, to be scored. Without `images/val` a training holds
-    some of train out.
+    Without `images/train` the data set can only be scored. Without `images/val` a training holds some of train out.
 
     Args:
         root: the folder. `classes.txt` has lines `id name R G B`, ids 0..C-1, 255 = void (no class). Names include
             sub-folders.
-        name: of the data set; by default the folder's, so that results of two folders never mix.
-        unlabeled: folder or glob, or several, of images without masks, instead of `root/unlabeled`, here or at a URL;
-            or the manifest of such images, FILE.manifest (`prepare.py manifest`).
-        channels: of the images: 1 (grey), 3 (RGB) or 4 (the file's own four).
-        max_value: what becomes 255 in images with more than 8 bits; by default 65535.
-        masks: "ids", where pixels are class ids (masks of three channels are looked up in the classes' colors), or
-            "colors", where grey values and palettes are colors as well.
+        name: the data set's name; by default the folder's, so that results of two folders never mix.
+        unlabeled: where images without masks are, instead of `root/unlabeled`: a folder, a glob, a tar, or several of
+            these, on this machine or at a URL; or a manifest of them, FILE.manifest (`prepare.py manifest`).
+        channels: channels of the images: 1 (grey), 3 (RGB) or 4 (the file's own four).
+        max_value: the value that becomes 255 in images with more than 8 bits; by default 65535.
+        masks: "ids": pixels are class ids, but masks of three channels are looked up in the classes' colors; "colors":
+            grey values and palettes are looked up as well.
+
+    Raises:
+        FileNotFoundError: a folder or classes.txt is missing.
+        ValueError: anything else is wrong with names, classes or arguments.
     """
     if channels not in (1, 3, 4) or masks not in ("ids", "colors"):
         raise ValueError(f"dataset.channels={channels}, dataset.masks={masks}: choose 1, 3 or 4, and ids or colors")
@@ -338,11 +344,13 @@ def folder(
 
 
 def without_masks(places: str | Sequence[str], format: Format, *, key: str = "dataset.unlabeled") -> Sequence[Sample]:
-    """Images of a manifest, or of one or several folders, globs and tars, sorted by name; `key` is what names them.
+    """Return the images of a manifest, or of one or several folders, globs and tars, sorted by name.
+
+    `key` is the configuration key that holds `places`, for errors.
 
     Raises:
         FileNotFoundError: there is no such manifest.
-        ValueError: it is none, nothing is found at one of the places, or two images have one name.
+        ValueError: the file is no manifest, one of the places has no images, or two images have the same name.
     """
     if str(places).endswith(MANIFEST):
         return Pool(places, format)
@@ -356,7 +364,7 @@ def _own_unlabeled(root: Path, format: Format) -> tuple[Sample, ...]:
 
 
 def _gather(places: list[str], key: str) -> dict[str, str]:
-    """Images of several folders and globs; their names begin with their folder's, so that places never mix."""
+    """Return the images of several places by name; names begin with the place's folder, so that places never mix."""
     found = [find_images(place if is_url(place) else Path(place)) for place in places]
     for place, (_, paths) in zip(places, found, strict=True):
         if not paths:
