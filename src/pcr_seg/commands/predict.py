@@ -214,14 +214,17 @@ def reading(path: Path) -> Iterator[None]:
 def read_windows(
     file, path: Path, rows: list[Cut], columns: list[Cut], format: Format
 ) -> Iterator[tuple[Cut, Cut, np.ndarray]]:
-    """Each window's places and pixels."""
+    """Yield each window's rows, columns and pixels."""
     for row in rows:
         with reading(path):
             strip = tiles.read_strip(file, row, format)
         for column in columns:
-            with reading(path):
-                image = tiles.read_window(file, row, column, format) if strip is None else None
-            yield row, column, image if strip is None else strip[:, column.start : column.stop]
+            if strip is not None:
+                image = strip[:, column.start : column.stop]
+            else:
+                with reading(path):
+                    image = tiles.read_window(file, row, column, format)
+            yield row, column, image
 
 
 def predict_tiles(
