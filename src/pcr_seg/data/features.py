@@ -6,6 +6,7 @@ the image file's path, size and time, how that is read, and the view. So feature
 and runs and processes can share a folder; a file appears there only when it is complete.
 """
 
+import functools
 import hashlib
 import itertools
 import math
@@ -26,6 +27,7 @@ from pcr_seg.data.files import IGNORE_INDEX, Sample, read_image, read_mask, vers
 from pcr_seg.pixels import as_tensor, normalize
 
 HALF = torch.finfo(torch.float16).max
+OPEN = 20_000  # files that stay mapped; Linux lets a process map 65,530
 
 
 class FixedView(NamedTuple):
@@ -130,7 +132,7 @@ class FrozenFeatures:
 
     def read(self, key: str) -> np.ndarray:
         """Return what `keep` has kept under this name."""
-        return self.kept[key] if self.folder is None else np.load(self.folder / f"{key}.npy", mmap_mode="r")
+        return self.kept[key] if self.folder is None else opened(self.folder / f"{key}.npy")
 
     def crop(self, maps: Sequence[np.ndarray], first: Sequence[int], cells: int) -> Tensor:
         """Return raw features (D, h, w) of a square part of a view's maps.
@@ -201,9 +203,9 @@ class FeatureViews(Dataset):
         if sample.mask:
             mask = cv2.resize(self.read_mask(sample), size[::-1], interpolation=cv2.INTER_NEAREST)
             mask = mask[:, ::-1] if view.mirrored else mask
-        pixels = () if wanted is None else np.argwhere(mask == wanted)
-        around = pixels[generator.integers(len(pixels))] / stride if len(pixels) else (None, None)
-        first = [first_cell(side, cells, generator, shown) for side, shown in zip(grid, around, strict=True)]
+        pixels = () if wanted is None else np.flatnonzero(mask == wanted)
+        around = divmod(pixels[generator.integers(len(pixels))], size[1]) if len(pixels) else (None, None)
+        first = [first_cell(*axis, cells, stride, generator) for axis in zip(grid, around, strict=True)]
         top, left = (cell * stride for cell in first)
         shown = np.full((self.crop_size, self.crop_size), IGNORE_INDEX, np.uint8)
         part = mask[top : top + self.crop_size, left : left + self.crop_size]
@@ -218,11 +220,11 @@ class FeatureViews(Dataset):
         return {"weak": weak, "valid": mask != IGNORE_INDEX, "name": sample.name, "seed": seed}
 
 
-def first_cell(side: int, cells: int, generator: np.random.Generator, shown: float | None) -> int:
-    """Draw the first cell of a crop of `cells` cells along a side of a map; the cell `shown`, if given, lies in it."""
+def first_cell(side: int, pixel: int | None, cells: int, stride: int, generator: np.random.Generator) -> int:
+    """Draw the first cell of a crop of `cells` cells along a side of a map, which shows `pixel` if that is given."""
     first, last = 0, max(0, side - cells)
-    if shown is not None:
-        first, last = max(first, math.ceil(shown) - cells + 1), min(last, math.floor(shown))
+    if pixel is not None:
+        first, last = max(first, math.ceil(pixel / stride) - cells + 1), min(last, pixel // stride)
     return int(generator.integers(first, last + 1))
 
 
@@ -239,6 +241,12 @@ class WholeFeatures(Dataset):
         sample = self.samples[index]
         mask = torch.from_numpy(read_mask(sample))
         return {"image": self.features.whole(sample), "mask": mask, "name": sample.name}
+
+
+@functools.lru_cache(maxsize=OPEN)
+def opened(file: Path) -> np.ndarray:
+    """Return the content of a kept file, memory-mapped once in a process: what has this name never changes."""
+    return np.load(file, mmap_mode="r")
 
 
 def merged(maps: Sequence[Tensor]) -> list[Tensor]:
