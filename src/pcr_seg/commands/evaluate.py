@@ -121,7 +121,7 @@ def score(predictor: Predictor, batches: Iterable[dict]) -> Found:
         floats = as_floats(on_device, predictor.network)
         heads = predictor.scored(floats["image"])
         truth = scores.update(heads, floats["mask"], *batch["name"])
-        labels = heads["linear"].argmax(dim=1)[0].byte().cpu().numpy()
+        labels = heads["linear"].max(dim=1).indices[0].byte().cpu().numpy()
         boundary.append(boundary_counts(truth[0].cpu().numpy(), labels, num_classes))
         if num_classes == 2:
             curve.update(heads["linear"].softmax(dim=1)[:, 1], truth.long())
