@@ -137,6 +137,15 @@ def test_every_validation_image_counts_once(recorded: tuple[Path, Path]) -> None
             assert one["scores"][key] == pytest.approx(value, abs=2e-3, nan_ok=True), key
 
 
+def test_weights_that_rest_in_the_burn_in_learn_behind_it(tmp_path: Path) -> None:
+    """A second linear head has no part in the losses of the first epoch, which two processes have to be told."""
+    logs = [tmp_path / "log0", tmp_path / "log1"]
+    arguments = tiny(tmp_path, tmp_path / "run", *QUIET, "method=ablation/second_head")
+    assert [finish(one) for one in start_ranks(arguments, logs)] == [0, 0], logs[0].read_text()
+    weights = checkpoint(tmp_path)["state_dict"]
+    assert not torch.equal(weights["method.bank.head.weight"], weights["method.bank.averaged.weight"])
+
+
 # ------------------------------------------------------------------------------- divided weights
 
 

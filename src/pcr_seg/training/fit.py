@@ -154,7 +154,7 @@ def fit(cfg: DictConfig) -> dict:
         module.teacher.network = convert_sync_batchnorm(module.teacher.network)
     if cfg.get("compile"):  # the method's forward, with the networks in it; crops always have the same size
         module.method.compile(mode=None if cfg.compile is True else cfg.compile, dynamic=False)
-    trainer = make_trainer(cfg, data, checkpoint)
+    trainer = make_trainer(cfg, module, data, checkpoint)
     check_length(trainer, module, data)
     check_batch(cfg, module, data)
     if trainer.strategy.root_device.type == "cpu" and torch.get_num_threads() == 1:
@@ -306,7 +306,9 @@ def check_same(config: dict, what: str) -> None:
         raise ValueError(f"output={output}: holds {what} of another configuration; choose another folder")
 
 
-def make_trainer(cfg: DictConfig, data: SegmentationData, checkpoint: Resumed | None = None) -> L.Trainer:
+def make_trainer(
+    cfg: DictConfig, module: Segmentation, data: SegmentationData, checkpoint: Resumed | None = None
+) -> L.Trainer:
     """Make the trainer with its loggers and callbacks; one of these writes into the run folder when training starts.
 
     Raises:
@@ -325,12 +327,23 @@ def make_trainer(cfg: DictConfig, data: SegmentationData, checkpoint: Resumed | 
     loggers = list(instantiate(cfg.logger).values())
     plugins = [AtomicCheckpointIO(), *environment()]
     validated = {} if data.source.val else {"limit_val_batches": 0}  # no val images: the run after the folds
-    strategy = {}
-    if cfg.trainer.get("strategy") == "fsdp":  # by this name the trainer would take its own, for FSDP1
-        strategy["strategy"] = FSDP(cfg.trainer.num_nodes * num_devices(cfg.trainer.accelerator, cfg.trainer.devices))
     return build(
-        cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False, **strategy, **validated
-    )
+        cfg.trainer, logger=loggers, callbacks=callbacks, plugins=plugins, sync_batchnorm=False,
+        **strategy(cfg.trainer, module), **validated,
+    )  # fmt: skip
+
+
+def strategy(trainer: DictConfig, module: Segmentation) -> dict:
+    """Return the trainer's `strategy` where its own of that name would not do; else {}."""
+    name = trainer.get("strategy", "auto")
+    processes = trainer.num_nodes * num_devices(trainer.accelerator, trainer.devices)
+    if name == "fsdp":  # the trainer's is FSDP1
+        return {"strategy": FSDP(processes)}
+    # A method's own weights rest during the burn-in, and a projection wherever there are no prototypes.
+    resting = [*module.method.parameters()] or getattr(module.student, "projection", None)
+    if name in ("ddp", "auto") and processes > 1 and resting:
+        return {"strategy": "ddp_find_unused_parameters_true"}
+    return {}
 
 
 def check_numbers(cfg: DictConfig) -> None:
