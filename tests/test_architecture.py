@@ -125,16 +125,17 @@ ALLOWED = {
         "commands.opening", "data.files", "data.splits", "data.whole", "measures", "pixels", "predictor", "scores",
     },
     "commands.maps": {
-        "commands.opening", "data.annotations", "data.classes", "data.files", "data.tiles", "pictures.panels",
+        "commands.opening", "config", "data.annotations", "data.classes", "data.files", "data.tiles", "pictures.panels",
         "pictures.visualize", "predictor",
     },
     "commands.predict": {
-        "commands.maps", "commands.opening", "data.annotations", "data.tiles", "pictures.panels", "predictor", *FILES,
+        "commands.maps", "commands.opening", "config", "data.annotations", "data.tiles", "pictures.panels", "predictor",
+        *FILES,
     },
     "commands.autolabel": {"cluster", "commands.maps", "commands.opening", "pictures.panels", "predictor", *FILES},
     "commands.choose": {
-        "commands.opening", "data.annotations", "data.groups", "inference", "pictures.panels", "pictures.visualize",
-        "pixels", "predictor", "report.pages", *FILES,
+        "commands.opening", "config", "data.annotations", "data.groups", "inference", "pictures.panels",
+        "pictures.visualize", "pixels", "predictor", "report.pages", *FILES,
     },
     "commands.export": {"checkpoint", "commands.opening", "pixels", "predictor", "training.model_card"},
     "commands.app": {

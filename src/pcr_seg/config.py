@@ -223,11 +223,11 @@ def global_batch(batch: int, per_device: int | None, accelerator: str, devices: 
     return per_device * nodes * num_devices(accelerator, devices)
 
 
-def check_counts(numbers: dict[str, object]) -> None:
-    """Raise a ValueError for the first key whose value is no whole number of 1 or more."""
+def check_counts(numbers: dict[str, object], least: int = 1) -> None:
+    """Raise a ValueError for the first key whose value is no whole number of at least `least`."""
     for key, number in numbers.items():
-        if type(number) is not int or number < 1:
-            raise ValueError(f"{key}={number}: choose a whole number of 1 or more")
+        if type(number) is not int or number < least:
+            raise ValueError(f"{key}={number}: choose a whole number of {least} or more")
 
 
 def growth(total: int, batch: int, per_device: int | None) -> float:

@@ -22,9 +22,9 @@ from pcr_seg.commands.opening import (
     open_source,
     output_folder,
     run_folder,
-    whole_number,
     writing,
 )
+from pcr_seg.config import check_counts
 from pcr_seg.data import annotations
 from pcr_seg.data.files import Sample, read_bytes, read_image
 from pcr_seg.data.groups import grouped
@@ -64,7 +64,7 @@ def choose(cfg: DictConfig) -> list[str]:
             f"{run}/splits/labeled.txt: {strange[0]} is not in {source.name}; give dataset=NAME dataset.root=FOLDER"
         )
     unlabeled = [samples[name] for name in sorted(samples.keys() - set(names))]
-    if not 1 <= cfg.budget <= len(unlabeled):
+    if cfg.budget > len(unlabeled):
         raise ValueError(f"budget={cfg.budget}: {source.name} has {len(unlabeled)} unlabeled images; choose 1 to that")
     groups, what = grouped([sample.name for sample in unlabeled], cfg.group)
     predictor.to(choose_device(cfg.device))
@@ -104,7 +104,7 @@ def choose(cfg: DictConfig) -> list[str]:
 
 def check_keys(cfg: DictConfig, predictor: Predictor) -> None:
     """Raise a ValueError for a key that has no such value, or a score that the checkpoint cannot give."""
-    whole_number(cfg, "budget")
+    check_counts({"budget": cfg.budget})
     if cfg.score not in SCORES:
         raise ValueError(f"score={cfg.score}: choose {' or '.join(SCORES)}")
     if cfg.diversity not in ("features", None):

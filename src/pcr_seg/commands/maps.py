@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 from PIL import Image
 from rich.progress import MofNCompleteColumn, Progress, TaskID
 
-from pcr_seg.commands.opening import whole_number, writing
+from pcr_seg.commands.opening import writing
+from pcr_seg.config import check_counts
 from pcr_seg.data import annotations, tiles
 from pcr_seg.data.classes import distinct_colors
 from pcr_seg.data.files import DataError, Format, nearly_black, read_image
@@ -31,7 +32,7 @@ BLOCK = 256  # side in pixels of the blocks of a GeoTIFF that is written at once
 
 def check_settings(cfg: DictConfig) -> None:
     """Raise a ValueError for a `batch_size` or `on_error` that has no such value."""
-    whole_number(cfg, "batch_size", 1)
+    check_counts({"batch_size": cfg.batch_size})
     if cfg.on_error not in ("skip", "raise"):
         raise ValueError(f"on_error={cfg.on_error}: choose skip or raise")
 

@@ -82,15 +82,6 @@ def own_dataset(cfg: DictConfig, predictor: Predictor) -> DictConfig:
     return node
 
 
-def whole_number(cfg: DictConfig, key: str, least: int | None = None) -> int:
-    """Return the value of a key; raise a ValueError if it is no whole number, or smaller than `least`."""
-    value = cfg[key]
-    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
-        enough = "" if least is None else f" of {least} or more"
-        raise ValueError(f"{key}={value}: is no whole number{enough}; give one")
-    return value
-
-
 @contextmanager
 def writing(output: Path, remedy: str) -> Iterator[None]:
     """Inside this context, turn an OSError into one of one line with file and remedy."""

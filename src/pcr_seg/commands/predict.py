@@ -25,7 +25,8 @@ from pcr_seg.commands.maps import (
     skipping,
     write_maps,
 )
-from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, whole_number, writing
+from pcr_seg.commands.opening import choose_device, open_checkpoint, output_folder, writing
+from pcr_seg.config import check_counts
 from pcr_seg.data import annotations, tiles
 from pcr_seg.data.files import DataError, Format, is_url
 from pcr_seg.data.sources import find_images
@@ -52,7 +53,9 @@ def predict(cfg: DictConfig) -> dict:
     maps = check_maps([cfg.maps] if isinstance(cfg.maps, str) else list(cfg.maps), predictor)
     check_settings(cfg)
     if cfg.tile is not None:
-        tiles.cuts(1, whole_number(cfg, "tile"), whole_number(cfg, "margin"))
+        check_counts({"tile": cfg.tile})
+        check_counts({"margin": cfg.margin}, least=0)
+        tiles.cuts(1, cfg.tile, cfg.margin)
     output = Path(cfg.output)
     images = named_images(str(cfg.images), output)
     check_format(cfg, images)
