@@ -19,7 +19,7 @@ from pcr_seg.commands.evaluate import evaluate
 from pcr_seg.config import CONF, build, command_line, one_line_errors, set_name, stem
 from pcr_seg.module import Segmentation
 from pcr_seg.training.fit import build_method, build_module, check_per_device, fit
-from pcr_seg.training.resume import TRUSTED_RUN
+from pcr_seg.training.resume import TRUSTED_RUN, moved
 
 ROOT = CONF.parent
 
@@ -249,9 +249,12 @@ def test_wandb_stays_offline_where_the_server_cannot_be_reached(monkeypatch: pyt
 def test_variables_of_wandb_and_gradio_hold(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("PROJECT", "NAME", "RUN_GROUP", "DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path / name))
-    logger = composed("logger=wandb", "output=x").logger.wandb
+    config = composed("logger=wandb", "output=x", "trainer.max_epochs=1")
+    logger = config.logger.wandb
     set_by = {"project": "PROJECT", "name": "NAME", "group": "RUN_GROUP", "save_dir": "DIR"}
     assert all(logger[key] == str(tmp_path / name) for key, name in set_by.items())
+    loggers = moved(config, tmp_path / "moved").logger  # as a run that goes on, a fold, or the baseline
+    assert [loggers[name].save_dir for name in ("csv", "wandb")] == [str(tmp_path / "moved"), str(tmp_path / "DIR")]
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
     monkeypatch.setenv("GRADIO_SERVER_PORT", "8000")
     page = composed("checkpoint=x", name="app")

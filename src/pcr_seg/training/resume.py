@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -73,8 +74,8 @@ def moved(run: DictConfig, folder: Path) -> DictConfig:
     """Change a run's configuration, in place, to write everything into this folder; return it."""
     run.output = run.trainer.default_root_dir = str(folder)
     run.checkpoints.folder = str(folder / "checkpoints")
-    for logger in run.logger.values():
-        logger.save_dir = str(folder)
+    for name, logger in run.logger.items():
+        logger.save_dir = (name == "wandb" and os.environ.get("WANDB_DIR")) or str(folder)
     return run
 
 
