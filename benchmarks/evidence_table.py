@@ -1,28 +1,37 @@
 """Print the tables of docs/results.md from the rows of evidence.py: means, and paired differences with 95 % intervals.
 
-    python benchmarks/evidence_table.py docs/results/evidence.csv [seeds=5:15] [half=1] [over=supervised,consistency]
+    python benchmarks/evidence_table.py docs/results/evidence.csv
+    python benchmarks/evidence_table.py docs/results/evidence.csv "group=compare;variants" "over=supervised;consistency"
 
-For voc_animals, on whose half 0 settings were chosen, only half 1 counts; for other sets the mean of both halves. A
-difference is between two methods with the same labels, seed by seed; its interval is Student's t.
+The rows are those of the methods of these groups of benchmarks/evidence.yaml, with the seeds 5 to 14 (`seeds=5:15`).
+For voc_animals, on whose half 0 settings were chosen, only half 1 counts (`half=1`); for other sets the mean of both. A
+difference is to a method named by `over`, with the same labels, seed by seed; its interval is Student's t.
 """
 
 import sys
 from math import sqrt
+from pathlib import Path
 
 import pandas as pd
+from omegaconf import OmegaConf
 from scipy.stats import t
 
 CHOSEN_ON = "voc_animals"
+PLAN = Path(__file__).with_name("evidence.yaml")
 
 
 def main(file: str, *arguments: str) -> None:
     """Print a table for each set and number of labels."""
     options = dict(argument.split("=", 1) for argument in arguments)
     first, last = map(int, options.get("seeds", "5:15").split(":"))
-    baselines = options.get("over", "supervised,consistency").split(",")
+    baselines = options.get("over", "supervised;consistency").split(";")
+    groups = {group.name: group.methods for group in OmegaConf.load(PLAN).groups}
+    chosen = options["group"].split(";") if "group" in options else groups
+    order = {method: place for place, method in enumerate(method for name in chosen for method in groups[name])}
     rows = pd.read_csv(file, dtype={"labels": str})
     counts = (rows["set"] != CHOSEN_ON) | (rows.half == int(options.get("half", 1)))
-    rows = rows[rows.seed.between(first, last - 1) & counts]
+    rows = rows[rows.seed.between(first, last - 1) & counts & rows.method.isin([*order])]
+    rows = rows.sort_values("method", key=lambda methods: methods.map(order), kind="stable")
     scores = rows.groupby(["set", "labels", "method", "seed"], sort=False)[["linear", "prototype", "average"]].mean()
     for (name, labels), cell in scores.groupby(level=["set", "labels"], sort=False):
         print(f"\n**{name}, {labels}**\n")
