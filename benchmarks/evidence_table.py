@@ -2,11 +2,13 @@
 
     python benchmarks/evidence_table.py docs/results/evidence.csv "group=compare;variants" over=consistency
     python benchmarks/evidence_table.py docs/results/evidence.csv group=frequencies "over=consistency, drawn"
+    python benchmarks/evidence_table.py docs/results/evidence.csv "uses=pcr projected"
 
 The rows are those of the methods of these groups of benchmarks/evidence.yaml, with the seeds 5 to 14 (`seeds=5:15`).
 For voc_animals, on whose half 0 settings were chosen, only half 1 counts (`half=1`); for other sets the mean of both. A
 difference is that of a head (linear, prototype, average) to the linear head of the method `over`, with the same labels,
-seed by seed; its interval is Student's t.
+seed by seed; its interval is Student's t. `uses=METHOD` prints how well that method's heads are calibrated, and how
+well what they say finds the linear head's wrong pixels.
 """
 
 import sys
@@ -18,6 +20,10 @@ from omegaconf import OmegaConf
 from scipy.stats import t
 
 CHOSEN_ON = "voc_animals"
+USES = {
+    "ece_linear": "ECE linear", "ece_prototype": "ECE prototype", "auroc_confidence": "AUROC 1 - confidence",
+    "auroc_disagreement": "AUROC disagreement", "auroc_distance": "AUROC distance",
+}  # fmt: skip
 PLAN = Path(__file__).with_name("evidence.yaml")
 
 
@@ -32,8 +38,11 @@ def main(file: str, *arguments: str) -> None:
     rows = pd.read_csv(file, dtype={"labels": str})
     counts = (rows["set"] != CHOSEN_ON) | (rows.half == int(options.get("half", 1)))
     rows = rows[rows.seed.between(first, last - 1) & counts & rows.method.isin([*methods])]
-    scores = rows.groupby(["set", "labels", "method", "seed"])[["linear", "prototype", "average"]].mean()
     cells = [(name, labels) for name, chosen in plan.sets.items() for labels in chosen.labels]
+    if "uses" in options:
+        print_uses(rows[rows.method == options["uses"]].groupby(["set", "labels"])[[*USES]].mean(), cells)
+        return
+    scores = rows.groupby(["set", "labels", "method", "seed"])[["linear", "prototype", "average"]].mean()
     cells = [cell for cell in cells if cell in scores.index]
     print(f"| method | {' | '.join(f'{name}, {labels}' for name, labels in cells)} |")
     print("|---" + "|--:" * len(cells) + "|")
@@ -41,6 +50,15 @@ def main(file: str, *arguments: str) -> None:
         row = [entry(scores.loc[cell], method, options["over"], options.get("head", "linear")) for cell in cells]
         if any(row):
             print(f"| {' | '.join([method, *row])} |")
+
+
+def print_uses(means: pd.DataFrame, cells: list[tuple[str, str]]) -> None:
+    """Print a row for each set and number of labels: calibration errors, and how well doubts find wrong pixels."""
+    print(f"| set, labels | {' | '.join(USES.values())} |")
+    print("|---" + "|--:" * len(USES) + "|")
+    for name, labels in cells:
+        if (name, labels) in means.index:
+            print(f"| {name}, {labels} | {' | '.join(f'{value:.2f}' for value in means.loc[name, labels])} |")
 
 
 def entry(cell: pd.DataFrame, method: str, over: str, head: str) -> str:

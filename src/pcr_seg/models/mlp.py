@@ -51,7 +51,7 @@ class MLP(nn.Module):
         channels: int | None = 128,
         projection: int | None = None,
         dropout: float = 0.0,
-        channel_dropout: float = 0.5,
+        channel_dropout: float = 0.1,
         noise: float = 0.1,
         head_lr_multiplier: float = 1.0,
     ) -> None:
