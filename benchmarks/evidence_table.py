@@ -37,13 +37,13 @@ def main(file: str, *arguments: str) -> None:
     methods = dict.fromkeys(method for name in chosen for method in groups[name])  # in order, each once
     rows = pd.read_csv(file, dtype={"labels": str})
     counts = (rows["set"] != CHOSEN_ON) | (rows.half == int(options.get("half", 1)))
-    rows = rows[rows.seed.between(first, last - 1) & counts & rows.method.isin([*methods])]
+    rows = rows[rows.seed.between(first, last - 1) & counts]
     cells = [(name, labels) for name, chosen in plan.sets.items() for labels in chosen.labels]
     if "uses" in options:
         print_uses(rows[rows.method == options["uses"]].groupby(["set", "labels"])[[*USES]].mean(), cells)
         return
     scores = rows.groupby(["set", "labels", "method", "seed"])[["linear", "prototype", "average"]].mean()
-    cells = [cell for cell in cells if cell in scores.index]
+    cells = [cell for cell in cells if cell in scores.index and set(methods) & set(scores.loc[cell].index.unique(0))]
     print(f"| method | {' | '.join(f'{name}, {labels}' for name, labels in cells)} |")
     print("|---" + "|--:" * len(cells) + "|")
     for method in methods:
