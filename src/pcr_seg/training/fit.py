@@ -335,8 +335,7 @@ def make_trainer(
 
 def strategy(trainer: DictConfig, module: Segmentation) -> dict:
     """Return the trainer's `strategy` where its own of that name would not do; else {}."""
-    name = trainer.get("strategy", "auto")
-    processes = trainer.num_nodes * num_devices(trainer.accelerator, trainer.devices)
+    name, processes = trainer.get("strategy", "auto"), num_processes(trainer)
     if name == "fsdp":  # the trainer's is FSDP1
         return {"strategy": FSDP(processes)}
     # A method's own weights rest during the burn-in, and a projection wherever there are no prototypes.
@@ -344,6 +343,11 @@ def strategy(trainer: DictConfig, module: Segmentation) -> dict:
     if name in ("ddp", "auto") and processes > 1 and resting:
         return {"strategy": "ddp_find_unused_parameters_true"}
     return {}
+
+
+def num_processes(trainer: DictConfig) -> int:
+    """Return how many processes the trainer's hardware means, one for each device."""
+    return trainer.num_nodes * num_devices(trainer.accelerator, trainer.devices)
 
 
 def check_numbers(cfg: DictConfig) -> None:
@@ -364,7 +368,7 @@ def check_numbers(cfg: DictConfig) -> None:
 
 def check_per_device(cfg: DictConfig) -> None:
     """Raise a ValueError if `per_device` and `global_batch` are both given and contradict each other."""
-    processes = cfg.trainer.num_nodes * num_devices(cfg.trainer.accelerator, cfg.trainer.devices)
+    processes = num_processes(cfg.trainer)
     if cfg.per_device and cfg.global_batch != cfg.per_device * processes:
         raise ValueError(
             f"global_batch={cfg.global_batch}: {processes} devices with per_device={cfg.per_device} make"
