@@ -52,12 +52,13 @@ def main(file: str, *arguments: str) -> None:
     chosen = [group for group in plan["groups"] if group["name"] == options.get("group", group["name"])]
     cells = list(cells_of(plan | {"groups": chosen}))
     kept = [f"{key}={options['features']}" for key in ("features.folder", "data.cache") if "features" in options]
+    weights = [f"backbone.weights={options['weights']}"] if "weights" in options else []  # of fine-tuned backbones
     for place, cell in enumerate(cells):
         if place % parts == part and cell[:4] not in rows_of(table):
             *names, overrides = cell
             print(f"{place + 1}/{len(cells)}: {' '.join(map(str, names))}", flush=True)
-            folders = kept if "experiment=laptop" in overrides else []  # others keep no features
-            append(table, names, overrides, run([*overrides, *folders, f"dataset.root={options['data']}/{names[0]}"]))
+            files = kept if "experiment=laptop" in overrides else weights  # others keep no features
+            append(table, names, overrides, run([*overrides, *files, f"dataset.root={options['data']}/{names[0]}"]))
 
 
 def cells_of(plan: dict) -> Iterator[tuple]:
