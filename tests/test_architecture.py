@@ -26,7 +26,7 @@ ALLOWED = {
     "method.unimatch_v2": {"method.losses", "method.mixing", "method.sampling", "method.teacher"},
     "method.pcr": {"method.losses", "method.mixing", "method.prototypes", "method.sampling", "method.teacher"},
     "method.pcr_crossed": {"method.losses", "method.pcr", "method.teacher"},
-    "method.second_head": {"method.pcr_crossed", "method.sampling"},
+    "method.second_head": {"method.losses", "method.pcr_crossed", "method.sampling", "method.teacher"},
     "method.region_names": {"method.losses", "method.prototypes"},
     "method.pcr_plus": {
         "method.losses", "method.mixing", "method.pcr", "method.region_names", "method.sampling", "method.teacher",

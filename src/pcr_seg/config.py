@@ -88,6 +88,7 @@ def quote_path(argument: str) -> str:
     path = os.path.expanduser(value)
     several = not os.path.exists(path) and (re.fullmatch(r"\[.*\]", value) or "," in value or "${" in value)
     number = re.fullmatch(r"[\d._+-]+(e[+-]?\d+)?|true|false|[+-]?inf|nan", value, re.IGNORECASE) and value[0] != "."
+    number = number and key != "val"  # a share in `prepare.py import`
     if several or (path == value and not number and re.fullmatch(r"[\w./:*?@%-]*", value, re.ASCII)):
         return argument
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", path)

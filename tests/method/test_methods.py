@@ -553,18 +553,39 @@ def test_prototypes_that_follow_labels_alone() -> None:
 @pytest.mark.parametrize("choice", ["linear", "average", "crossed"])
 def test_a_second_linear_head_learns_by_gradient_and_labels_by_its_average(choice: str) -> None:
     torch.manual_seed(1)
-    method = SecondHead(NUM_CLASSES, 16, grid_cells=CELLS, threshold=0.23, pseudo_labels=choice, ema_decay=0.5)
+    method = SecondHead(NUM_CLASSES, 16, grid_cells=CELLS, threshold=0.23, pseudo_labels=choice, prototype_momentum=0.5)
+    method.begin(make_student(), [], torch.Generator())
     before = copy.deepcopy(method.bank.state_dict())
     step(method).backward()
     assert method.bank.head.weight.grad.abs().sum() > 0 and method.bank.averaged.weight.grad is None
     with torch.no_grad():
         method.bank.head.weight += 1
-    method.bank.update(torch.zeros(1, 16), torch.zeros(1, dtype=torch.long))
+    method.accumulate(2)  # two updates by the root of the decay are one by the decay
+    for _ in range(2):
+        method.bank.update(torch.zeros(1, 16), torch.zeros(1, dtype=torch.long))
     assert_close(method.bank.averaged.weight, before["averaged.weight"] + 0.5)
     features = torch.randn(2, 16, 4, 4)
     weight, bias = method.bank.averaged.parameters()
     expected = ref.upsample(F.conv2d(features, weight[..., None, None], bias), (9, 9))
     assert_close(method.heads(features, (9, 9))["prototype"], expected)
+
+
+def test_a_second_linear_head_learns_labels_in_the_burn_in_and_is_averaged_from_then_on() -> None:
+    torch.manual_seed(1)
+    method, student = SecondHead(NUM_CLASSES, 16, grid_cells=SIZE), make_student(dropout=0.0)  # a cell for each pixel
+    labeled, _ = make_batch()
+    losses = method(student, Teacher(student), labeled, None)
+    features = ref.upsample(student(labeled["image"]).features, (SIZE, SIZE))
+    logits = F.conv2d(features, method.bank.head.weight[..., None, None], method.bank.head.bias)
+    assert_close(losses["prototype"], F.cross_entropy(logits, labeled["mask"], ignore_index=255), atol=1e-4, rtol=0)
+    assert not method.heads(features, (SIZE, SIZE))
+    method.begin(student, [], torch.Generator())
+    assert torch.equal(method.bank.averaged.weight, method.bank.head.weight)
+    averaged = method.bank.averaged.weight.clone()
+    with torch.no_grad():
+        method.bank.head.weight += 1
+    method.begin(student, [], torch.Generator())  # as in each later epoch
+    assert torch.equal(method.bank.averaged.weight, averaged)
 
 
 def test_complements_equal_a_plain_writing() -> None:

@@ -27,7 +27,7 @@ WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 COMPILE = Literal[False, True, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 TOP = {  # types of top-level keys, which are no constructor's arguments
     "seed": int, "global_batch": int, "most_per_device": int, "per_device": int | None, "compile": COMPILE,
-    "baseline": bool, "diagnosis": bool, "upload_checkpoints": bool,
+    "val": str | None, "baseline": bool, "diagnosis": bool, "upload_checkpoints": bool,
 }  # fmt: skip
 
 
