@@ -143,7 +143,7 @@ class Segmentation(L.LightningModule):
         views, wanted = as_floats(batch[name], self.student), self.method.views.strong
         if "strong" not in views and hasattr(self.student, "perturb"):
             views["strong"] = torch.stack([self.student.perturb(views["weak"]) for _ in range(wanted)], dim=1)
-        if (found := views["strong"].shape[1]) < wanted:
+        if (found := views["strong"].shape[1] if "strong" in views else 0) < wanted:
             raise ValueError(f"{self.name}: needs {wanted} strong views (V, 3, H, W); {name} has {found}")
         return views
 

@@ -380,14 +380,19 @@ def test_two_classes_train() -> None:
 # ----------------------------------------------------------------------------------------- the others
 
 
-def published(student: nn.Module, labeled: dict, unlabeled: dict, threshold: float, boxes: list[Tensor]) -> dict:
-    """UniMatch's losses as its code computes them, with masks by boolean indexing; FixMatch's with one strong view."""
+def published(
+    student: nn.Module, labeled: dict, unlabeled: dict, threshold: float, boxes: list[Tensor], raised: Tensor
+) -> dict:
+    """UniMatch's losses as its code computes them, with masks by boolean indexing; FixMatch's with one strong view.
+
+    Pseudo-labels are read from logits that are `raised` (C, 1, 1), which is not in their code.
+    """
     up = partial(nn.functional.interpolate, size=(SIZE, SIZE), mode="bilinear", align_corners=True)
     weak, other = unlabeled["weak"], unlabeled["other"]
     ignore, ignore_mix = ((~part["valid"]).long() * 255 for part in (unlabeled, other))
     with torch.no_grad():
         student.eval()
-        mix = up(student(other["weak"]).logits).softmax(1)
+        mix = (up(student(other["weak"]).logits) + raised).softmax(1)
         student.train()
     views = []
     for view, box in enumerate(boxes):
@@ -401,7 +406,7 @@ def published(student: nn.Module, labeled: dict, unlabeled: dict, threshold: flo
         middle = torch.cat([middle, middle])
     logits = up(student.decode([low, middle, high]).logits)
     strong = up(student(torch.cat(views)).logits).chunk(len(boxes))
-    taught = logits[2:4].detach().softmax(1)
+    taught = (logits[2:4].detach() + raised).softmax(1)
 
     def loss_u(prediction: Tensor, box: Tensor | None) -> Tensor:
         labels, confidence, unknown = taught.argmax(1), taught.amax(1), ignore.clone()
@@ -420,19 +425,21 @@ def published(student: nn.Module, labeled: dict, unlabeled: dict, threshold: flo
     return losses
 
 
+@pytest.mark.parametrize("adjustment", [0.0, 0.1])
 @pytest.mark.parametrize("made", [FixMatch, UniMatch])
-def test_the_peers_losses_are_those_of_their_published_step(made: type) -> None:
+def test_the_peers_losses_are_those_of_their_published_step(made: type, adjustment: float) -> None:
     views = 2 if made is UniMatch else 1
     student = make_student(dropout=0.0)
-    again, teacher = copy.deepcopy(student), Teacher(student, decay=0.0)
+    again, teacher = copy.deepcopy(student), Teacher(student, decay=0.0, logit_adjustment=adjustment)
     method = made(threshold=0.24, cutmix_probability=1.0)
     labeled, unlabeled = make_batch(views=views)
+    teacher.log_frequency = torch.linspace(-2, 0, NUM_CLASSES)[:, None, None]
     torch.manual_seed(5)
     found = method(student, teacher, labeled, unlabeled)
     total(method, found).backward()
     torch.manual_seed(5)
     boxes = [small_boxes(2, SIZE, SIZE, probability=1.0) for _ in range(views)]
-    expected = published(again, labeled, unlabeled, 0.24, boxes)
+    expected = published(again, labeled, unlabeled, 0.24, boxes, -adjustment * teacher.log_frequency)
     total(method, expected).backward()
     assert found.keys() == expected.keys() and 0.05 < method.figures["confident"] < 0.95
     for name, loss in expected.items():

@@ -155,6 +155,35 @@ def test_each_rule_has_statistics_of_its_own(bn: str) -> None:
     assert changed == (bn == "weak")
 
 
+def test_a_frozen_part_keeps_its_statistics() -> None:
+    """Teacher and student share it, in eval mode; with statistics of nothing it would be ruined for both."""
+
+    class Frozen(nn.Sequential):
+        frozen = True
+
+        def train(self, mode: bool = True) -> nn.Module:
+            return super().train(False)
+
+    student = Tiny()
+    student.layers = nn.Sequential(Frozen(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)).eval(), *student.layers)
+    teacher = Teacher(student, bn="weak")
+    (_, shared), *_ = teacher.network.layers
+    shared.running_mean.fill_(0.3)
+    shared.running_var.fill_(2.0)
+    teacher.label(randn(2, 3, 8, 8), torch.ones(2, 8, 8, dtype=torch.bool))
+    teacher.refresh([randn(2, 3, 8, 8)])
+    assert shared.running_mean.eq(0.3).all() and shared.running_var.eq(2).all()
+
+
+def test_refreshed_statistics_are_the_mean_over_all_batches() -> None:
+    (teacher, _), batches = make_teacher("weak"), [randn(2, 3, 8, 8), randn(2, 3, 8, 8, seed=1)]
+    conv, norm = teacher.network.layers[:2]
+    teacher.refresh(batches)
+    means = torch.stack([conv(images).mean(dim=(0, 2, 3)) for images in batches])
+    assert_close(norm.running_mean, means.mean(dim=0))
+    assert norm.momentum == 0.1 and not norm.training
+
+
 def test_an_unknown_rule_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"teacher_bn=averages: choose one of copy, forward, weak"):
         make_teacher("averages")

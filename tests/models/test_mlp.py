@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from pcr_seg.method.teacher import Teacher
 from pcr_seg.models.backbones import TimmBackbone
-from pcr_seg.models.mlp import MLP, on_grid
+from pcr_seg.models.mlp import MLP, grid_size
 
 FROZEN = {"output_stride": 16, "freeze": "all"}
 
@@ -39,7 +39,7 @@ def test_coarser_maps_are_upsampled_with_aligned_corners() -> None:
 
 @pytest.mark.parametrize(("size", "shown"), [((65, 65), (65, 65)), ((70, 100), (65, 97)), ((9, 30), (17, 33))])
 def test_images_are_shown_in_the_next_size_whose_cells_lie_on_pixels(size: tuple, shown: tuple) -> None:
-    assert on_grid(size, 16) == shown
+    assert grid_size(size, 16) == shown
 
 
 def test_features_in_place_of_images_give_the_same() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from pcr_seg.data.cache import cache_folder, cached_mask
 from pcr_seg.data.features import FeatureViews, FrozenFeatures
-from pcr_seg.data.files import IGNORE_INDEX, Sample
+from pcr_seg.data.files import IGNORE_INDEX, Sample, read_mask
 from pcr_seg.data.sources import Source
-from pcr_seg.data.splits import classes_shown, make_split, split_of_run
+from pcr_seg.data.splits import classes_shown, make_split, refuse_many, split_of_run, tolerant
 from pcr_seg.data.streams import (
     EVERY,
     LABELED,
@@ -113,8 +114,11 @@ class SegmentationData(L.LightningDataModule):
             raise ValueError(
                 f"data.crop_size={crop_size}: kept features lie {features.stride} pixels apart; use {better}"
             )
+        if features is not None and (crop_size - 1) % features.label_stride:
+            raise ValueError(f"features.label_stride={features.label_stride}: does not divide {crop_size - 1}; use 4")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"data.on_error={on_error}: choose raise or skip")
+        self.left_out: set[str] = set()  # images without features, with on_error=skip
         self.start = (0, 0)  # where a resumed training goes on: epoch, and optimizer steps done in it
         if use_unlabeled and not self.split.unlabeled:
             raise ValueError(
@@ -129,19 +133,32 @@ class SegmentationData(L.LightningDataModule):
         rank, world = self._rank() if self.features.folder else (0, 1)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         training = (*self.split.labeled, *(self.split.unlabeled if self.use_unlabeled else ()))
-        self.features.compute(training[rank::world], device)
+        skip = self.on_error == "skip"
+        bad = self.features.compute(training[rank::world], device, skip=skip)
+        refuse_many(bad, len(training), self.max_skipped)
+        if bad:
+            warnings.warn(f"{bad[0]}; skipped, {len(bad)} of {len(training)}", stacklevel=2)
         self.features.compute(self.source.val[rank::world], device, whole=True)
         if self.trainer:
             self.trainer.strategy.barrier()
+        if skip:
+            masks = tolerant(lambda s: s.mask is None or len(read_mask(s)), training, "Masks", self.max_skipped)
+            there = [self.features.has(sample, self.features.views[-1]) for sample in training]
+            self.left_out = {s.image for s, *good in zip(training, masks, there, strict=True) if not all(good)}
 
     def train_dataloader(self) -> dict[str, DataLoader]:
         """Return a loader for each stream, all of equal length."""
-        loaders = {"labeled": self._train_loader(self.split.labeled, LABELED)}
+        loaders = {"labeled": self._train_loader(self.readable(self.split.labeled), LABELED)}
         if self.use_unlabeled:
-            loaders["unlabeled"] = self._train_loader(self.split.unlabeled, UNLABELED)
+            unlabeled = self.readable(self.split.unlabeled)
+            loaders["unlabeled"] = self._train_loader(unlabeled, UNLABELED)
             if self.other:
-                loaders["other"] = self._train_loader(self.split.unlabeled, OTHER)
+                loaders["other"] = self._train_loader(unlabeled, OTHER)
         return loaders
+
+    def readable(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Leave out images whose features could not be computed."""
+        return [sample for sample in samples if sample.image not in self.left_out] if self.left_out else samples
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of whole validation images, one at a time; each rank has its share, without repeats."""
@@ -155,15 +172,16 @@ class SegmentationData(L.LightningDataModule):
 
         A last batch of one image is left out, since BatchNorm cannot take statistics from it.
         """
-        passes = max(1, min(4, 512 // len(self.split.labeled)))
+        labeled = self.readable(self.split.labeled)
+        passes = max(1, min(4, 512 // len(labeled)))
         order = [
-            (index, view_seed(self.seed, EVERY, turn * len(self.split.labeled) + index))
+            (index, view_seed(self.seed, EVERY, turn * len(labeled) + index))
             for turn in range(passes)
-            for index in range(len(self.split.labeled))
+            for index in range(len(labeled))
         ]
         if len(order) > 1 and len(order) % self.batch_size == 1:
             order = order[:-1]
-        return self._loader(self.views(self.split.labeled), order, drop_last=False)
+        return self._loader(self.views(labeled), order, drop_last=False)
 
     def steps_in_epoch(self, batches_per_step: int, world: int) -> int:
         """Return the optimizer steps of an epoch on `world` devices with `batches_per_step` accumulated batches."""

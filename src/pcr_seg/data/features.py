@@ -23,7 +23,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pcr_seg.data.files import IGNORE_INDEX, Sample, read_image, read_mask, version
+from pcr_seg.data.files import IGNORE_INDEX, DataError, Sample, read_image, read_mask, version
 from pcr_seg.pixels import as_tensor, normalize
 
 HALF = torch.finfo(torch.float16).max
@@ -76,15 +76,27 @@ class FrozenFeatures:
 
     # ------------------------------------------------------------------------------------ computing
 
-    def compute(self, samples: Sequence[Sample], device: torch.device, *, whole: bool = False) -> None:
-        """Compute the views of these images that are not kept yet: all, or with `whole` only the image as it is."""
+    def compute(
+        self, samples: Sequence[Sample], device: torch.device, *, whole: bool = False, skip: bool = False
+    ) -> list[Exception]:
+        """Compute the views of these images that are not kept yet: all, or with `whole` only the image as it is.
+
+        With `skip`, images that cannot be read are left out, and their errors returned.
+        """
         views = [FixedView()] if whole else self.views
         missing = [sample for sample in samples if not all(self.has(sample, view) for view in views)]
         if not missing:
-            return
+            return []
         self.network.backbone.to(device)
+        errors: list[Exception] = []
         for sample in track(missing, f"Features of {len(missing)} images", transient=True):
-            self.of_image(sample, views, device)
+            try:
+                self.of_image(sample, views, device)
+            except (DataError, OSError) as error:
+                if not skip:
+                    raise
+                errors.append(error)
+        return errors
 
     @torch.inference_mode()
     def of_image(self, sample: Sample, views: Sequence[FixedView], device: torch.device) -> None:

@@ -244,11 +244,15 @@ def tolerant(
             return error
 
     found = in_threads(attempt, samples, description)
-    bad, total = [result for result in found if isinstance(result, Exception)], len(samples)
+    refuse_many([result for result in found if isinstance(result, Exception)], len(samples), max_skipped)
+    return [None if isinstance(result, Exception) else result for result in found]
+
+
+def refuse_many(bad: Sequence[Exception], total: int, max_skipped: float) -> None:
+    """Raise a DataError if more than the share `max_skipped` (0..1) of the files, or all, cannot be read."""
     if bad and (len(bad) > max_skipped * total or len(bad) == total):
         message = f"{bad[0]}; {len(bad)} of {total} files are bad, more than data.max_skipped={max_skipped} allows"
         raise DataError(message)
-    return [None if isinstance(result, Exception) else result for result in found]
 
 
 def classes_shown(samples: Sequence[Sample], description: str, max_skipped: float = 0.0) -> list[int]:

@@ -66,7 +66,7 @@ class FixMatch(nn.Module):
         output = student(torch.cat([image, weak]))
         strong_logits = upsample(student(strong).logits, mask.shape[-2:])
         teacher.observe(torch.cat([image, strong]))
-        labels, confidence = pseudo_label(upsample(output.logits[n:].detach(), mask.shape[-2:]))
+        labels, confidence = pseudo_label(teacher.adjusted(upsample(output.logits[n:].detach(), mask.shape[-2:])))
         labels = labels.masked_fill(~valid, IGNORE_INDEX)
 
         boxes = on_grid(boxes, labels.shape[-2:])

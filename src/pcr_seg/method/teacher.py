@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
 
 from pcr_seg.method.losses import IGNORE_INDEX
 from pcr_seg.method.sampling import upsample
@@ -22,7 +21,8 @@ BN_RULES = ("copy", "forward", "weak")
 class Teacher(nn.Module):
     """A copy of the student that follows it: decay * teacher + (1 - decay) * student after each optimizer step.
 
-    Parts of the student with an attribute `frozen` that is true are shared with it, not copied.
+    Parts of the student with an attribute `frozen` that is true are shared with it, not copied; they have to stay in
+    eval mode by themselves.
 
     After n steps the decay is min(1 - 1 / (n + 1), decay), as in U2PL: the first step copies the student.
 
@@ -83,9 +83,11 @@ class Teacher(nn.Module):
         """
         with batchnorm_follows(self.network) if self.bn == "weak" else nullcontext():
             output = self.network(images)
-        logits = upsample(output.logits, size)
-        logits = logits - self.logit_adjustment * self.log_frequency if self.logit_adjustment else logits
-        return logits, output.features
+        return self.adjusted(upsample(output.logits, size)), output.features
+
+    def adjusted(self, logits: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Return logits after the logit adjustment, for methods that label by other forwards than the teacher's."""
+        return logits - self.logit_adjustment * self.log_frequency if self.logit_adjustment else logits
 
     def count(self, masks: Iterable[Int[Tensor, "B H W"]], num_classes: int) -> None:
         """Count the classes' frequencies in the masks, for `logit_adjustment`; a missing class counts as one pixel."""
@@ -115,9 +117,18 @@ class Teacher(nn.Module):
 
         For trainings and burn-ins without weak views, which else bring the statistics.
         """
-        if self.bn == "weak":
-            update_bn(batches, self.network)
-            self.network.eval()
+        if self.bn != "weak":
+            return
+        momenta = {norm: norm.momentum for norm in norms_of(self.network)}
+        for norm in momenta:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over all batches
+        self.network.train()
+        for images in batches if momenta else ():
+            self.network(images)
+        self.network.eval()
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
 
 
 def pseudo_label(logits: Float[Tensor, "B C *S"]) -> tuple[Int[Tensor, "B *S"], Float[Tensor, "B *S"]]:
@@ -210,9 +221,12 @@ def statistics_of_first(network: nn.Module, count: int) -> Iterator[None]:
 
 
 def norms_of(network: nn.Module) -> list[nn.Module]:
-    """Return the network's BatchNorm layers that have running statistics."""
-    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    return [norm for norm in norms if norm.track_running_stats]
+    """Return the network's BatchNorm layers that have running statistics, without those of frozen parts."""
+    if getattr(network, "frozen", False):
+        return []
+    if isinstance(network, nn.modules.batchnorm._BatchNorm):
+        return [network] if network.track_running_stats else []
+    return [norm for child in network.children() for norm in norms_of(child)]
 
 
 @contextmanager

@@ -77,7 +77,7 @@ class UniMatch(nn.Module):
         clean, dropped = output.logits.split(n + len(weak))
         of_strong = student(strong).logits
         teacher.observe(torch.cat([image, strong]))
-        labels, confidence = pseudo_label(upsample(clean[n:].detach(), size))
+        labels, confidence = pseudo_label(teacher.adjusted(upsample(clean[n:].detach(), size)))
         labels = labels.masked_fill(~valid, IGNORE_INDEX)
 
         views = []

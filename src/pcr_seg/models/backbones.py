@@ -48,8 +48,8 @@ class TimmBackbone(nn.Module):
         freeze_bn: use the BatchNorm layers' pretrained statistics and affine weights as constants, for batches that are
             too small to estimate them.
         freeze: what keeps its weights. A list: these of timm's submodules and parameters, by name. A number: the stem
-            and so many blocks after it. "all": the whole backbone, which then stays in eval mode, gets no gradients,
-            and is shared by student and teacher. Early layers cost the most and change the least.
+            and so many blocks after it; 0: nothing. "all": the whole backbone, which then stays in eval mode, gets no
+            gradients, and is shared by student and teacher. Early layers cost the most and change the least.
         layer_decay: factor from each layer's learning rate to that of the layer before, in 0..1.
         checkpointing: keep no activations inside of blocks, but compute them again in the backward pass.
         multi_grid: dilations of the 3x3 convolutions in the last stage's blocks at output stride 8, halved at 16
@@ -121,6 +121,7 @@ class TimmBackbone(nn.Module):
         self.default_maps = [next((s for s in sorted(self.strides) if s >= 4), -1), -2, -1]
         self.channels = self.widths(self.default_maps)
         self.multiple = self.multiple_of_sizes()
+        self.train()  # puts a frozen one into eval mode
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Stay in eval mode if all of it is frozen: BatchNorm's statistics stay, and nothing is dropped."""

@@ -18,7 +18,7 @@ class MLP(nn.Module):
     The maps are upsampled to the first one's size and concatenated: the raw features. These are standardised by each
     channel's mean and deviation over labeled images. Images are resized to the nearest sides of n * stride + 1 before
     the backbone sees them. Cells then lie on pixels 0, stride, 2 * stride ..., where upsampling with aligned corners
-    puts them.
+    puts them. Of networks that take only multiples of a size (ConvNeXt, Swin) they lie half a cell off at the borders.
 
     Every function that takes images also takes their raw features, since those of a frozen backbone are computed once
     and kept (`data/features.py`).
@@ -78,15 +78,14 @@ class MLP(nn.Module):
         return self.decode(self.encode(images))
 
     def raw(self, images: Tensor, size: tuple[int, int] | None = None) -> list[Tensor]:
-        """Return the backbone's maps of normalized images, which are resized to the grid (`on_grid`) next to `size`."""
-        return self.backbone(
-            upsample(images, on_grid(size or images.shape[-2:], self.backbone.output_stride)), self.maps
-        )
+        """Return the backbone's maps of normalized images, resized to the grid (`grid_size`) next to `size`."""
+        size = grid_size(size or images.shape[-2:], self.backbone.output_stride)
+        return self.backbone(upsample(images, size), self.maps)
 
     def join(self, maps: Sequence[Tensor]) -> Tensor:
         """Return the raw features (B, `width`, h, w) of maps (B, c, h, w), at the first map's size."""
-        first, *others = maps
-        return torch.cat([first, *(x if x.shape == first.shape else upsample(x, first.shape[-2:]) for x in others)], 1)
+        size = maps[0].shape[-2:]
+        return torch.cat([x if x.shape[-2:] == size else upsample(x, size) for x in maps], dim=1)
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Return the standardised features of normalized images, or of raw features, as a list of one map."""
@@ -116,7 +115,8 @@ class MLP(nn.Module):
             images = batch["image"]
             features = (images if images.shape[1] == self.width else self.join(self.raw(images))).to(totals)
             by_channel = features.transpose(0, 1).flatten(1)
-            totals += torch.stack([by_channel.sum(1), by_channel.square().sum(1), torch.ones_like(by_channel).sum(1)])
+            totals[:2] += torch.stack([by_channel.sum(1), by_channel.square().sum(1)])
+            totals[2] += by_channel.shape[1]
             seen += len(images)
             if seen >= ENOUGH:
                 break
@@ -132,7 +132,7 @@ class MLP(nn.Module):
         return parameter_groups(self, lr, self.head_lr_multiplier)
 
 
-def on_grid(size: Sequence[int], stride: int) -> tuple[int, int]:
+def grid_size(size: Sequence[int], stride: int) -> tuple[int, int]:
     """Return the nearest height and width of the form n * stride + 1, with n at least 1."""
     # In integers and with sym_max: while a network is exported, its sizes are symbols.
     height, width = (torch.sym_max(1, (side - 1 + stride // 2) // stride) * stride + 1 for side in size)

@@ -138,7 +138,8 @@ def fit(cfg: DictConfig) -> dict:
     if checkpoint:
         data.start = (checkpoint.epoch, checkpoint.steps)
     if getattr(module.method, "prototype_weight", 0) > 0:
-        jittered_grid(data.crop_size, data.crop_size, module.method.grid_cells)  # fails now, not in the first step
+        side = -(-data.crop_size // (features.label_stride if features else 1))
+        jittered_grid(side, side, module.method.grid_cells)  # fails now, not in the first step
     module.metadata = {"config": config, "dataset": source.name}
     start = None if checkpoint else cfg.init_from_checkpoint  # a run that goes on takes its own checkpoint's weights
     if str(start).endswith(".pth"):  # a file of the reference code
@@ -162,6 +163,9 @@ def fit(cfg: DictConfig) -> dict:
     try:
         trainer.fit(module, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     except RuntimeError as error:
+        if "finished reduction in the prior iteration" in str(error):
+            remedy = "set trainer.strategy=ddp_find_unused_parameters_true"
+            raise ValueError(f"trainer.strategy=ddp: the network does not use all of its weights; {remedy}") from error
         if re.search("gloo|nccl", str(error), re.IGNORECASE):
             again = f"go on with resume={whole_run(output)}"
             raise ConnectionError(f"a process of this training was lost: {again}") from error
@@ -211,7 +215,8 @@ def check_batch(cfg: DictConfig, module: Segmentation, data: SegmentationData) -
     if data.batch_size > 1:
         return
     pooled = cfg.model.get("pooled_norm") and "BatchNorm of one pooled value has no deviation (model.pooled_norm=true)"
-    mixing = module.uses_unlabeled and "CutMix has no second image to mix in"
+    mixes = module.uses_unlabeled and not module.method.views.other and getattr(module.method, "cutmix_probability", 1)
+    mixing = mixes and "CutMix has no second image to mix in"
     if reason := mixing or pooled:
         raise ValueError(
             f"data.batch_size=1: {reason}; set most_per_device=2 or more, and a global_batch of at least two a device"
