@@ -132,9 +132,11 @@ ALLOWED = {
         "commands.maps", "commands.opening", "config", "data.annotations", "data.tiles", "pictures.panels", "predictor",
         *FILES,
     },
-    "commands.autolabel": {"cluster", "commands.maps", "commands.opening", "pictures.panels", "predictor", *FILES},
+    "commands.autolabel": {
+        "checkpoint", "cluster", "commands.maps", "commands.opening", "pictures.panels", "predictor", *FILES,
+    },
     "commands.choose": {
-        "commands.opening", "config", "data.annotations", "data.groups", "inference", "pictures.panels",
+        "commands.opening", "config", "data.annotations", "data.groups", "data.splits", "inference", "pictures.panels",
         "pictures.visualize", "pixels", "predictor", "report.pages", *FILES,
     },
     "commands.export": {"checkpoint", "commands.opening", "pixels", "predictor", "training.model_card"},
@@ -144,6 +146,7 @@ ALLOWED = {
     },
     "commands.prepare": {
         "config", "data.check", "data.imports.importing", "data.pool", "data.prepare", "data.suggest",
+        "training.values",
     },
     "commands.help": {"config"},
     "commands.start": {"cluster", "commands.help", "config", "data.published"},

@@ -164,6 +164,11 @@ def test_users_mistakes_are_one_line(trained: Path, images: Path, tmp_path: Path
         label(trained, tmp_path / "none", tmp_path / "out")
     with pytest.raises(ValueError, match=r"output=.*/pool/labels: lies in images=.*/pool; name a folder outside"):
         label(trained, images, images / "labels")
+    for name in ("classes.txt", "labels"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+        with pytest.raises(ValueError, match=rf"output=.*/{name}: has {name} of another data set; name a new folder"):
+            label(trained, images, tmp_path / name)
     with pytest.raises(ValueError, match=r"3b\.png: not readable"):
         label(trained, images, tmp_path / "out", "device=cpu", "on_error=raise")
 

@@ -16,6 +16,8 @@ from pcr_seg.checkpoint import load
 from pcr_seg.commands.choose import choose, spread, survey_file
 from pcr_seg.config import CONF
 from pcr_seg.data.files import Sample, read_image
+from pcr_seg.data.sources import folder
+from pcr_seg.data.splits import make_split
 from pcr_seg.inference import sliding_window
 from pcr_seg.pictures.panels import look
 from pcr_seg.pixels import as_tensor, normalize
@@ -115,6 +117,25 @@ def test_the_list_trains_and_a_missing_mask_is_named(trained: Path, tmp_path: Pa
     again[0] = f"split={tmp_path}/few/labeled.txt"
     summary = fit(small_config(tmp_path / "again", *again))
     assert (summary["num_labeled"], summary["num_unlabeled"], summary["split_family"]) == (7, 5, "own")
+
+
+def test_names_in_folders_and_photos_that_cannot_be_read(trained: Path, tmp_path: Path, capsys) -> None:
+    run, root = tmp_path / "run", tmp_path / "set"
+    shutil.copytree(trained, run)
+    shutil.copytree(next((trained.parent / "data").iterdir()), root)
+    for part in ("images", "labels"):  # names as published lists have them
+        (root / part / "train").rename(tmp_path / part)
+        (root / part / "train").mkdir()
+        (tmp_path / part).rename(root / part / "train/JPEGImages")
+    labeled, bare = (names(run / f"splits/{name}.txt") for name in ("labeled", "unlabeled"))
+    (run / "splits/labeled.txt").write_text("".join(f"JPEGImages/{name}.png\n" for name in labeled))
+    (root / f"images/train/JPEGImages/{bare[0]}.png").write_bytes(b"")
+    words = ["budget=8", "device=cpu", "dataset=folder", f"dataset.root={root}"]
+    chosen = choose(composed(f"checkpoint={run}/checkpoints/last.ckpt", *words, name="choose"))
+    assert sorted(chosen) == sorted(f"JPEGImages/{name}" for name in bare[1:])
+    assert f"left out: {root}/images/train/JPEGImages/{bare[0]}.png: not readable" in capsys.readouterr().out
+    split = make_split(folder(root), str(run / "next/labeled.txt"))
+    assert len(split.labeled) == len(labeled) + 7
 
 
 def test_users_mistakes_are_one_line(trained: Path, tmp_path: Path) -> None:

@@ -120,12 +120,27 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, weights: Path) -> Non
         assert torch.equal(ours, theirs), name
 
 
+def test_an_image_that_cannot_be_read_is_left_out(tmp_path: Path, weights: Path) -> None:
+    config = laptop(tmp_path, weights, "data.on_error=skip", "data.max_skipped=0.2")
+    data = build(config.data, build(config.dataset))
+    bad = Path(data.split.unlabeled[0].image)
+    bad.write_bytes(bad.read_bytes()[:-40])  # its header is whole
+    with pytest.warns(UserWarning, match=rf"{bad.name}: not readable .*; skipped, 1 of"):
+        summary = fit(config)
+    assert summary["num_unlabeled"] == len(data.split.unlabeled)
+    config.data.max_skipped = 0.01
+    config.output = f"{tmp_path}/strict"
+    with pytest.raises(ValueError, match=r"1 of \d+ files are bad, more than data\.max_skipped=0\.01 allows"):
+        fit(config)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("backbone.freeze=[]", r"features: needs backbone\.freeze=all and model=mlp or linear"),
         ("model=deeplab_small", r"features: needs backbone\.freeze=all and model=mlp or linear"),
         ("data.crop_size=40", r"data\.crop_size=40: kept features lie 16 pixels apart; use 33"),
+        ("features.label_stride=5", r"features\.label_stride=5: does not divide 32; use 4"),
         ("method=pcr_named", r"method\.region_names=true: looks at images, .*; use features=none"),
         ("protocol=sliding", r"protocol: kept features are scored whole; use protocol=whole"),
     ],

@@ -1,5 +1,6 @@
 """Each case of the table in docs/data.md, made from a sound data set: its message in the report and in training."""
 
+import contextlib
 import io
 import json
 import re
@@ -53,10 +54,10 @@ def put(root: Path, name: str, content: np.ndarray | Image.Image, **options) -> 
     save(root / name, content, **options)
 
 
-def turned(root: Path, tag: int) -> None:
+def turned(root: Path, tag: int, width: int = 6) -> None:
     exif = Image.Exif()
     exif[0x0112] = tag
-    put(root, "images/train/a.png", pixels(0), exif=exif)
+    put(root, "images/train/a.png", pixels(0)[:, :width], exif=exif)
 
 
 def deep(root: Path, brightest: int) -> None:
@@ -166,6 +167,7 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "float": lambda root: put(root, "images/train/a.tif", Image.fromarray(np.ones((4, 6), np.float32))),
     "range": lambda root: [deep(root, 5000), {"max_value": 4095}][1],
     "channels": lambda root: {"channels": 4},
+    "missing image": lambda root: (root / "images/train/e.png").symlink_to("nothing.png"),
     "missing mask": lambda root: remove(root, MASKS),
     "misnamed mask": lambda root: (root / MASKS).rename(root / "labels/train/A_mask.png"),
     "mask not read": lambda root: (root / MASKS).rename(root / "labels/train/a.json"),
@@ -193,6 +195,7 @@ CASES: dict[str, Callable[[Path], object]] = {  # they may return arguments of `
     "copy": lambda root: put(root, "images/train/d.bmp", pixels(0)),
     "class missing": lambda root: all_masks(root, "val", np.zeros((4, 6))),
     "not read": lambda root: (root / "images/train/x.heic").touch(),
+    "folder not read": lambda root: shutil.copytree(root / "images/val", root / "images/Val"),
     "mask alone": lambda root: save(root / "labels/val/other.png", MASK),
     "suffix": lambda root: (root / IMAGE).rename(root / "images/train/a.jpg"),
     "16 bits": lambda root: deep(root, 60_000),
@@ -284,6 +287,34 @@ def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys) -> None
     assert "errors: 1; correct them and check again" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: action=chekc: choose one of prepare, check, suggest"):
         command(tmp_path, monkeypatch, *words, "action=chekc")
+
+
+def test_commands_are_printed_as_they_are_typed(tmp_path, monkeypatch, capsys) -> None:
+    """Brackets are not taken for styles."""
+    root = make(tmp_path / "[x] set")
+    shutil.copytree(root / "unlabeled", tmp_path / "more")
+    words = ["dataset=folder", f"dataset.root={root}", f"dataset.unlabeled=['{root}/unlabeled','{tmp_path}/more']"]
+    for action in ("suggest", "check"):
+        with contextlib.suppress(SystemExit):
+            command(tmp_path, monkeypatch, action, *words, f"output={tmp_path}/[x]")
+    out = capsys.readouterr().out
+    assert out.count("[x] set") >= 4 and "/more" in out and f"written: {tmp_path}/[x].md" in out
+
+
+def test_a_value_of_a_wrong_type_is_one_line(tmp_path, monkeypatch) -> None:
+    words = ["dataset=folder", f"dataset.root={make(tmp_path / 'set')}"]
+    with pytest.raises(SystemExit, match=r"error: dataset\.max_value=12bit: choose a whole number or null"):
+        command(tmp_path, monkeypatch, "check", *words, "dataset.max_value=12bit")
+
+
+def test_square_images_that_are_turned_are_named(tmp_path: Path) -> None:
+    """Of other images a mask that is not turned has another size."""
+    root = make(tmp_path)
+    turned(root, 6)
+    assert "turned" not in {finding["kind"] for finding in check(folder(root))["findings"]}
+    put(root, MASKS, MASK[:, :4])
+    turned(root, 6, width=4)
+    assert "turned" in {finding["kind"] for finding in check(folder(root))["findings"]}
 
 
 def test_objects_are_reported(tmp_path: Path) -> None:

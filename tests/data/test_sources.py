@@ -191,11 +191,19 @@ def test_choices(tmp_path, options):
         folder(make_folder(tmp_path), **options)
 
 
-@pytest.mark.parametrize("name", [" a.png", "a\nb.png", "#a.png"])
+@pytest.mark.parametrize("name", [" a.png", "a\nb.png", "#a.png", "b\udcfcro.png"])
 def test_names_that_a_list_could_not_hold(tmp_path, name):
     save(make_folder(tmp_path) / "images/train" / name, colors())
-    with pytest.raises(ValueError, match=r"a name that no split list can hold; remove"):
+    with pytest.raises(ValueError, match=r"no split list can hold such a name; remove"):
         folder(tmp_path)
+
+
+def test_a_link_to_a_folder_above_is_not_followed(tmp_path):
+    images = make_folder(tmp_path) / "images/train"
+    before = len(folder(tmp_path).train)
+    (images / "loop").symlink_to(".")
+    (images / "city/up").symlink_to(tmp_path / "images")
+    assert len(folder(tmp_path).train) == before
 
 
 @pytest.mark.parametrize("reader", [folder, camvid, voc, voc_aug, cityscapes])

@@ -127,6 +127,13 @@ def test_the_time_counts_the_folds(tmp_path: Path, val: int, trainings: int) -> 
     assert int(time.split()[1]) == pytest.approx(trainings * int(once.split()[1]), abs=5)
 
 
+def test_images_without_masks_among_those_with_some_are_named(tmp_path: Path) -> None:
+    found = source(tmp_path, [blocks(64, 4)] * 6)
+    (tmp_path / "labels/train/2.png").unlink()
+    with pytest.raises(ValueError, match=r"1 of 6 training images have no mask; move them to FOLDER/unlabeled"):
+        suggest(found)
+
+
 def test_real_sets_get_the_grid_that_they_need() -> None:
     if not SHARED.is_dir():
         pytest.skip("the real data sets are not on this machine")

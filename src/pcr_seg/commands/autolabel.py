@@ -18,6 +18,7 @@ import numpy as np
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from pcr_seg import cluster
+from pcr_seg.checkpoint import fetched
 from pcr_seg.commands.maps import (
     REMEDY,
     check_maps,
@@ -60,8 +61,9 @@ def autolabel(cfg: DictConfig) -> dict[str, str]:
     predictor.to(choose_device(cfg.device, place.local_rank))
     output_folder(output, REMEDY)
     if place.rank == 0:
+        content = json.dumps(settings(cfg), indent=2) + "\n"
         with complete(output / SETTINGS) as file:
-            file.write_text(json.dumps(settings(cfg), indent=2) + "\n", encoding="utf-8")
+            file.write_text(content, encoding="utf-8")
         with complete(output / "classes.txt") as file:
             file.write_text(class_table(predictor.class_names, predictor.palette), encoding="utf-8")
 
@@ -148,14 +150,16 @@ def settings(cfg: DictConfig) -> dict:
     """Return the settings on which the labels depend, byte for byte."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     keys = ("images", "threshold", "maps", "batch_size", "protocol", "eval")
-    digest = hashlib.sha256(Path(cfg.checkpoint).read_bytes()).hexdigest()
+    digest = hashlib.sha256(fetched(cfg.checkpoint).read_bytes()).hexdigest()
     return {"checkpoint": digest, **{key: plain.get(key) for key in keys}}
 
 
 def check_same(cfg: DictConfig, output: Path) -> None:
-    """Raise a ValueError if a folder has labels that were made with other settings."""
+    """Raise a ValueError if a folder has labels that were made with other settings, or by hand."""
     file = output / SETTINGS
     if not file.is_file():
+        if others := [name for name in ("classes.txt", "images", "labels") if (output / name).exists()]:
+            raise ValueError(f"output={output}: has {others[0]} of another data set; name a new folder")
         return
     before = json.loads(file.read_text(encoding="utf-8"))
     for key, value in settings(cfg).items():

@@ -26,9 +26,10 @@ from pcr_seg.commands.opening import (
 )
 from pcr_seg.config import check_counts
 from pcr_seg.data import annotations
-from pcr_seg.data.files import Sample, read_bytes, read_image
+from pcr_seg.data.files import DataError, Sample, read_bytes, read_image
 from pcr_seg.data.groups import grouped
 from pcr_seg.data.sources import read_list
+from pcr_seg.data.splits import write_list
 from pcr_seg.inference import center_pad, disagreement
 from pcr_seg.pictures import visualize
 from pcr_seg.pictures.panels import head_names, look
@@ -57,8 +58,9 @@ def choose(cfg: DictConfig) -> list[str]:
     predictor = open_checkpoint(cfg)
     check_keys(cfg, predictor)
     run = run_folder(cfg)
-    source, names = open_source(cfg, predictor), read_list(run / "splits/labeled.txt")
+    source = open_source(cfg, predictor)
     samples = {sample.name: sample for sample in (*source.train, *source.unlabeled)}
+    names = read_list(run / "splits/labeled.txt", samples.values())
     if strange := [name for name in names if name not in samples]:
         raise ValueError(
             f"{run}/splits/labeled.txt: {strange[0]} is not in {source.name}; give dataset=NAME dataset.root=FOLDER"
@@ -70,18 +72,28 @@ def choose(cfg: DictConfig) -> list[str]:
     predictor.to(choose_device(cfg.device))
     output = output_folder(Path(cfg.output or run / "next"), REMEDY)
 
-    seen = [survey_file(predictor, sample, cfg.score) for sample in track(unlabeled, "scoring")]
+    surveyed = {}
+    for sample in track(unlabeled, "scoring"):
+        try:
+            surveyed[sample.name] = survey_file(predictor, sample, cfg.score)
+        except DataError as error:
+            print(f"left out: {error}")
+    seen = list(surveyed.values())
+    groups = [group for sample, group in zip(unlabeled, groups, strict=True) if sample.name in surveyed]
+    unlabeled = [sample for sample in unlabeled if sample.name in surveyed]
     scores, places = np.array([score for score, _ in seen]), None
     known = []
     if cfg.diversity:
         places = np.stack([place for _, place in seen])
         known = [survey_file(predictor, samples[name], cfg.score)[1] for name in names]
-    order = spread(scores, cfg.budget, places=places, known=known, groups=groups)
+    order = spread(scores, min(cfg.budget, len(scores)), places=places, known=known, groups=groups)
     chosen = [(unlabeled[i], scores[i].item(), groups[i]) for i in order]
 
     title = f"{len(chosen)} of {len(unlabeled)} images to label next"
     with writing(output, REMEDY):
-        write(output, names, chosen, f"{len(names)} of {run.name} and {len(chosen)} chosen by {cfg.score}", cfg.score)
+        origin = f"{len(names)} of {run.name} and {len(chosen)} chosen by {cfg.score}"
+        write_list(output / "labeled.txt", origin, [samples[name] for name in names] + [one for one, *_ in chosen])
+        write_table(output / "new.csv", chosen, cfg.score)
         show(predictor, output, chosen, cfg.format, title, cfg.score)
 
     table = Table("rank", "image", cfg.score, title=title)
@@ -194,13 +206,9 @@ def spread(
     return chosen
 
 
-def write(
-    output: Path, labeled: Sequence[str], chosen: Sequence[tuple[Sample, float, str]], origin: str, score: str
-) -> None:
-    """Write labeled.txt, with old and new names, and new.csv."""
-    lines = [f"# {origin}", *labeled, *(sample.name for sample, *_ in chosen)]
-    (output / "labeled.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with (output / "new.csv").open("w", newline="", encoding="utf-8") as file:
+def write_table(path: Path, chosen: Sequence[tuple[Sample, float, str]], score: str) -> None:
+    """Write the chosen images as a CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["rank", "name", score, "group", "image"])
         for rank, (sample, value, group) in enumerate(chosen, 1):

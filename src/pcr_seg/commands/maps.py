@@ -87,7 +87,7 @@ def predict_batches(
                     if nearly_black(group[name], int(image.max()), format):
                         remedy = "scale its values to 16 bits, or train with dataset.max_value"
                         line = f"{group[name]}: nearly black as it is read; {remedy}"
-                        progress.console.print(line, soft_wrap=True)
+                        progress.console.print(line, soft_wrap=True, markup=False)
                 found = look(predictor, [image for _, image in batch], **heads)
                 for written in waiting:  # wait, so that no more than one batch is being written
                     written.result()

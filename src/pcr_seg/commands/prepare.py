@@ -5,7 +5,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +16,7 @@ from pcr_seg.data.imports.importing import by_reason, import_export
 from pcr_seg.data.pool import SUFFIX
 from pcr_seg.data.prepare import manifest, prepare
 from pcr_seg.data.suggest import suggest
+from pcr_seg.training.values import arguments, check_node, check_type
 
 IMPORT_KEYS = (
     "format", "rest", "empty", "overlap", "lines", "ignore", "attribute", "own_split", "group", "val", "seed", "links",
@@ -35,6 +36,7 @@ def act(cfg: DictConfig, dataset: str) -> None:
     """
     if cfg.action not in ACTIONS:
         raise ValueError(f"action={cfg.action}: choose one of {', '.join(ACTIONS)}")
+    check_node("", {"dataset": OmegaConf.to_container(cfg.dataset, resolve=True)})
     ACTIONS[cfg.action](cfg, dataset)
 
 
@@ -79,7 +81,10 @@ def run_import(cfg: DictConfig, dataset: str) -> None:
         raise ValueError("import: say what from, and where to: python prepare.py import from=EXPORT dataset.root=NEW")
     root, console = Path(cfg.dataset.root), Console(soft_wrap=True, highlight=False, markup=False)
     images = Path(cfg.images) if cfg.images else None
-    found = import_export(Path(cfg["from"]), root, images=images, **{key: cfg[key] for key in IMPORT_KEYS})
+    plain, types = OmegaConf.to_container(cfg, resolve=True), arguments(import_export)
+    for key in IMPORT_KEYS:
+        check_type(key, plain[key], types[key])
+    found = import_export(Path(cfg["from"]), root, images=images, **{key: plain[key] for key in IMPORT_KEYS})
     parts = ", ".join(f"{number} {part}" for part, number in found.parts.items())
     console.print(f"{root}: {parts} images from {found.format}, divided {found.divided}; {', '.join(found.classes)}")
     if found.left:
@@ -89,7 +94,7 @@ def run_import(cfg: DictConfig, dataset: str) -> None:
         console.print(table)
         console.print(f"each of them: {root}/left_out.csv")
     if not found.parts["val"]:
-        console.print("no image is left to validate on: label some more, and import again")
+        console.print("no image is left to validate on: trainings hold some of the masks out")
     console.print(f"next: python prepare.py check dataset=folder {shlex.join([f'dataset.root={root}'])}")
 
 

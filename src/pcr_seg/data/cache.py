@@ -61,8 +61,9 @@ def memory_mapped(path: str, read: Callable[[], np.ndarray], cache: Path | None,
     key = hashlib.sha256(repr((real, time, size, way)).encode()).hexdigest()
     file = cache / f"{key}.npy"
     if not file.is_file():
+        array = read()
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache, suffix=".part", delete=False) as part:
-            np.save(part, read())
+            np.save(part, array)
         os.replace(part.name, file)
     return np.load(file, mmap_mode="r")

@@ -102,9 +102,9 @@ def examine(sample: Sample) -> Picture:
         image = read_image(sample.image, sample.format)
         size, brightest = image.shape[:2], int(image.max())
         digest = hashlib.blake2b(image.tobytes() + bytes(str(image.shape), "ascii")).digest()
-        findings += odd_image(sample, header)
+        findings += odd_image(sample, header, size)
     except (DataError, FileNotFoundError) as error:
-        findings.append(refused(error, sample.image))
+        findings.append(refused(error, sample.image, "missing image"))
     try:
         if sample.mask is not None:
             mask = read_mask(sample)
@@ -117,13 +117,13 @@ def examine(sample: Sample) -> Picture:
             if size:
                 check_sizes(sample, size, mask.shape)
     except (DataError, FileNotFoundError) as error:
-        findings.append(refused(error, sample.mask))
+        findings.append(refused(error, sample.mask, "missing mask"))
     return Picture(sample, size, coding, mask_coding, counts, digest, brightest, findings)
 
 
-def refused(error: Exception, file: str) -> Finding:
-    """Turn an error that training would raise for a file into a finding."""
-    return finding("error", getattr(error, "kind", "missing mask"), file, str(error))
+def refused(error: Exception, file: str, kind: str) -> Finding:
+    """Turn an error that training would raise for a file into a finding, of this kind if the file is not there."""
+    return finding("error", getattr(error, "kind", kind), file, str(error))
 
 
 def finding(level: str, kind: str, file: str, message: str) -> Finding:
@@ -132,7 +132,7 @@ def finding(level: str, kind: str, file: str, message: str) -> Finding:
     return Finding(level, kind, file, what, remedy)
 
 
-def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
+def odd_image(sample: Sample, header: Any, size: tuple[int, int]) -> Iterator[Finding]:
     """Find properties of an image file that make it read otherwise than it may be meant."""
     file, channels = sample.image, sample.format.channels
     if Path(sample.image).suffix.lower() not in SUFFIXES[header.format].split():
@@ -151,7 +151,9 @@ def odd_image(sample: Sample, header: Any) -> Iterator[Finding]:
     elif channels == 3 and header.mode != "RGB":
         remedy = "nothing to do, but dataset.channels=4 would keep four, and 1 take grey alone"
         yield Finding("note", "converted", file, f"has mode {header.mode} and is read as RGB", remedy)
-    if sample.mask is not None and header.orientation in (2, 3, 4):
+    # Of other images that are turned by a quarter the sizes tell whether the mask is as well.
+    undecided = header.orientation in (2, 3, 4) or (header.orientation > 4 and size[0] == size[1])
+    if sample.mask is not None and undecided:
         remedy = "see in a viewer that the mask is turned as well, or remove the tag"
         yield Finding("warning", "turned", file, f"is turned by its EXIF tag ({header.orientation})", remedy)
 
@@ -237,18 +239,35 @@ def strangers(source: Source) -> Iterator[Finding]:
     for part in ("train", "val", "test"):
         for sample in getattr(source, part)[:1]:
             folder = Path(os.path.splitext(sample.image)[0].removesuffix(sample.name))
-            masks = folder.parents[1] / "labels" / part
+            root, masks = folder.parents[1], folder.parents[1] / "labels" / part
             if folder.name != part or folder.parent.name != "images" or not masks.is_dir():
                 continue
-            for file in sorted(folder.rglob("*")):
-                if file.is_file() and file.suffix.lower() not in IMAGE_SUFFIXES and not file.name.startswith("."):
-                    remedy = f"save it as one of {' '.join(IMAGE_SUFFIXES)}, or remove it"
-                    yield Finding("warning", "not read", str(file), "is not read as an image", remedy)
+            yield from no_images(folder)
             used = {sample.mask for sample in getattr(source, part)}
             for file in find_images(masks)[1]:
                 if file not in used:
                     remedy = "name it as its image, or remove it"
                     yield Finding("warning", "mask alone", file, "belongs to no image", remedy)
+            if part == "train":
+                yield from no_images(root / "unlabeled")
+                yield from folders_unread(root)
+
+
+def no_images(folder: Path) -> Iterator[Finding]:
+    """Find files in a folder of images that are not read as such."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file.suffix.lower() not in IMAGE_SUFFIXES and not file.name.startswith("."):
+            remedy = f"save it as one of {' '.join(IMAGE_SUFFIXES)}, or remove it"
+            yield Finding("warning", "not read", str(file), "is not read as an image", remedy)
+
+
+def folders_unread(root: Path) -> Iterator[Finding]:
+    """Find folders of images beside those that a `folder` data set reads."""
+    for above, known in ((root, {"images", "labels", "unlabeled"}), (root / "images", set(PARTS) - {"unlabeled"})):
+        for folder in sorted(above.iterdir()):
+            if folder.is_dir() and folder.name not in known and find_images(folder)[1]:
+                remedy = "call it images/train, images/val, images/test or unlabeled, or name it in dataset.unlabeled"
+                yield Finding("warning", "folder not read", str(folder), "holds images that are not read", remedy)
 
 
 def unused_range(parts: dict[str, list[Picture]]) -> Iterator[Finding]:

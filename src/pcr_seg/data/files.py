@@ -442,7 +442,7 @@ def read_mask(sample: Sample) -> np.ndarray:
         frames, coded = getattr(image, "n_frames", 1), format.masks == "colors" or len(image.getbands()) > 2
         colors = np.array(image.convert("RGB")) if coded and image.mode not in DEEP else None
         values = np.array(image)
-    if image.format in ("JPEG", "MPO"):
+    if image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg":  # the latter in a TIFF
         raise DataError(f"{path}: mask is a JPEG, which changes labels; export it again as PNG", "JPEG mask")
     if frames > 1:
         raise DataError(f"{path}: mask has {frames} frames or pages; save the right one alone", "mask frames")
@@ -483,6 +483,8 @@ def _missing_mask(sample: Sample) -> str:
     suffix = Path(near[0]).suffix
     found = f"no mask for {image}, but {near[0]} is there"
     if suffix.lower() in MASK_SUFFIXES:
+        if plain(Path(near[0]).stem) == plain(mask.stem) and Path(near[0]).stem.lower() != mask.stem.lower():
+            found += " (accents are written in another way)"
         return f"{found}; rename it to {mask.stem}{suffix} if it is this image's mask: masks are called as images are"
     return f"{found}, which is not read as a mask; save it as {mask.stem}.png ({', '.join(MASK_SUFFIXES)} are read)"
 
@@ -492,8 +494,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _means(stem: str, wanted: str) -> bool:
-    """Return whether a file called `stem` may be meant as `wanted`: in other case, or with a word behind it."""
-    stem, wanted = stem.lower(), wanted.lower()
+    """Return whether a file called `stem` may be meant as `wanted`: with other letters, or a word behind it."""
+    stem, wanted = plain(stem), plain(wanted)
     return stem.startswith(wanted) and re.fullmatch(r"([\W_]\D*)?", stem[len(wanted) :]) is not None
 
 

@@ -54,7 +54,7 @@ CITYSCAPES_CLASSES = {  # cityscapesScripts' labels.py, in trainId order: name -
 
 PARTS = ("train", "unlabeled", "val", "test")
 SUFFIX = "|".join(map(re.escape, IMAGE_SUFFIXES))
-ODD_NAME = re.compile(r"^[#\s]|\s$|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # no line of a split list
+ODD_NAME = re.compile(r"^[#\s]|\s$|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029\ud800-\udfff]")  # no line of a split list
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,15 @@ def find_images(place: Path | str) -> tuple[str, list[str]]:
 
 def _below(folder: str) -> Iterator[str]:
     for top, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # .thumbnails/
+        folders[:] = [name for name in folders if not (name.startswith(".") or _leads_up(top, name))]  # .thumbnails/
         inside = os.path.join(top, "")
         yield from (inside + name for name in files if not name.startswith("."))  # ._a.jpg
+
+
+def _leads_up(top: str, name: str) -> bool:
+    """Whether a folder's name is a link to that folder itself or to one above it."""
+    link = os.path.join(top, name)
+    return os.path.islink(link) and Path(os.path.realpath(top)).is_relative_to(os.path.realpath(link))
 
 
 def _at_url(place: str) -> tuple[str, list[str]]:
@@ -189,7 +195,9 @@ def _named(paths: Iterable[str], start: str) -> dict[str, str]:
             message = f"{path}: same name as {named[name]}; rename or remove one of them"
             raise DataError(message, "same name")
         if ODD_NAME.search(name):
-            message = f"{path!r}: a name that no split list can hold; remove #, blanks and line breaks at its ends"
+            message = (
+                f"{path!r}: no split list can hold such a name; remove #, blanks and line breaks; write it in UTF-8"
+            )
             raise DataError(message, "odd name")
         named[name] = path
     return {name: named[name] for name in sorted(named)}

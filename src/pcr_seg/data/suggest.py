@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from statistics import median
 from typing import NamedTuple
 
-from pcr_seg.data.files import image_size
+from pcr_seg.data.files import DataError, image_size
 from pcr_seg.data.held_out import FEW, NUM_FOLDS, masked
 from pcr_seg.data.objects import LOSS, Objects, mean_kept, measure
 from pcr_seg.data.sources import Source
@@ -83,7 +83,10 @@ def suggest(source: Source, gpu_gib: float | None = None) -> Suggestion:
 
 def which_labels(source: Source) -> tuple[list[Setting], int]:
     """Return settings of which images to use as labeled, and about how many these are."""
-    masks, unlabeled = len(source.train), len(source.unlabeled)
+    masks, unlabeled = len(masked(source)), len(source.unlabeled)
+    if masks < len(source.train):
+        message = f"{len(source.train) - masks} of {len(source.train)} training images have no mask; move them to"
+        raise DataError(f"{source.name}: {message} FOLDER/unlabeled", "missing mask")
     if unlabeled:
         return [Setting("split", "full", f"all {masks} masks, and {unlabeled} images without")], masks
     if masks < FEW:

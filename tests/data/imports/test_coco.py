@@ -54,7 +54,7 @@ def test_polygons_as_tools_spell_them(tmp_path: Path) -> None:
 def test_the_smaller_on_top_and_a_box_beneath(tmp_path: Path) -> None:
     picture(tmp_path / "in/a.jpg", *SIZE)
     big = [[5, 5], [75, 5], [75, 48], [5, 48]]
-    whole = note(3, [flat(RING)]), note(7, [flat(big)]), note(7, [], bbox=[0, 0, 80, 50])
+    whole = note(3, [flat(RING)]), note(7, [flat(big)]), note(7, [[]], bbox=[0, 0, 80, 50])
     write_json(tmp_path / "in/a.json", document(["a.jpg"], *whole))
     _, source, masks = bring(tmp_path / "in", tmp_path / "new")
     expected = layers(SIZE, (np.ones(SIZE, bool), 255), (inside(big, SIZE), 1))

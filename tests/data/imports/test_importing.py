@@ -1,5 +1,7 @@
 """The whole way from an export to a data set: formats found out, archives, names, settings, and the command."""
 
+import base64
+import io
 import json
 import runpy
 import shutil
@@ -9,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exports import bring, names, picture, write_json
+from PIL import Image
 
 from pcr_seg.data.check import check, num_errors
 from pcr_seg.data.files import image_size, read_mask
@@ -73,6 +76,18 @@ def test_links_instead_of_copies(tmp_path: Path) -> None:
     bring(coco(tmp_path / "in", ["a.jpg", "b.jpg"]), tmp_path / "new", links=True)
     links = [path for path in (tmp_path / "new/images").rglob("*.jpg") if path.is_symlink()]
     assert {path.resolve() for path in links} == {tmp_path / "in/a.jpg", tmp_path / "in/b.jpg"}
+    write_json(tmp_path / "labelme/a.json", embedded_leaf())
+    _, source, _ = bring(tmp_path / "labelme", tmp_path / "new2", links=True)
+    [sample] = source.train
+    assert image_size(sample.image) == SIZE and not Path(sample.image).is_symlink(), "it lies in no file to link to"
+
+
+def embedded_leaf() -> dict:
+    """A Labelme file that holds its image."""
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(content, "PNG")
+    shape = {"label": "leaf", "points": [[5, 5], [30, 5], [30, 25]], "shape_type": "polygon"}
+    return {"shapes": [shape], "imagePath": "a.png", "imageData": base64.b64encode(content.getvalue()).decode()}
 
 
 def test_a_file_alone_takes_what_it_names_and_no_more(tmp_path: Path) -> None:
@@ -89,7 +104,8 @@ def test_images_twice_and_classes_called_background(tmp_path: Path) -> None:
     assert [left.why for left in found.left] == ["stands in the export a second time"]
     assert set(np.unique(masks["a"])) == {0, 1} and set(np.unique(masks["b"])) == {1, 2}
     _, source, masks = bring(place, tmp_path / "new2", rest=255, ignore=["cat"])
-    assert set(np.unique(masks["b"])) == {255, 2} or set(np.unique(masks["b"])) == {1, 255}
+    assert source.classes == ("Background", "dog _1"), "no class for what is ignored"
+    assert set(np.unique(masks["b"])) == {255, 1} and set(np.unique(masks["a"])) == {255}
 
 
 def test_several_formats_and_none(tmp_path: Path) -> None:
@@ -132,7 +148,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     place = coco(tmp_path / "in (1)", [f"p{i % 3}_{i}.jpg" for i in range(12)], labeled=9)
     monkeypatch.chdir(tmp_path)
-    run(monkeypatch, "import", f"from={place}", "dataset.root=new set", r"group=(p\d)_")
+    run(monkeypatch, "import", f"from={place}", "dataset.root=new set", r"group=(p\d)_", "val=0.3")
     printed = capsys.readouterr().out
     assert "6 train, 3 val, 0 test, 3 unlabeled images from coco, divided 3 of 9 drawn for val with seed 0" in printed
     assert printed.splitlines()[-1] == "next: python prepare.py check dataset=folder 'dataset.root=new set'"
@@ -143,6 +159,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert stop.value.code == "error: dataset.root=new set: is there already; name a new folder"
     with pytest.raises(SystemExit, match="say what from, and where to"):
         run(monkeypatch, "import", f"from={place}")
+    with pytest.raises(SystemExit, match=r"error: lines=thin: choose a number or null"):
+        run(monkeypatch, "import", f"from={place}", "dataset.root=other", "lines=thin")
 
 
 def test_without_pycocotools_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,13 @@ def test_where_images_lie(tmp_path: Path, yaml: str) -> None:
     assert names(source)["train"] == ["a b"] and names(source)["val"] == ["a b_2"]
 
 
+def test_text_files_beside_the_images_below_a_folder_called_images(tmp_path: Path) -> None:
+    put(tmp_path / "images/project", "a.jpg", "a.txt", line(0))
+    (tmp_path / "images/project/data.yaml").write_text("train: .\nnames: [cup]\n")
+    _, _, masks = bring(tmp_path / "images/project", tmp_path / "new")
+    assert agree(masks["a"], EXPECTED)
+
+
 def test_lines_that_are_no_polygons(tmp_path: Path) -> None:
     text = "\n".join(
         [line(0), "1 0.5 0.5 0.2 0.2", "1 0.1 0.1 0.2", "", "one 0.1 0.2 0.3 0.4 0.5 0.6", line(7), "1 nan 0 0 1 1 1"]

@@ -97,7 +97,7 @@ def read_note(note: dict, names: dict[Any, str], size: tuple[int, int] | None) -
     outline, label = note.get("segmentation"), names.get(note.get("category_id"))
     if isinstance(outline, dict):
         return shape(label, "mask", {"mask": lambda outline: mask(outline, size)}, outline)
-    if outline:
+    if outline and any(part != [] for part in outline):
         parts = polygon if not isinstance(outline[0], list) else polygons
         return shape(label, "polygon", {"polygon": parts}, outline)
     if note.get("bbox"):

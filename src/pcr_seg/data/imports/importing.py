@@ -106,7 +106,7 @@ def import_export(
             why = f"; the first that is left out: {left[0].image}, {left[0].why}" if left else ""
             raise ValueError(f"from={place}: no image has a label that could be read{why}")
         new = staging / "new"
-        parts, classes, divided = write(new, staged, export.classes, rest, own_split, group, val, seed, links)
+        parts, classes, divided = write(new, staged, export.classes, ignored, rest, own_split, group, val, seed, links)
         write_table(new / "left_out.csv", Left._fields, left)
         if root.exists():
             root.rmdir()

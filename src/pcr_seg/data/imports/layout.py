@@ -3,7 +3,7 @@
 import csv
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import takewhile
 from pathlib import Path
 
@@ -25,14 +25,16 @@ DULL = {"images", "image", "img", "imgs", "jpegimages", "default", "data", "uplo
 
 
 def write(
-    root: Path, staged: Staged, declared: Sequence[str], rest: str | int, own_split: bool, group: str | None,
-    val: float, seed: int, links: bool,
+    root: Path, staged: Staged, declared: Sequence[str], ignored: Collection[str], rest: str | int, own_split: bool,
+    group: str | None, val: float, seed: int, links: bool,
 ) -> tuple[dict[str, int], list[str], str]:  # fmt: skip
     """Write the data set into `root`; return the number of images of each part, the classes, and how it was divided.
 
-    `declared` are the classes that the export lists; the other arguments are those of `import_export`.
+    `root` lies in a temporary folder, which also holds images that were embedded in the export. `declared` are the
+    classes that the export lists, `ignored` those that are drawn as 255; the other arguments are those of
+    `import_export`.
     """
-    classes, table = final_classes(declared, staged, rest)
+    classes, table = final_classes(declared, staged, rest, ignored)
     items = [*staged.labeled, *staged.unlabeled]
     names, labeled = unique_names(items), staged.labeled
     records = [item.record for item in labeled]
@@ -43,7 +45,7 @@ def write(
     parts += ["unlabeled"] * len(staged.unlabeled)
     for item, name, part in track(list(zip(items, names, parts, strict=True)), "Writing the data set"):
         place = root / "unlabeled" if part == "unlabeled" else root / "images" / part
-        put(item.image, place / f"{name}{item.image.suffix}", links)
+        put(item.image, place / f"{name}{item.image.suffix}", links and root.parent not in item.image.parents)
         if item.mask:
             target = root / "labels" / part / f"{name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,9 @@ def write(
     return {part: parts.count(part) for part in ("train", "val", "test", "unlabeled")}, classes, divided
 
 
-def final_classes(declared: Sequence[str], staged: Staged, rest: str | int) -> tuple[list[str], np.ndarray]:
+def final_classes(
+    declared: Sequence[str], staged: Staged, rest: str | int, ignored: Collection[str] = (IGNORED,)
+) -> tuple[list[str], np.ndarray]:
     """Return the classes in the order of their ids, and a table (256,) uint8 from a drawn mask's values to ids.
 
     Classes that the export lists keep their order; others follow by name. A background is class 0, unless the export
@@ -69,7 +73,7 @@ def final_classes(declared: Sequence[str], staged: Staged, rest: str | int) -> t
     """
     clean = {name: " ".join(name.replace("#", "_").split()) for name in (*declared, *staged.numbers)}
     clean = {name: "background" if text in BACKGROUND else text for name, text in clean.items()}
-    order = dict.fromkeys(clean[name] for name in declared if name != IGNORED)
+    order = dict.fromkeys(clean[name] for name in declared if name not in ignored)
     order |= dict.fromkeys(sorted({clean[name] for name in staged.numbers} - order.keys(), key=plain))
     classes = list(order)
     needed = rest == "background" and staged.uncovered

@@ -103,7 +103,8 @@ def label_file(image: Path) -> Path | None:
     for place in reversed(range(len(parts))):
         if parts[place] == "images":
             file = Path(*parts[:place], "labels", *parts[place + 1 :], f"{image.stem}.txt")
-            return file if file.is_file() else None
+            if file.is_file():
+                return file
     file = image.with_suffix(".txt")
     return file if file.is_file() else None
 
