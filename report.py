@@ -21,7 +21,8 @@ def main(cfg: DictConfig) -> None:
     with one_line_errors():
         from pcr_seg.report.write import report  # takes seconds, for which --help should not wait
 
-        report(str(cfg.runs), cfg.output, list(cfg.baselines))
+        names = [cfg.baselines] if isinstance(cfg.baselines, str) else list(cfg.baselines or ())
+        report(str(cfg.runs), cfg.output, names)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def test_page_in_a_browser(trained: Path, tmp_path: Path, browser, width: int, s
     Image.fromarray(pixels).save(tmp_path / "wide.png")
     (tmp_path / "notes.png").write_text("no image")
     blocks = make_page(predictor, trained)
-    address = launch(blocks, "127.0.0.1", None)
+    address = launch(blocks, "127.0.0.1", None, trained)
     page, strangers, errors = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme), [], []
     local = (address, "data:", "blob:")
     page.on("request", lambda request: strangers.extend([] if request.url.startswith(local) else [request.url]))

@@ -149,7 +149,7 @@ ALLOWED = {
         "training.values",
     },
     "commands.help": {"config"},
-    "commands.start": {"cluster", "commands.help", "config", "data.published"},
+    "commands.start": {"cluster", "commands.help", "config", "data.published", "training.values"},
     "commands.cli": {"config"},
 }  # fmt: skip
 

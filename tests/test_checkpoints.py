@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import small_config
+from conftest import composed, small_config
 from faults import train
 from omegaconf import OmegaConf
 
 from pcr_seg.checkpoint import LAST, read_checkpoint
 from pcr_seg.training import fit as run
 from pcr_seg.training.checkpoints import BEST, PREVIOUS, AtomicCheckpointIO, newest_checkpoint
+from pcr_seg.training.resume import change
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,20 @@ def test_overrides_beside_resume_are_not_dropped(trained: Path, folder: Path, tm
     other = [f"resume={folder}", f"hydra.run.dir={tmp_path}/hydra"]
     assert train([*other, "method.threshold=0.5", "seed=3"], log) == 1
     assert "method.threshold, seed cannot change in a run" in log.read_text().splitlines()[-1]
+    (folder / "summary.json").unlink()  # a finished run stays as it is
     assert train([*other, "hardware=cpu", "data.num_workers=1"], log) == 0
     config = OmegaConf.load(folder / "config.yaml")
     assert config.data.num_workers == 1 and config.method.threshold == 0.6 and config.trainer.accelerator == "cpu"
+
+
+def test_hardware_that_is_not_typed_stays(folder: Path) -> None:
+    run, cfg = OmegaConf.load(folder / "config.yaml"), composed()
+    run.trainer.update({"precision": "bf16-mixed", "accelerator": "cpu", "strategy": "ddp", "sync_batchnorm": True})
+    before = run.copy()
+    cfg.trainer.devices, cfg.most_per_device = 2, 1
+    change(run, cfg, ["resume=x", "trainer.devices=2", "most_per_device=1"])
+    before.trainer.update({"devices": 2, "accumulate_grad_batches": before.global_batch // 2})
+    assert run.trainer == before.trainer
+    assert (run.data.batch_size, run.most_per_device) == (1, 1)
+    change(run, composed("hardware=cpu"), ["hardware=cpu"])
+    assert (run.trainer.precision, run.trainer.strategy) == ("32-true", "auto") and "sync_batchnorm" not in run.trainer

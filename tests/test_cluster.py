@@ -124,6 +124,7 @@ def test_the_folder_of_a_job_stays_when_it_is_queued_again(monkeypatch: pytest.M
     assert name(SLURM_JOB_ID="17") != first
     here = name()
     assert name(LOCAL_RANK="1") == here, "a process that the trainer has started"
+    assert here.endswith(f"_{os.getpid()}"), "others may start in the same second"
     cluster.started.cache_clear()
 
 

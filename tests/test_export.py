@@ -18,7 +18,7 @@ from timm.layers import Conv2dSame
 from torch import nn
 
 from pcr_seg.checkpoint import load
-from pcr_seg.commands.export import export, export_program, pad_alike
+from pcr_seg.commands.export import export, export_program, output_of, pad_alike
 from pcr_seg.data.files import read_image
 from pcr_seg.inference import whole_image
 from pcr_seg.method import Supervised
@@ -117,6 +117,20 @@ def test_what_cannot_be_exported_is_one_line(tmp_path: Path, checkpoint: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"file: cannot be written \(.*\); name another file with output=FILE"):
         export(composed(f"checkpoint={checkpoint}", f"output={tmp_path}/file/m.onnx", name="export"))
+
+
+def test_the_student_alone_predicts_without_being_asked_for(tmp_path: Path, checkpoint: Path, monkeypatch) -> None:
+    words = [f"checkpoint={checkpoint}", "format=weights", "eval.student=true", f"output={tmp_path}/student.ckpt"]
+    export(composed(*words, name="export"))
+    found, student = load(tmp_path / "student.ckpt"), load(checkpoint, network="student")
+    assert torch.equal(*(next(each.network.parameters()) for each in (found, student)))
+    with pytest.raises(ValueError, match=r"student\.ckpt: holds the student alone"):
+        load(tmp_path / "student.ckpt", network="teacher")
+
+
+def test_a_file_of_the_hub_is_written_here() -> None:
+    cfg = composed("checkpoint=hf://me/model.v1@abc", name="export")
+    assert output_of(cfg, ".pt2") == Path("model.v1.pt2")
 
 
 class InFours(nn.Module):

@@ -77,8 +77,28 @@ def test_a_finished_run_is_not_repeated_nor_another_put_in_its_folder(trained: P
     before = (trained / "metrics.csv").stat().st_mtime_ns
     assert run.fit(small_config(trained.parent, *overrides)) == json.loads((trained / "summary.json").read_text())
     assert (trained / "metrics.csv").stat().st_mtime_ns == before
-    with pytest.raises(ValueError, match="holds a finished run of another configuration"):
+    with pytest.raises(ValueError, match=r"holds a finished run of another configuration \(seed was 0\)"):
         run.fit(small_config(trained.parent, *overrides, "seed=1"))
+    other = ["logger=tensorboard", "most_per_device=1", f"data.lists={trained}"]  # changes nothing that is trained
+    for same in ([*overrides, *other], [f"resume={trained}"]):
+        assert run.fit(small_config(trained.parent, *same)) == json.loads((trained / "summary.json").read_text())
+    assert (trained / "metrics.csv").stat().st_mtime_ns == before
+
+
+def test_a_run_that_was_ended_early_ends_at_once_when_it_is_started_again(tmp_path: Path) -> None:
+    config = small_config(tmp_path, "early_stopping.patience=1", "trainer.max_epochs=9", "optimizer.lr=0")
+    summary = run.fit(config)
+    assert summary["iterations"] < 9 * config.data.steps_per_epoch
+    metrics = (tmp_path / "run/metrics.csv").read_bytes()
+    (tmp_path / "run/summary.json").unlink()  # as if killed before it was written
+    again = run.fit(config)
+    assert all(again[key] == summary[key] for key in ("iterations", "miou_last", "miou_best"))
+    assert (tmp_path / "run/metrics.csv").read_bytes() == metrics
+
+
+def test_a_typed_accumulation_that_contradicts_the_batch_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"accumulate_grad_batches=4: .* makes 8 images a step, .* set global_batch=8"):
+        run.fit(small_config(tmp_path, "trainer.accumulate_grad_batches=4"))
 
 
 def test_checkpoint_loads_safely_and_best_is_not_last(trained: Path) -> None:
@@ -124,6 +144,9 @@ def test_student_of_another_run_starts_both_networks(trained: Path, tmp_path: Pa
               for folder in (trained, tmp_path / "run")]  # fmt: skip
     weights = [key for key in states[0] if key.startswith("student") and key.endswith("weight")]
     assert all(torch.equal(states[0][key], states[1][key]) for key in weights)
+    other = [f"init_from_checkpoint={trained}/checkpoints/last.ckpt", "model.channels=24"]
+    with pytest.raises(ValueError, match=r"last\.ckpt: does not fit this network \(size mismatch .*\); choose its "):
+        run.fit(small_config(tmp_path / "other", *other))
 
 
 def break_root(folder: Path) -> None:

@@ -44,6 +44,8 @@ def typed(monkeypatch: pytest.MonkeyPatch, line: str) -> list[str]:
         ("train ~trainer.max_stps", "~trainer.max_stps: no such key; did you mean trainer.max_steps?"),
         ("train hydra.swep.dir=x", "hydra.swep.dir=x: no such key; did you mean hydra.sweep.dir?"),
         ("train +data.crop_size=3", "+data.crop_size=3: is there already; leave the + out"),
+        ("train backbone=resnet18 backbone.freeze=all", "backbone.freeze=all: is not set by default; give +backbone."),
+        ("train trainer.gradient_clip_val=1", "trainer.gradient_clip_val=1: is not set by default; give +trainer.gr"),
         ("train +faster=true", "+faster=true: no such key; choose backbone, baseline, "),
         ("train +recipe.colour=3", "+recipe.colour=3: no such key; did you mean recipe.strong_color?"),
         ("train method=supervised method.threshold=1", "method.threshold=1: no such key; did you mean "),
@@ -95,6 +97,11 @@ def test_what_names_nothing_is_one_line(monkeypatch: pytest.MonkeyPatch, line: s
 )
 def test_what_hydra_can_read_stays(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     assert typed(monkeypatch, line) == line.split()[1:]
+
+
+def test_a_sweep_may_be_asked_for_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra reads what comes before -m as something else."""
+    assert typed(monkeypatch, "train seed=0,1 -m dataset=voc") == ["-m", "seed=0,1", "dataset=voc"]
 
 
 def test_no_choice_where_that_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def load(
     *,
     student: nn.Module | None = None,
     trust: str | Sequence[str] = (),
-    network: str = "teacher",
+    network: str | None = None,
     protocol: Protocol | None = None,
 ) -> Predictor:
     """Rebuild network and method from a checkpoint alone and return them as a predictor, in eval mode on the CPU.
@@ -56,7 +56,7 @@ def load(
         student: a network like the one that was trained, if its class is not this project's. The predictor takes it
             over: its weights are replaced and frozen, and it stays in eval mode.
         trust: dotted names of modules or packages whose classes may also be called to rebuild network and method.
-        network: which network predicts, "teacher" or "student".
+        network: which network predicts, "teacher" or "student"; None: the teacher, or the only one in the file.
         protocol: how to predict whole images; by default as the checkpoint says.
 
     Raises:
@@ -64,10 +64,11 @@ def load(
         ValueError: the file is not a checkpoint of this project; it asks for code that is not trusted; its weights do
             not fit the network; or it holds the other of the two networks alone.
     """
-    if network not in ("teacher", "student"):
+    if network not in ("teacher", "student", None):
         raise ValueError(f"network={network}: choose teacher or student")
     content = read_checkpoint(fetched(checkpoint))
     made, origin = content["pcr_seg"], f"checkpoint={checkpoint}"
+    network = network or made.get("only", "teacher")
     if made.get("only", network) != network:
         raise ValueError(f"{origin}: holds the {made['only']} alone; the {network} is in the run's last.ckpt")
     nodes = [made["method"], made["protocol"], *([made["student"]] if student is None else [])]

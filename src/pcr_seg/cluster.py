@@ -77,7 +77,8 @@ def place() -> Place:
 def started() -> str:
     """Return a name for this start of the command, for its run folder: the same in all of its processes.
 
-    It is the time of the start; restarts by torchrun keep the time of the first. In a queued SLURM job it is the job's
+    It is the time of the start and the process's number, as several may start in a second; restarts by torchrun keep
+    those of the first. In a queued SLURM job it is the job's
     number, which the job keeps when it is queued again, and a digest of the command.
     """
     env = os.environ
@@ -85,7 +86,7 @@ def started() -> str:
         number = "_".join(env[key] for key in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if key in env)
         command = hashlib.sha256(" ".join(sys.argv[1:]).encode()).hexdigest()[:6]
         return f"job_{number or env['SLURM_JOB_ID']}_{command}"
-    now = time.strftime("%Y-%m-%d_%H-%M-%S")
+    now = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}_{os.getpid()}"
     if "TORCHELASTIC_RUN_ID" in env:
         return _store().compare_set("pcr_seg/started", "", now).decode()
     if "LOCAL_RANK" in env:  # the trainer started this process, with a copy of its own environment

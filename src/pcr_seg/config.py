@@ -315,6 +315,14 @@ def third(epochs: int, steps: int, steps_per_epoch: int | None) -> int:
     return min(max(1, epochs // 3), max(0, epochs - 1))
 
 
+def items(node: dict) -> Iterator[tuple[str, object]]:
+    """Yield the dotted keys of a configuration, both of nodes and of values, with their content."""
+    for key, value in node.items():
+        yield key, value
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", held) for inner, held in items(value))
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean ...?" with the known name most like a misspelt one, or "".
 
@@ -398,6 +406,9 @@ def one_line(error: Exception) -> str:
     if disk or "PytorchStreamWriter failed writing" in str(error):
         place = f" for {disk.filename}" if disk and disk.filename else ""
         return f"no space left on the disk{place}; make room, and go on with resume=RUN_FOLDER"
+    if type(error).__name__ == "OutOfMemoryError":
+        memory = line.partition(". ")[0]
+        return f"{memory}; lower most_per_device, which keeps the batch: resume=RUN_FOLDER most_per_device=1 goes on"
     known = type(error).__name__ in ("MisconfigurationException", "ConfigAttributeError")  # whose texts say what to do
     return line if known else f"{line} ({type(error).__name__}; HYDRA_FULL_ERROR=1 shows where)"
 

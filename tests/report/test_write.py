@@ -37,6 +37,11 @@ def test_the_script_writes_its_files_or_ends_with_one_line(tmp_path, monkeypatch
     assert {path.name for path in Path("report").iterdir()} == FILES
     facts = pd.read_csv("report/runs.csv")[["folder", "seed", "miou_last", "git_commit", "seconds", "peak_memory_mib"]]
     assert facts.to_numpy().tolist() == [["runs/a", 3, 50, "abc", 100, 1000]]
+    monkeypatch.setattr(sys, "argv", ["report.py", "runs=runs/*", "baselines=null"])
+    runpy.run_path(str(SCRIPT), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["report.py", "runs=runs/*", "baselines=supervized"])
+    with pytest.raises(SystemExit, match=r"baselines=supervized: no run has this method; choose among pcr"):
+        runpy.run_path(str(SCRIPT), run_name="__main__")
     monkeypatch.setattr(sys, "argv", ["report.py", "runs=elsewhere/*"])
     with pytest.raises(SystemExit, match=r"^error: runs='elsewhere/\*'.*[^\n]$"):
         runpy.run_path(str(SCRIPT), run_name="__main__")

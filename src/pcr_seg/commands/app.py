@@ -252,17 +252,21 @@ def serve(cfg: DictConfig) -> None:
     """Serve the page of a checkpoint until it is interrupted; only to this machine, unless `host` says otherwise."""
     predictor = open_checkpoint(cfg)
     page = make_page(predictor, run_folder(cfg))
-    print(f"{launch(page, cfg.host, cfg.port)} shows {cfg.checkpoint}; Ctrl-C ends it", flush=True)
+    print(f"{launch(page, cfg.host, cfg.port, run_folder(cfg))} shows {cfg.checkpoint}; Ctrl-C ends it", flush=True)
     page.block_thread()
 
 
-def launch(page, host: str, port: int | None) -> str:
-    """Start the server and return its address; without a port, on a free one. Fonts are the system's, not fetched."""
+def launch(page, host: str, port: int | None, run: Path) -> str:
+    """Start the server and return its address; without a port, on a free one. Fonts are the system's, not fetched.
+
+    It may read the run's examples, wherever the run is.
+    """
     import gradio
 
     theme = gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = page.launch(
         server_name=host, server_port=port, share=False, prevent_thread_lock=True, run_history=False,
         enable_monitoring=False, ssr_mode=False, footer_links=[], theme=theme, css=CSS, js=HOVER, quiet=True,
+        allowed_paths=[str(run / "examples")],
     )  # fmt: skip
     return address

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
-from pcr_seg.checkpoint import HUB, HUB_FILE, fetched, read_checkpoint, weights_alone
+from pcr_seg.checkpoint import HUB, HUB_FILE, fetched, is_on_hub, read_checkpoint, weights_alone
 from pcr_seg.commands.opening import open_checkpoint, output_folder, run_folder
 from pcr_seg.pixels import mean_and_std
 from pcr_seg.predictor import Predictor, predict_heads
@@ -84,8 +84,17 @@ def export(cfg: DictConfig) -> Path | str:
     if cfg.format == "hub":
         return push(cfg, predictor)
     if cfg.format == "weights":
-        return write_weights(cfg, Path(cfg.output or Path(cfg.checkpoint).with_suffix(".weights.ckpt")))
+        return write_weights(cfg, output_of(cfg, ".weights.ckpt"))
     return export_program(cfg, predictor)
+
+
+def output_of(cfg: DictConfig, suffix: str) -> Path:
+    """Return the file to write: by default beside the checkpoint, or for one on a hub in the current folder."""
+    if cfg.output:
+        return Path(cfg.output)
+    if is_on_hub(cfg.checkpoint):
+        return Path(cfg.checkpoint.rpartition("/")[2].partition("@")[0] + suffix)
+    return Path(cfg.checkpoint).with_suffix(suffix)
 
 
 def write_weights(cfg: DictConfig, output: Path) -> Path:
@@ -143,7 +152,7 @@ def export_program(cfg: DictConfig, predictor: Predictor) -> Path:
     """
     if cfg.prototype_head and predictor.bank is None:
         raise ValueError(f"prototype_head=true: {cfg.checkpoint} has no prototypes yet; export the linear head alone")
-    output = Path(cfg.output or Path(cfg.checkpoint).with_suffix(f".{cfg.format}"))
+    output = output_of(cfg, f".{cfg.format}")
     output_folder(output.parent, "name another file with output=FILE")
     function = Exported(predictor, prototype_head=cfg.prototype_head).eval()
     function.to(memory_format=torch.contiguous_format)  # torch warns when it saves other layouts in pt2 files

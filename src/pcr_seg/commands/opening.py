@@ -43,7 +43,7 @@ def open_checkpoint(cfg: DictConfig) -> Predictor:
     """
     check_values(cfg)
     protocol = instantiate(cfg.protocol) if cfg.get("protocol") else None
-    network = "student" if cfg.eval.student else "teacher"
+    network = "student" if cfg.eval.student else None
     return load(cfg.checkpoint, trust=cfg.trust or (), network=network, protocol=protocol)
 
 

@@ -4,7 +4,7 @@ import functools
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,11 +12,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from pcr_seg import cluster
 from pcr_seg.commands.help import show_help
-from pcr_seg.config import CONF, QUOTES, command_line, one_line_errors, suggestion
+from pcr_seg.config import CONF, QUOTES, command_line, items, one_line_errors, suggestion
 from pcr_seg.data.published import MIRROR
 
 OWN_CONF = r"-(cd|cp|cn)$|--config-|hydra\.searchpath"  # with a configuration of the user's own only Hydra can check
@@ -44,7 +45,7 @@ def start(text: str) -> None:
                 check(name, cell)
                 if not {*SHOWING} & {*arguments}:
                     refuse_missing(composed(name, *cell), text)
-    sys.argv[1:] = arguments
+    sys.argv[1:] = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra wants it first
 
 
 def refuse_environment(environment: Mapping[str, str]) -> None:
@@ -124,6 +125,8 @@ def check_key(word: str, base: dict, known: set[str]) -> None:
     group = key.partition(".")[0]
     if group in known and group not in base:
         raise ValueError(f"{word}: belongs to a {group}, and none is chosen; give {group}=NAME as well")
+    if takes(base, key):
+        raise ValueError(f"{word}: is not set by default; give +{word}")
     others = [one for one in known if not key.startswith(f"{one}.")]
     raise ValueError(f"{word}: no such key{suggestion(key, others) or '; choose ' + listed(key, known)}")
 
@@ -154,19 +157,23 @@ def composed(name: str, *words: str) -> DictConfig:
         return compose(name, list(words), return_hydra_config=True)
 
 
-def items(node: dict) -> Iterator[tuple[str, object]]:
-    """Yield the dotted keys of a configuration, both of nodes and of values, with their content."""
-    for key, value in node.items():
-        yield key, value
-        if isinstance(value, dict):
-            yield from ((f"{key}.{inner}", held) for inner, held in items(value))
-
-
 def listed(key: str, known: Iterable[str]) -> str:
     """List the keys in the same node as one that does not exist, or the top-level ones."""
     above = key.rpartition(".")[0]
     above = above if above in known else ""
     return ", ".join(sorted(one for one in known if one.rpartition(".")[0] == above and "/" not in one))
+
+
+def takes(base: dict, key: str) -> bool:
+    """Whether the constructor of the node that a key is in takes such an argument."""
+    node = base
+    for part in key.split(".")[:-1]:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or "_target_" not in node:
+        return False
+    from pcr_seg.training.values import arguments  # takes seconds, and only errors need it
+
+    return key.rpartition(".")[2] in arguments(get_object(node["_target_"]))
 
 
 def below_constructor(node: dict, key: str) -> bool:

@@ -25,6 +25,7 @@ from pcr_seg.report.tables import (
     tables,
 )
 
+BASELINES = ("supervised", "consistency")
 MOST_PAGES = 24  # with more runs none gets a page of its own: each takes a second and a megabyte
 # Columns that a narrow terminal leaves out, in this order.
 DISPENSABLE = (
@@ -32,7 +33,7 @@ DISPENSABLE = (
 )  # fmt: skip
 
 
-def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("supervised", "consistency")) -> None:
+def report(pattern: str, output: str | Path, baselines: Sequence[str] = BASELINES) -> None:
     """Print a comparison of the runs under a glob, and write it into the folder `output`: tables, plots and a page.
 
     For a single run, report.html is the page of the run.
@@ -43,9 +44,11 @@ def report(pattern: str, output: str | Path, baselines: Sequence[str] = ("superv
         baselines: methods that all others are compared with.
 
     Raises:
-        ValueError: the glob matches no finished run.
+        ValueError: the glob matches no finished run, or none has a baseline's method.
     """
     runs, left_out = collect(pattern)
+    if strange := [name for name in baselines if name not in {*runs.method, *BASELINES}]:
+        raise ValueError(f"baselines={strange[0]}: no run has this method; choose among {', '.join(set(runs.method))}")
     runs = compare(runs, baselines)
     table, parts = aggregate(runs), tables(runs) | side_by_side(runs)
     output = Path(output)

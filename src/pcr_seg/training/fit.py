@@ -23,7 +23,7 @@ from torch import nn
 
 from pcr_seg import cluster
 from pcr_seg.checkpoint import LAST, constructor_parameters, described, load
-from pcr_seg.config import CONF, GROUPS, build, check_launch, num_devices
+from pcr_seg.config import CONF, GROUPS, build, check_launch, items, num_devices
 from pcr_seg.data import splits
 from pcr_seg.data.datamodule import SegmentationData
 from pcr_seg.data.sources import Source
@@ -113,7 +113,7 @@ def fit(cfg: DictConfig) -> dict:
     cluster.meet_anew()
     if not named:
         check_per_device(cfg)
-    if not named and (summary := finished(config)):
+    if summary := finished(config, named):
         if cfg.get("baseline"):
             fit_baseline(cfg, summary, named)
         return summary
@@ -146,7 +146,12 @@ def fit(cfg: DictConfig) -> dict:
         load_official(module, start)
     elif start:
         weights = load(start, trust=trust or (), network="student").network.state_dict()
-        module.student.load_state_dict(weights)
+        try:
+            module.student.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            remedy = "choose its backbone, model and number of classes"
+            raise ValueError(f"init_from_checkpoint={start}: does not fit this network ({reason}); {remedy}") from error
         module.teacher.network.load_state_dict(weights)
 
     # timm's function, since the trainer's would lose the activations that timm fuses into BatchNorm layers.
@@ -253,6 +258,8 @@ def fit_part(cfg: DictConfig, name: str, named: bool, **changes: object) -> dict
 
 def fit_baseline(cfg: DictConfig, summary: dict, named: bool) -> None:
     """Train on the labels alone, in the run's folder `baseline`, and print what the unlabeled images add."""
+    if cfg.method.name == "supervised":  # as in a sweep over methods
+        return
     alone = OmegaConf.load(CONF / "method/supervised.yaml")
     baseline = fit_part(cfg, "baseline", named, baseline=False, method=alone)
     gain = 100 * (summary["miou_last"] - baseline["miou_last"])
@@ -271,8 +278,10 @@ def fit_folds(cfg: DictConfig, config: dict, source: Source, folds: list[Path], 
     return over_folds([fit_part(cfg, path.stem, named, val=str(path), folds=0, baseline=False) for path in folds])
 
 
-def finished(config: dict) -> dict | None:
+def finished(config: dict, named: bool) -> dict | None:
     """Return the summary if this configuration's run is finished in its folder, as when a sweep is started again.
+
+    `named` says that the run was resumed by name, so that the configuration is its own.
 
     Raises:
         ValueError: the folder has a finished run of another configuration.
@@ -280,7 +289,8 @@ def finished(config: dict) -> dict | None:
     output = Path(config["output"])
     if not (output / "summary.json").is_file():
         return None
-    check_same(config, "a finished run")
+    if not named:
+        check_same(config, "a finished run")
     rank_zero_only(print)(f"{output}: finished already, see summary.json")
     return json.loads((output / "summary.json").read_text())
 
@@ -307,8 +317,13 @@ def check_same(config: dict, what: str) -> None:
     before, now = (moved(OmegaConf.create(each), output) for each in (OmegaConf.load(output / "config.yaml"), config))
     for each in (before, now):
         each.val = each.val and Path(each.val).name  # a fold's list is in the run folder, which may have been moved
-    if lasting(OmegaConf.to_container(before)) != lasting(OmegaConf.to_container(now)):
-        raise ValueError(f"output={output}: holds {what} of another configuration; choose another folder")
+    before, now = (
+        {key: value for key, value in items(lasting(OmegaConf.to_container(each))) if not isinstance(value, dict)}
+        for each in (before, now)
+    )
+    if other := [key for key in before | now if before.get(key, ...) != now.get(key, ...)]:
+        first = f"{other[0]} was {before.get(other[0], 'not there')}"
+        raise ValueError(f"output={output}: holds {what} of another configuration ({first}); choose another folder")
 
 
 def make_trainer(
@@ -356,12 +371,18 @@ def num_processes(trainer: DictConfig) -> int:
 
 
 def check_numbers(cfg: DictConfig) -> None:
-    """Raise a ValueError for a precision, or a choice beside divided weights (fsdp), with which training fails."""
+    """Raise a ValueError for numbers of images that contradict each other, a precision, or a choice beside fsdp."""
     precision, divided = str(cfg.trainer.get("precision")), cfg.trainer.get("strategy") == "fsdp"
     if re.fullmatch(r"16-true|bf16-true|64|64-true|transformer-engine.*", precision):
         raise ValueError(
             f"trainer.precision={precision}: weights, prototypes and scores are fp32 here, since a teacher moves by"
             " hundredths; set 32-true, or bf16-mixed, which is faster on a GPU"
+        )
+    batch, batches, processes = cfg.data.batch_size, cfg.trainer.accumulate_grad_batches, num_processes(cfg.trainer)
+    if (total := batch * batches * processes) != cfg.global_batch:
+        raise ValueError(
+            f"trainer.accumulate_grad_batches={batches}: data.batch_size={batch} on {processes} devices makes {total}"
+            f" images a step, and global_batch is {cfg.global_batch}; set global_batch={total} instead"
         )
     if divided and precision in ("16", "16-mixed"):
         raise ValueError(f"trainer.precision={precision}: not with divided weights (fsdp); set bf16-mixed or 32-true")

@@ -17,14 +17,14 @@ from pcr_seg.training.checkpoints import Resumed, newest_checkpoint
 # The only names that a run folder's configuration may call when the run goes on: the folder may be a stranger's.
 TRUSTED_RUN = TRUSTED + (
     r"|torch\.optim\.[A-Z]\w*|lightning\.pytorch\.(Trainer|callbacks\.EarlyStopping|loggers\.\w+Logger)"
-    r"|pcr_seg\.(module\.Segmentation|data\.datamodule\.SegmentationData|training\.(checkpoints\.Checkpoints|watch\.Watch))"
+    r"|pcr_seg\.(module\.Segmentation|data\.datamodule\.SegmentationData|training\.(checkpoints\.Checkpoints|watch\.(Watch|EarlyStop)))"
     rf"|{TRUSTED_DATA}"
 )
 PLACES = ("data.num_workers", "data.cache", "dataset.root", "dataset.unlabeled")  # depend on the machine
 HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "precision", "sync_batchnorm", "enable_progress_bar")
 CHANGING = {  # keys that may change when a run goes on, and those that follow from them
-    "resume", "trust", *PLACES, *(f"trainer.{key}" for key in HARDWARE),
-    "data.batch_size", "trainer.accumulate_grad_batches",
+    "resume", "trust", "logger", "data.lists", *PLACES, *(f"trainer.{key}" for key in HARDWARE),
+    "most_per_device", "data.batch_size", "trainer.accumulate_grad_batches",
 }  # fmt: skip
 
 
@@ -32,8 +32,8 @@ def resumed(cfg: DictConfig) -> tuple[DictConfig, Resumed | None]:
     """Return the configuration to run and the checkpoint to go on from.
 
     Without `resume=FOLDER` these are `cfg` and None. With it the folder's config.yaml is used; only `hardware`, its
-    keys, and the keys in PLACES are taken from the command line. A run that was stopped before its first checkpoint
-    starts again: its checkpoint is None.
+    keys, `most_per_device` and the keys in PLACES are taken from the command line. A run that was stopped before its
+    first checkpoint starts again: its checkpoint is None.
 
     Raises:
         FileNotFoundError: `resume` is no run folder.
@@ -88,19 +88,21 @@ def change(run: DictConfig, cfg: DictConfig, overrides: list[str]) -> None:
         ValueError: an override is of a key that may not change.
     """
     names = {override.split("=")[0].lstrip("+~").split("@")[0] for override in overrides} - {"resume", "trust"}
-    hardware = {"hardware", *(f"trainer.{key}" for key in HARDWARE)}
-    if strange := sorted(names - hardware - set(PLACES)):
+    values, hardware = {*PLACES, "most_per_device"}, {f"trainer.{key}" for key in HARDWARE}
+    if strange := sorted(names - values - hardware - {"hardware"}):
+        can = ", ".join(("hardware", *PLACES, "most_per_device"))
         raise ValueError(
-            f"resume={cfg.resume}: {', '.join(strange)} cannot change in a run (hardware, {', '.join(PLACES)} can); "
+            f"resume={cfg.resume}: {', '.join(strange)} cannot change in a run ({can} can); "
             "leave it out, or start a new run with init_from_checkpoint"
         )
-    for key in names & set(PLACES):
+    for key in names & values:
         OmegaConf.update(run, key, OmegaConf.select(cfg, key))
-    if names & hardware:
-        for key in HARDWARE:
-            run.trainer.pop(key, None)
-            if key in cfg.trainer:
-                run.trainer[key] = cfg.trainer[key]
+    given = hardware if "hardware" in names else names & hardware
+    for key in (name.removeprefix("trainer.") for name in given):
+        run.trainer.pop(key, None)
+        if key in cfg.trainer:
+            run.trainer[key] = cfg.trainer[key]
+    if given or "most_per_device" in names:
         devices = (run.trainer.accelerator, run.trainer.devices, run.trainer.num_nodes)
         run.data.batch_size = device_batch(run.global_batch, run.most_per_device, *devices)
         run.trainer.accumulate_grad_batches = accumulation(run.global_batch, run.data.batch_size, *devices)

@@ -96,7 +96,7 @@ def print_summary(summary: dict, output: Path) -> None:
         console.print(warning_of(summary["never_predicted"]))
     console.print(f"{best} · {summary['seconds']:.0f} s")
     board = [f"tensorboard --logdir={output}/tensorboard"] if (output / "tensorboard").is_dir() else []
-    offline = [f"wandb sync {path}" for path in sorted(output.glob("wandb/offline-run-*"))[-1:]]
+    offline = [f"wandb sync {path}" for path in sorted(output.glob("wandb/offline-run-*"))]
     for line in (
         f"run folder: {output} (pictures in panel.png)",
         *board,

@@ -18,7 +18,8 @@ RANGES = {
     **dict.fromkeys(("dropout", "warmup"), SHARE),
     **dict.fromkeys(("num_prototypes", "grid_cells", "crop_size", "batch_size", "global_batch"), POSITIVE),
     **dict.fromkeys(("per_device", "most_per_device", "steps_per_epoch", "channels"), POSITIVE),
-    **dict.fromkeys(("every_n_steps", "log_every_n_steps", "accumulate_grad_batches"), POSITIVE),
+    **dict.fromkeys(("every_n_steps", "log_every_n_steps", "accumulate_grad_batches", "max_epochs"), POSITIVE),
+    **dict.fromkeys(("check_val_every_n_epoch",), POSITIVE),
     **dict.fromkeys(("num_workers", "burn_in_epochs", "lr", "weight_decay", "poly_power", "seed"), NOT_NEGATIVE),
     **dict.fromkeys(("auxiliary_weight", "consistency_weight", "prototype_weight", "feature_weight"), NOT_NEGATIVE),
     "temperature": (1e-6, None),
@@ -51,6 +52,8 @@ def check_values(config: dict, known: Sequence[str]) -> None:
     # `module` comes last: its values are references to other keys, which should be named in an error.
     for key in sorted(config.keys() - unused, key=lambda key: key == "module"):
         check_node("", {key: config[key]})
+    if config["trainer"].get("max_steps") == 0:
+        raise ValueError("trainer.max_steps=0: choose 1 or more, or -1 to end by trainer.max_epochs")
     low, high = config["data"]["scale"]
     if not 0 < low <= high:
         raise ValueError(f"data.scale=[{low},{high}]: choose two factors above 0, the smaller one first")

@@ -7,9 +7,18 @@ from typing import Literal
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import rank_zero_only
 
 log = logging.getLogger(__name__)
+
+
+class EarlyStop(EarlyStopping):
+    """Lightning's; a run that it has ended and that is started again ends at once."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Stop before the first step if the checkpoint says so."""
+        trainer.should_stop = trainer.should_stop or self.stopped_epoch > 0
 
 
 class Watch(L.Callback):
