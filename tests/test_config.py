@@ -372,6 +372,13 @@ def test_the_batch_grows_with_the_devices_where_it_is_told_to() -> None:
         check_per_device(composed("dataset=cityscapes", "global_batch=32", *hardware))
 
 
+def test_a_device_without_memory_is_one_line_with_a_remedy() -> None:
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has ...")
+    line = r"error: CUDA out of memory; lower most_per_device, .*: resume=RUN_FOLDER most_per_device=1 goes on"
+    with pytest.raises(SystemExit, match=f"^{line}$"), one_line_errors():
+        raise error
+
+
 def test_devices_that_cannot_share_the_batch_are_one_line() -> None:
     line = "error: global_batch=16: 3 devices cannot share it evenly; set a multiple of 3, or per_device=2"
     with pytest.raises(SystemExit, match=f"^{line}$"), one_line_errors():

@@ -93,6 +93,18 @@ def test_regions_take_the_names_that_pretrained_features_give_them() -> None:
     assert named[0, 4, :16].min() > 0.9 > named[0, 1, :16].max() and named.sum(1).allclose(torch.ones(()))
 
 
+def test_mixed_precision_ends_behind_the_backbone() -> None:
+    names = region_names.RegionNames(TimmBackbone("test_resnet", output_stride=8), 3)
+    names.backbone = nn.Sequential(nn.Identity())
+    names.backbone.forward = lambda images: [images[:, :, ::8, ::8].repeat(1, names.bank.prototypes.shape[2], 1, 1)]
+    names.bank.prototypes = randn(*names.bank.prototypes.shape)
+    names.bank.is_initialized.fill_(True)
+    images, logits = randn(2, 1, 32, 40), randn(2, 3, 32, 40)
+    expected = names(images, logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(names(images, logits), expected, rtol=0, atol=1e-6)
+
+
 def test_names_are_in_pseudo_labels_in_scores_and_in_the_checkpoint(tmp_path: Path) -> None:
     summary = fit(small_config(tmp_path, "method=pcr_named", "method.burn_in_epochs=1"))
     checkpoint = tmp_path / "run/checkpoints/last.ckpt"

@@ -54,9 +54,11 @@ class RegionNames(nn.Module):
         self, images: Float[Tensor, "B channels H W"], logits: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
         """Return the logits after the region of each class has been renamed by its features (`rename_regions`)."""
-        probabilities = logits.softmax(dim=1)
-        looks = region_features(self.backbone(enlarge(images, self.scale))[-1], probabilities)
-        return rename_regions(probabilities, self.bank(looks), self.background).clamp(min=1e-6).log()
+        features = self.backbone(enlarge(images, self.scale))[-1]
+        with torch.autocast(images.device.type, enabled=False):  # names in training are those of an evaluation
+            probabilities = logits.float().softmax(dim=1)
+            looks = region_features(features, probabilities)
+            return rename_regions(probabilities, self.bank(looks), self.background).clamp(min=1e-6).log()
 
     def initialize(self, batches: Iterable[dict]) -> None:
         """Find the mean feature of each class in labeled images, in batches as `labeled_regions` takes them."""
