@@ -119,7 +119,7 @@ ALLOWED = {
         "training.checkpoints", "training.diagnosis", "training.folds", "training.fsdp", "training.loggers",
         "training.model_card", "training.resume", "training.summary", "training.timer", "training.values",
     },
-    "cost": {"config", "data.sources", "data.synthetic", "module", "processes", "training.fit"},
+    "cost": {"commands.start", "config", "data.sources", "data.synthetic", "module", "processes", "training.fit"},
     "commands.opening": {"checkpoint", "config", "data.held_out", "data.sources", "predictor", "training.values"},
     "commands.evaluate": {
         "commands.opening", "data.files", "data.splits", "data.whole", "measures", "pixels", "predictor", "scores",

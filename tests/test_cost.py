@@ -1,5 +1,6 @@
 """What the cost model counts without numbers, beside what a real step on the CPU makes."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,12 @@ def test_a_recipe_is_shared_until_each_gpu_has_two_images() -> None:
         )
         assert (grown.global_batch, grown.module.lr) == (row.total, pytest.approx(row.lr))
     assert cost.table(composed("dataset=synthetic", "output=x", "model.channels=8"), [1, 16]).row_count == 2
+
+
+def test_its_command_line_is_checked_as_that_of_train(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["cost", "--help"])
+    cost.main()
+    assert "python -m pcr_seg.cost dataset=cityscapes" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["cost", "backbne=resnet50"])
+    with pytest.raises(SystemExit, match=r"error: backbne=resnet50: no such key; did you mean backbone\?"):
+        cost.main()

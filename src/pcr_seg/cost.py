@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from pcr_seg.commands.start import check
 from pcr_seg.config import CONF, command_line, device_batch, grown_lr, one_line_errors
 from pcr_seg.data import sources, synthetic
 from pcr_seg.module import Segmentation
@@ -237,8 +238,12 @@ def table(cfg: DictConfig, gpus: Iterable[int] = GPUS) -> Table:
 
 def main() -> None:
     """Print the table of the training that the command line describes."""
+    if {"-h", "--help"} & {*sys.argv}:
+        print(__doc__)
+        return
     with one_line_errors():
         words = command_line([*sys.argv[1:]])
+        check("train", words)
         fixed = ["backbone.weights=null", "output=cost", "recipe.burn_in_epochs=0", "features=none"]
         precision = [] if any("precision" in word for word in words) else ["trainer.precision=bf16-mixed"]
         with initialize_config_dir(str(CONF), version_base="1.3"):
