@@ -52,10 +52,10 @@ def run_check(cfg: DictConfig, dataset: str) -> None:
     report = check(build(cfg.dataset))
     show(report, console)
     for file in write(report, Path(cfg.output)):
-        console.print(f"written: {file}", soft_wrap=True, highlight=False, markup=False)
+        print(f"written: {file}")
     errors = num_errors(report)
     again, next_command = f"errors: {errors}; correct them and check again", f"python prepare.py suggest {dataset}"
-    console.print(again if errors else f"next: {next_command}", soft_wrap=True, highlight=False, markup=False)
+    print(again if errors else f"next: {next_command}")
     sys.exit(min(errors, 1))
 
 
@@ -70,9 +70,9 @@ def run_suggest(cfg: DictConfig, dataset: str) -> None:
     for (key, value), reason in zip(suggestion.overrides.items(), suggestion.reasons, strict=True):
         table.add_row(escape(f"{key}={value}"), reason)
     console.print(table)
-    console.print(suggestion.time, soft_wrap=True, highlight=False, markup=False)
+    print(suggestion.time)
     words = shlex.join(f"{key}={value}" for key, value in suggestion.overrides.items())
-    console.print(f"python train.py {dataset} {words}", soft_wrap=True, highlight=False, markup=False)
+    print(f"python train.py {dataset} {words}")
 
 
 def run_import(cfg: DictConfig, dataset: str) -> None:
@@ -100,17 +100,17 @@ def run_import(cfg: DictConfig, dataset: str) -> None:
 
 def run_manifest(cfg: DictConfig, dataset: str) -> None:
     """List and look into the unlabeled images once, say what is left out, and how to train with the rest."""
-    console, file = Console(), Path(cfg.manifest)
+    file = Path(cfg.manifest)
     if file.suffix != SUFFIX or str(cfg.dataset.get("unlabeled")).endswith(SUFFIX):
         raise ValueError(f"manifest={file}: a name that ends in {SUFFIX}, of images that are listed in no other")
     bad = manifest(build(cfg.dataset), file)
     for line in bad[:5]:
-        console.print(f"left out: {line}", soft_wrap=True, highlight=False, markup=False)
+        print(f"left out: {line}")
     if len(bad) > 5:
-        console.print(f"left out: {len(bad)} in all", highlight=False, markup=False)
+        print(f"left out: {len(bad)} in all")
     others = [word for word in shlex.split(dataset) if not word.startswith("dataset.unlabeled=")]
     command = shlex.join([*others, f"dataset.unlabeled={file}"])
-    console.print(f"python train.py {command}", soft_wrap=True, highlight=False, markup=False)
+    print(f"python train.py {command}")
 
 
 ACTIONS = {
