@@ -1,6 +1,7 @@
 """The split lists that papers have published: their addresses and checksums, and their download.
 
-Each family has lists of its own: u2pl those of U2PL and PCR; cps those of UniMatch (but PCR's for 5,291 images);
+Each family has lists of its own: u2pl those of U2PL and PCR; cps those of UniMatch (but PCR's for 5,291 images; of VOC
+classic both have the same images);
 unimatch_v2 those of UniMatch V2 for data sets of which UniMatch has none, with lists of labeled images only (all others
 are unlabeled). Scores with the lists of one family cannot be compared with scores with another's. The lists belong to
 their authors, so they are not part of this project but downloaded on first use; checksums make sure that everybody has

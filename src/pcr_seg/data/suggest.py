@@ -25,8 +25,8 @@ PASSES = 60  # passes over all training images, as far as ITERATIONS allow
 RARE = 0.02  # share of the pixels below which a class is rare and gets more weight
 
 # Seconds on one CPU core: for a megapixel of labeled crops in a step of pcr with MobileNetV2, in the burn-in and after
-# it (docs/performance.md); and for a megapixel of images, to compute EfficientNet-Lite0's features of two views.
-BURN_IN_STEP, STEP, FEATURES = 2.7, 6.4, 1.2
+# it (docs/performance.md); and for a megapixel of images, to compute EfficientNet-Lite2's features of two views.
+BURN_IN_STEP, STEP, FEATURES = 2.7, 6.4, 1.8
 HEAD = 60  # seconds to train a head on features (docs/laptop.md)
 GPU_STEP = 0.1  # least seconds of a step on any GPU, for starting its kernels
 

@@ -1,4 +1,4 @@
-"""Supervised training on the labeled images alone. What is evaluated is an average of the weights, as elsewhere."""
+"""Supervised training on the labeled images alone. What is evaluated is an average of the weights."""
 
 from collections.abc import Callable
 
