@@ -25,8 +25,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the run: a moved run folder, too."""
-    return Path(shutil.copytree(trained, tmp_path / "moved"))
+    """A copy of the run as a kill before its end leaves it: a moved run folder, too."""
+    copy = Path(shutil.copytree(trained, tmp_path / "moved"))
+    (copy / "summary.json").unlink()
+    return copy
 
 
 def flip_a_byte(file: Path) -> None:
@@ -127,6 +129,7 @@ def test_a_run_without_loggers_goes_on(tmp_path: Path) -> None:
     run.fit(small_config(tmp_path, *arguments))
     expected = read_checkpoint(tmp_path / "run/checkpoints" / LAST)["state_dict"]
     (tmp_path / "run/checkpoints" / LAST).unlink()
+    (tmp_path / "run/summary.json").unlink()
     run.fit(small_config(tmp_path, f"resume={tmp_path}/run"))
     found = read_checkpoint(tmp_path / "run/checkpoints" / LAST)["state_dict"]
     assert all(torch.equal(found[key], value) for key, value in expected.items())
@@ -165,7 +168,6 @@ def test_overrides_beside_resume_are_not_dropped(trained: Path, folder: Path, tm
     other = [f"resume={folder}", f"hydra.run.dir={tmp_path}/hydra"]
     assert train([*other, "method.threshold=0.5", "seed=3"], log) == 1
     assert "method.threshold, seed cannot change in a run" in log.read_text().splitlines()[-1]
-    (folder / "summary.json").unlink()  # a finished run stays as it is
     assert train([*other, "hardware=cpu", "data.num_workers=1"], log) == 0
     config = OmegaConf.load(folder / "config.yaml")
     assert config.data.num_workers == 1 and config.method.threshold == 0.6 and config.trainer.accelerator == "cpu"
