@@ -1,5 +1,6 @@
 """Reading and writing of checkpoint files, and what a resumed run may bring along."""
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -93,6 +94,28 @@ def test_the_previous_one_is_kept_of_the_last_only(tmp_path: Path) -> None:
             AtomicCheckpointIO().save_checkpoint({"step": step}, tmp_path / name)
     steps = {path.name: torch.load(path)["step"] for path in tmp_path.iterdir()}
     assert steps == {LAST: 2, PREVIOUS: 1, BEST: 2}
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_last_one_is_always_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """A kill between the two renames leaves it, unless the file system has no hard links: then the previous one."""
+    AtomicCheckpointIO().save_checkpoint({"step": 0}, tmp_path / LAST)
+    if not links:
+        monkeypatch.setattr("os.link", lambda *names: (tmp_path / "no links").read_bytes())
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == LAST:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", killed)
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / LAST)
+    assert (tmp_path / LAST).is_file() == links and torch.load(tmp_path / (LAST if links else PREVIOUS))["step"] == 0
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, tmp_path / LAST)
+    assert torch.load(tmp_path / LAST)["step"] == 2 and torch.load(tmp_path / PREVIOUS)["step"] == 0
+    assert not (tmp_path / "previous.link").exists()
 
 
 def test_a_checkpoint_holds_tensors_and_plain_values(trained: Path) -> None:

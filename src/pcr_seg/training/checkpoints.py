@@ -157,12 +157,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.flush()
             os.fsync(file.fileno())
         if path.name == LAST and path.is_file():
-            os.replace(path, path.with_name(PREVIOUS))
+            keep(path, path.with_name(PREVIOUS))
         os.replace(partial, path)
         if os.name == "posix":  # Windows cannot sync a folder
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)
             os.close(folder)
+
+
+def keep(file: Path, name: Path) -> None:
+    """Give a file a second name; where the file system has no hard links, the file loses its first one."""
+    link = name.with_suffix(".link")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(file, link)
+    except OSError:
+        os.replace(file, name)
+        return
+    os.replace(link, name)
+    link.unlink(missing_ok=True)  # POSIX leaves it where the file had both names already
 
 
 class Resumed(NamedTuple):
