@@ -108,6 +108,13 @@ def test_images_twice_and_classes_called_background(tmp_path: Path) -> None:
     assert set(np.unique(masks["b"])) == {255, 1} and set(np.unique(masks["a"])) == {255}
 
 
+def test_what_every_format_ignores_is_ignored_beside_own_labels(tmp_path: Path) -> None:
+    place = coco(tmp_path / "in", ["a.jpg", "b.jpg", "c.jpg"], classes=("__ignore__", "cat", "dog"))
+    _, source, masks = bring(place, tmp_path / "new", ignore=["dog"])
+    assert source.classes == ("background", "cat")
+    assert {name: set(np.unique(mask)) for name, mask in masks.items()} == {"a": {0, 255}, "b": {0, 1}, "c": {0, 255}}
+
+
 def test_several_formats_and_none(tmp_path: Path) -> None:
     place = coco(tmp_path / "in", ["a.jpg", "b.jpg"])
     with pytest.raises(ValueError, match=r"^from=.*/none: no annotations of a known format; these are read: coco"):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pcr_seg.data.files import IGNORE_INDEX, DataError, image_size, read_header
-from pcr_seg.data.imports.shapes import DAMAGE, IGNORED, Export, Record, Shape, Size, Window, problem_of
+from pcr_seg.data.imports.shapes import DAMAGE, Export, Record, Shape, Size, Window, problem_of
 from pcr_seg.data.prepare import track
 
 TURNS = {  # EXIF orientation of an image that lies on its side: how to turn it upright
@@ -70,11 +70,10 @@ def stage(
         ValueError: there are more than 254 classes, or pycocotools is missing.
     """
     staged, left, seen = Staged([], [], {}, [], set()), [], set()
-    ignored = {IGNORED, *ignore}
     (folder / "masks").mkdir()
 
     def number(label: str) -> int:
-        if label in ignored:
+        if label in ignore:
             return IGNORE_INDEX
         if label not in staged.numbers and len(staged.numbers) == IGNORE_INDEX - 1:
             raise ValueError(f"{label}: one class too many; {IGNORE_INDEX - 1} are possible")

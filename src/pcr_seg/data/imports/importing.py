@@ -97,7 +97,7 @@ def import_export(
         found = Images([*own, *([images] if images else [])])
         with damage(place):
             name, export = open_export(place, found, format, lines, attribute)
-            ignored = [ignore] if isinstance(ignore, str) else ignore
+            ignored = {IGNORED, *([ignore] if isinstance(ignore, str) else ignore)}
             staged, left = stage(export, staging, ignored, rest, empty, overlap == "smaller")
         taken = [*staged.labeled, *staged.unlabeled]
         if whole or images:

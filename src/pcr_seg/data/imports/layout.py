@@ -16,7 +16,7 @@ from pcr_seg.data.groups import grouped
 from pcr_seg.data.imports.dividing import divide
 from pcr_seg.data.imports.drawing import Item, Staged
 from pcr_seg.data.imports.images import subset_of
-from pcr_seg.data.imports.shapes import BACKGROUND, IGNORED
+from pcr_seg.data.imports.shapes import BACKGROUND
 from pcr_seg.data.prepare import track
 from pcr_seg.data.sources import class_table
 
@@ -61,7 +61,7 @@ def write(
 
 
 def final_classes(
-    declared: Sequence[str], staged: Staged, rest: str | int, ignored: Collection[str] = (IGNORED,)
+    declared: Sequence[str], staged: Staged, rest: str | int, ignored: Collection[str]
 ) -> tuple[list[str], np.ndarray]:
     """Return the classes in the order of their ids, and a table (256,) uint8 from a drawn mask's values to ids.
 
